@@ -1,0 +1,19 @@
+"""Models and training runs on disk."""
+
+from janus_jax.checkpoints.manager import StageCheckpoints
+from janus_jax.checkpoints.model_dir import (
+    LoadedModel,
+    finished_steps,
+    load_model,
+    save_model,
+    write_card,
+)
+
+__all__ = [
+    "LoadedModel",
+    "StageCheckpoints",
+    "finished_steps",
+    "load_model",
+    "save_model",
+    "write_card",
+]

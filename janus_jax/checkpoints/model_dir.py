@@ -1,0 +1,258 @@
+"""Model directories: everything that sampling needs, in one place.
+
+    model/                              run/  (written by training)
+      janus.json                          janus.json
+      tokenizer.json                      tokenizer.json
+      params/                             stages.json               stage names, in order
+                                          checkpoints/STAGE/STEP/params/
+
+`janus.json` holds {"format": "janus_jax", "version": 1, "config": JanusConfig, "processor": {...},
+"origin": {...}}. Both kinds load with `load_model`; what is not finished is never seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from janus_jax.checkpoints import storage
+from janus_jax.config import JanusConfig
+from janus_jax.errors import UserError
+from janus_jax.models import Janus, init_params, unstack_layers
+
+CARD = "janus.json"
+TOKENIZER = "tokenizer.json"
+PARAMS = "params"
+STAGES = "stages.json"
+CHECKPOINTS = "checkpoints"
+FORMAT, VERSION = "janus_jax", 1
+EXTRAS = "aux"  # parameters that only training uses
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """What `load_model` found.
+
+    Attributes:
+      config: the architecture, in the layer layout of `params`.
+      processor: fields of the processor config.
+      tokenizer_json: text of the tokenizer file.
+      params: nested dicts of host numpy arrays, in the dtype they were saved in.
+      origin: where the weights come from; of a training run also "stage" and "step".
+    """
+
+    config: JanusConfig
+    processor: dict[str, Any]
+    tokenizer_json: str
+    params: dict[str, Any]
+    origin: dict[str, Any]
+
+
+def write_card(
+    directory: str | Path,
+    config: JanusConfig,
+    processor: Mapping[str, Any],
+    tokenizer_json: str,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `janus.json` and `tokenizer.json`, each by rename; makes the directory if needed.
+
+    Of several processes only the first one writes.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    if jax.process_index() != 0:
+        return
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    card = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": config.to_dict(),
+        "processor": dict(processor),
+        "origin": dict(origin or {}),
+    }
+    storage.write_text(directory / TOKENIZER, tokenizer_json)
+    storage.write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_model(
+    directory: str | Path,
+    config: JanusConfig,
+    processor: Mapping[str, Any],
+    tokenizer_json: str,
+    params: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model directory next to its final place and renames it, so no half of one ever loads.
+
+    An earlier model in the same place is replaced. For jobs of one process.
+
+    Args:
+      directory: the new model directory.
+      config: the architecture; `params` must be its tree (either layer layout, as the config says).
+      processor: fields of the processor config, JSON-ready.
+      tokenizer_json: text of the tokenizer file.
+      params: parameters; a top-level "aux" is left out.
+      origin: free JSON-ready facts about where the weights come from.
+
+    Raises:
+      UserError: the place is taken by something else, `params` do not fit, or the disk is full.
+    """
+    directory = Path(os.path.abspath(directory))
+    _check_free(directory)
+    params = {key: value for key, value in params.items() if key != EXTRAS}
+    _check_fit(params, config, "the parameters to save")
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with storage.writing(temporary, f"{directory} is unchanged"):
+            write_card(temporary, config, processor, tokenizer_json, origin)
+            storage.save_tree(temporary / PARAMS, params)
+        _replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(
+    directory: str | Path, step: int | None = None, stage: str | None = None
+) -> LoadedModel:
+    """Loads a model directory or a training run directory.
+
+    Args:
+      directory: what `save_model` wrote, or the directory of a training run.
+      step: of a run, which checkpoint; by default the newest of its last stage that has one.
+      stage: of a run, which stage; by default the last one.
+
+    Raises:
+      UserError: the directory is missing, empty, of another kind or damaged; the run has no finished
+        checkpoint, stage or step like that; the parameters do not fit the config.
+    """
+    directory = Path(os.path.abspath(directory))
+    card = _read_card(directory)
+    config = JanusConfig.from_dict(card["config"])
+    origin = dict(card.get("origin", {}))
+    if (directory / PARAMS).is_dir():
+        if step is not None or stage is not None:
+            raise UserError(f"{directory} is a model, not a training run: it has no stages or steps")
+        path = directory / PARAMS
+    else:
+        stage, step = _find_step(directory, step, stage)
+        origin.update(stage=stage, step=step)
+        path = directory / CHECKPOINTS / stage / str(step) / PARAMS
+    tokenizer = directory / TOKENIZER
+    if not tokenizer.is_file():
+        raise UserError(f"{directory} has no {TOKENIZER}; copy it from the model it was made of")
+    shapes = storage.read_shapes(path)
+    _check_fit({k: v for k, v in shapes.items() if k != EXTRAS}, config, str(path))
+    params = storage.read_tree(path, shapes)
+    params.pop(EXTRAS, None)
+    return LoadedModel(
+        config, card["processor"], tokenizer.read_text(encoding="utf-8"), params, origin
+    )
+
+
+def finished_steps(directory: Path) -> list[int]:
+    """Steps of a stage's checkpoints that are complete (Orbax renames them into place), ascending."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if path.name.isdecimal()]
+    return sorted(int(path.name) for path in found if (path / PARAMS).is_dir())
+
+
+def _read_card(directory: Path) -> dict[str, Any]:
+    if not directory.exists():
+        raise UserError(f"no such directory: {directory}")
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file; give the directory of a model or of a training run")
+    if not any(directory.iterdir()):
+        raise UserError(f"{directory} is empty: not a model or a training run")
+    path = directory / CARD
+    if not path.is_file():
+        raise UserError(
+            f"{directory} is not a model or a training run: it has no {CARD} (the weights of the "
+            "PyTorch release must be converted first)"
+        )
+    card = storage.read_json(path)
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise UserError(f"{path} is not the {CARD} of a {FORMAT} model")
+    if not isinstance(card.get("version"), int) or card["version"] > VERSION:
+        raise UserError(
+            f"{path} has format version {card.get('version')!r}, this janus_jax reads up to {VERSION}"
+        )
+    for field in ("config", "processor"):
+        if not isinstance(card.get(field), dict):
+            raise UserError(f"{path} is damaged: it lacks {field!r}")
+    return card
+
+
+def _find_step(directory: Path, step: int | None, stage: str | None) -> tuple[str, int]:
+    """The stage and step to load from a training run."""
+    if not (directory / STAGES).is_file():
+        raise UserError(f"{directory} has neither {PARAMS}/ nor a finished checkpoint")
+    names = storage.read_json(directory / STAGES)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{directory / STAGES} must be a list of stage names")
+    if stage is not None and stage not in names:
+        raise UserError(f"{directory} has no stage {stage!r}; its stages are {', '.join(names)}")
+    steps = {
+        name: found
+        for name in reversed(names)
+        if (stage is None or name == stage)
+        and (found := finished_steps(directory / CHECKPOINTS / name))
+    }
+    if not steps:
+        which = f"stage {stage!r}" if stage else "the run"
+        raise UserError(f"no finished checkpoint yet in {directory}: {which} has not saved one")
+    for name, found in steps.items():
+        if step is None or step in found:
+            return name, found[-1] if step is None else step
+    have = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in steps.items())
+    raise UserError(f"{directory} has no checkpoint of step {step}; it has {have}")
+
+
+def _check_fit(params: Any, config: JanusConfig, where: str) -> None:
+    """Raises a UserError that names the first parameter that is not `config`'s."""
+    found, wanted = storage.flatten(params), storage.flatten(_expected(config))
+    if difference := storage.first_difference(found, wanted):
+        raise UserError(
+            f"{where} belongs to another architecture than its {CARD} ({config.name}): {difference}"
+        )
+
+
+def _expected(config: JanusConfig) -> Any:
+    # Traced scanned, then unstacked: the depth of the model does not matter.
+    scanned = config.replace(scan_layers=True)
+
+    def init(key):
+        params = init_params(Janus(scanned), key)
+        return params if config.scan_layers else unstack_layers(params, config)
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _check_free(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"cannot write a model to {directory}: it is a file")
+    names = {path.name for path in directory.iterdir()}
+    if names and (CARD not in names or CHECKPOINTS in names):
+        raise UserError(f"cannot write a model to {directory}: it holds something else")
+
+
+def _replace(temporary: Path, directory: Path) -> None:
+    """Renames a finished directory into place; an older one steps aside first."""
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    if directory.exists():
+        directory.rename(old)
+    temporary.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)

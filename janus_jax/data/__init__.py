@@ -1,0 +1,15 @@
+"""Data: sources -> sequences -> mixture by ratio -> packed batches, on Grain."""
+
+from janus_jax.data.mixture import TASKS, mixed_batches, plain_batches
+from janus_jax.data.packing import RowShape, pack
+from janus_jax.data.sources import SceneMix, SceneSource
+
+__all__ = [
+    "TASKS",
+    "RowShape",
+    "SceneMix",
+    "SceneSource",
+    "mixed_batches",
+    "pack",
+    "plain_batches",
+]

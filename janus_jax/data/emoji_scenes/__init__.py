@@ -1,0 +1,61 @@
+"""Emoji scenes: a small world with exact ground truth, built in.
+
+`World` says what exists and what is held out, `random_scene` draws a scene, `render` makes its picture,
+and `caption`, `question`, `fact`, `description` put it into words.
+"""
+
+from janus_jax.data.emoji_scenes.language import (
+    DESCRIBE,
+    KIND_TASKS,
+    NUMBERS,
+    QUESTION_KINDS,
+    Question,
+    article,
+    caption,
+    description,
+    fact,
+    place,
+    plural,
+    question,
+    thing,
+    vocabulary,
+)
+from janus_jax.data.emoji_scenes.scene import (
+    OPPOSITE,
+    RELATIONS,
+    TASKS,
+    Placement,
+    Scene,
+    random_scene,
+    relation_between,
+    render,
+)
+from janus_jax.data.emoji_scenes.world import BACKGROUNDS, TINTS, World
+
+__all__ = [
+    "BACKGROUNDS",
+    "DESCRIBE",
+    "KIND_TASKS",
+    "NUMBERS",
+    "OPPOSITE",
+    "QUESTION_KINDS",
+    "RELATIONS",
+    "TASKS",
+    "TINTS",
+    "Placement",
+    "Question",
+    "Scene",
+    "World",
+    "article",
+    "caption",
+    "description",
+    "fact",
+    "place",
+    "plural",
+    "question",
+    "random_scene",
+    "relation_between",
+    "render",
+    "thing",
+    "vocabulary",
+]

@@ -1,0 +1,151 @@
+"""Emoji scenes as Grain sources: record i is always the same, on every machine.
+
+Three kinds of training sequence (understanding, text, generation), and two kinds of plain record for
+stage 0 (pictures for the tokenizer, pictures with descriptions for the understanding encoder).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from PIL import Image
+
+from janus_jax.data import emoji_scenes as es
+from janus_jax.processing import Processor, generation_pixels, understanding_pixels
+from janus_jax.processing import sequence as seq
+
+# Sequence kinds of one example get different random streams from the same record index.
+_STREAMS = {"und": 1, "text": 2, "gen": 3, "pictures": 4, "pairs": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneMix:
+    """Which scenes a stage shows.
+
+    Attributes:
+      tasks: task -> weight, for scenes that are drawn or described.
+      describe: share of understanding examples that ask for a caption instead of a question.
+      chat: whether text comes as question and answer in the chat template, or as plain text.
+      condition_dropout: share of generation examples whose prompt becomes padding (Janus paper,
+        footnote 2: 10 %).
+    """
+
+    tasks: Mapping[str, float]
+    describe: float = 0.3
+    chat: bool = False
+    condition_dropout: float = 0.1
+
+
+class SceneSource:
+    """Random-access source of one kind of record.
+
+    Args:
+      kind: "und", "text" or "gen" (training sequences), "pictures" (tokenizer) or "pairs" (encoder).
+      world: the world.
+      processor: chat template, ids and picture sizes.
+      mix: which scenes.
+      seed: another seed is another data set; evaluation uses seeds that training does not.
+      size: number of records.
+      text_length: "pairs" only, ids per description (padded with the pad id).
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        world: es.World,
+        processor: Processor,
+        mix: SceneMix,
+        seed: int = 0,
+        size: int = 10_000_000,
+        text_length: int = 64,
+    ):
+        self._world, self._processor, self._mix = world, processor, mix
+        self._seed, self._size, self._text_length = seed, size, text_length
+        self._stream = _STREAMS[kind]
+        self._make = getattr(self, f"_{kind}")
+        self._tasks = list(mix.tasks)
+        weights = np.array([mix.tasks[t] for t in self._tasks], np.float64)
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Any:
+        rng = np.random.default_rng((self._seed, self._stream, int(index)))
+        return self._make(rng)
+
+    def _scene(self, rng: np.random.Generator) -> es.Scene:
+        task = self._tasks[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]
+        return es.random_scene(rng, self._world, task)
+
+    def _understanding_image(self, scene: es.Scene) -> np.ndarray:
+        picture = Image.fromarray(es.render(scene, self._world))
+        return understanding_pixels(picture, self._processor.config.und_image_size)
+
+    def _generation_image(self, scene: es.Scene) -> np.ndarray:
+        picture = Image.fromarray(es.render(scene, self._world))
+        return generation_pixels(picture, self._processor.config.gen_image_size)
+
+    def _und(self, rng: np.random.Generator) -> seq.Features:
+        if rng.random() < self._mix.describe:
+            scene = self._scene(rng)
+            asked = es.DESCRIBE[int(rng.integers(len(es.DESCRIBE)))]
+            answer = es.caption(scene, rng)
+        else:
+            kind = es.QUESTION_KINDS[int(rng.integers(len(es.QUESTION_KINDS)))]
+            tasks = es.KIND_TASKS[kind]
+            scene = es.random_scene(rng, self._world, tasks[int(rng.integers(len(tasks)))])
+            qa = es.question(scene, kind, rng, self._world)
+            asked, answer = qa.text, qa.answer
+        tokenizer = self._processor.tokenizer
+        return seq.understanding_sequence(
+            self._processor.understanding_ids(asked),
+            [*tokenizer.encode(answer), tokenizer.eos_id],
+            tokenizer.image_id,
+            self._understanding_image(scene)[None],
+            self._processor.config.gen_image_size,
+        )
+
+    def _text(self, rng: np.random.Generator) -> seq.Features:
+        config, tokenizer = self._processor.config, self._processor.tokenizer
+        sizes = (config.und_image_size, config.gen_image_size)
+        scene = self._scene(rng)
+        if self._mix.chat:
+            kinds = [k for k in es.QUESTION_KINDS if scene.task in es.KIND_TASKS[k]]
+            if kinds:
+                kind = kinds[int(rng.integers(len(kinds)))]
+                qa = es.question(scene, kind, rng, self._world)
+                prompt = f"{es.description(scene, self._world)} {qa.text}"
+                ids = self._processor.text_ids(prompt)
+                answer = [*tokenizer.encode(qa.answer), tokenizer.eos_id]
+                return seq.text_sequence([*ids, *answer], *sizes, first_target=len(ids))
+        text = es.fact(scene, rng, self._world)
+        return seq.text_sequence(
+            [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], *sizes
+        )
+
+    def _gen(self, rng: np.random.Generator) -> seq.Features:
+        config, tokenizer = self._processor.config, self._processor.tokenizer
+        scene = self._scene(rng)
+        ids = self._processor.generation_ids(es.caption(scene, rng))
+        if rng.random() < self._mix.condition_dropout:
+            ids = self._processor.unconditional_ids(ids)
+        picture = self._generation_image(scene)
+        return seq.generation_sequence(
+            ids, tokenizer.image_id, config.num_codes, picture, config.und_image_size
+        )
+
+    def _pictures(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"image": self._generation_image(self._scene(rng))}
+
+    def _pairs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        tokenizer = self._processor.tokenizer
+        scene = self._scene(rng)
+        ids = tokenizer.encode(es.description(scene, self._world))[: self._text_length]
+        padded = np.full(self._text_length, tokenizer.pad_id, np.int32)
+        padded[: len(ids)] = ids
+        return {"image": self._understanding_image(scene), "text": padded}

@@ -1,0 +1,28 @@
+"""The network: Flax modules as pure functions of (params, inputs)."""
+
+from janus_jax.models.adaptor import Adaptor, ImageHead
+from janus_jax.models.attention import causal_mask, segment_mask
+from janus_jax.models.blocks import REMAT
+from janus_jax.models.decoder import Cache, Decoder, init_cache
+from janus_jax.models.janus import Janus, Params, init_params
+from janus_jax.models.siglip import SigLIP
+from janus_jax.models.stacking import stack_layers, unstack_layers
+from janus_jax.models.vqgan import VQModel
+
+__all__ = [
+    "REMAT",
+    "Adaptor",
+    "Cache",
+    "Decoder",
+    "ImageHead",
+    "Janus",
+    "Params",
+    "SigLIP",
+    "VQModel",
+    "causal_mask",
+    "init_cache",
+    "init_params",
+    "segment_mask",
+    "stack_layers",
+    "unstack_layers",
+]

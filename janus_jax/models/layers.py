@@ -1,0 +1,168 @@
+"""Layers that every part of the network shares: dense, convolution, embedding and norms.
+
+Parameters are kept in `param_dtype` and cast to `dtype` where they are used; products accumulate in
+float32 and are cast back to `dtype`.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+NORM_EPS = 1e-6  # every LayerNorm and GroupNorm of the official model; torch's default is 1e-5
+
+lecun_normal = nn.initializers.lecun_normal()
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU, as `torch.nn.GELU()`; JAX's default is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis: [..., I] -> [..., features].
+
+    Attributes:
+      features: output width.
+      dtype: dtype of the computation and, unless `out_dtype` is given, of the result.
+      param_dtype: dtype the parameters are stored in.
+      use_bias: whether to add a bias.
+      out_dtype: dtype of the result; float32 for logits.
+      kernel_init: initialiser of the [I, features] kernel.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
+    out_dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = lecun_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = jnp.einsum(
+            "...i,io->...o",
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype)
+        return y.astype(self.out_dtype or self.dtype)
+
+
+class Embed(nn.Module):
+    """Table lookup: integer ids [...] -> [..., features].
+
+    Ids outside [0, num_embeddings) are clamped, so slots that are overwritten later may hold any id.
+    """
+
+    num_embeddings: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        shape = (self.num_embeddings, self.features)
+        init = nn.initializers.normal(self.stddev)
+        table = self.param("embedding", init, shape, self.param_dtype)
+        return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) over the last axis, in float32, cast to `dtype` BEFORE the weight (LLaMA order)."""
+
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with the official epsilon and the two-pass variance."""
+
+    epsilon: float = NORM_EPS
+    use_fast_variance: bool = False
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm over [B, H, W, C] with the official epsilon and the two-pass variance."""
+
+    epsilon: float = NORM_EPS
+    use_fast_variance: bool = False
+
+
+class Conv(nn.Module):
+    """2-D convolution [B, H, W, I] -> [B, H', W', features], kernel HWIO, with bias.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the square kernel.
+      stride: step in both directions.
+      padding: ((top, bottom), (left, right)); None keeps the size of a stride-1 odd kernel.
+      implementation: "lax" (the convolution primitive) or "im2col" (shifted copies and one matrix
+        product, faster to train on CPUs). Same parameters and the same numbers up to rounding.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    implementation: str = "lax"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        k, s = self.kernel_size, self.stride
+        # torch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        shape = (k, k, x.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        padding = self.padding or (((k - 1) // 2, k // 2),) * 2
+        x = x.astype(self.dtype)
+        if k == 1 and s == 1:
+            y = _project(x, kernel)
+        elif self.implementation == "im2col":
+            y = _project(_patches(x, k, s, padding), kernel)
+        elif self.implementation == "lax":
+            y = jax.lax.conv_general_dilated(
+                x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        else:
+            raise ValueError(f"unknown convolution implementation {self.implementation!r}")
+        return (y + bias.astype(self.dtype)).astype(self.dtype)
+
+
+def _patches(x: jax.Array, k: int, stride: int, padding) -> jax.Array:
+    """The k*k input positions of every output position: [B, H, W, I] -> [B, H', W', k*k*I]."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height = (x.shape[1] - k) // stride + 1
+    width = (x.shape[2] - k) // stride + 1
+    return jnp.concatenate(
+        [
+            x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+            for i in range(k)
+            for j in range(k)
+        ],
+        axis=-1,
+    )
+
+
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    flat = rearrange(kernel, "h w i o -> (h w i) o")
+    return jnp.einsum("...i,io->...o", x, flat, preferred_element_type=jnp.float32)

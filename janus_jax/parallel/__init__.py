@@ -1,0 +1,23 @@
+"""Where arrays live: the mesh, the sharding rules and multi-process set-up."""
+
+from janus_jax.parallel.mesh import AXES, batch_sharding, global_batch, make_mesh, replicated
+from janus_jax.parallel.multihost import initialize
+from janus_jax.parallel.rules import (
+    param_shardings,
+    param_specs,
+    shard_params,
+    state_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "batch_sharding",
+    "global_batch",
+    "initialize",
+    "make_mesh",
+    "param_shardings",
+    "param_specs",
+    "replicated",
+    "shard_params",
+    "state_shardings",
+]

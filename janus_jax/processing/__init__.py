@@ -1,0 +1,47 @@
+"""What the model reads and writes: tokens, chat prompts, pictures."""
+
+from janus_jax.processing.chat import UNDERSTANDING_SYSTEM_PROMPT
+from janus_jax.processing.image import (
+    generation_pixels,
+    grid,
+    load_image,
+    to_float,
+    to_uint8,
+    understanding_pixels,
+)
+from janus_jax.processing.processor import Processor, ProcessorConfig
+from janus_jax.processing.sequence import (
+    SLOT_GEN,
+    SLOT_TEXT,
+    SLOT_UND,
+    TASK_TEXT,
+    TASK_UND,
+    Features,
+    generation_sequence,
+    text_sequence,
+    understanding_sequence,
+)
+from janus_jax.processing.tokenizer import Tokenizer, build_word_tokenizer
+
+__all__ = [
+    "SLOT_GEN",
+    "SLOT_TEXT",
+    "SLOT_UND",
+    "TASK_TEXT",
+    "TASK_UND",
+    "UNDERSTANDING_SYSTEM_PROMPT",
+    "Features",
+    "Processor",
+    "ProcessorConfig",
+    "Tokenizer",
+    "build_word_tokenizer",
+    "generation_pixels",
+    "generation_sequence",
+    "grid",
+    "load_image",
+    "text_sequence",
+    "to_float",
+    "to_uint8",
+    "understanding_pixels",
+    "understanding_sequence",
+]

@@ -1,0 +1,124 @@
+"""Prompts, questions and pictures -> the token ids that one Janus checkpoint expects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from janus_jax.errors import UserError, nearest
+from janus_jax.processing import chat
+from janus_jax.processing.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from janus_jax.config import JanusConfig
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """What a checkpoint directory records about its inputs and outputs.
+
+    Attributes:
+      template: chat template, "deepseek" (Janus-Pro) or "deepseek_old" (Janus-1.3B).
+      system_prompt: system prompt of understanding; generation never has one.
+      und_image_size: side in pixels of the understanding input.
+      gen_image_size: side in pixels of generated pictures.
+      num_image_tokens: image slots of one understanding input.
+      num_codes: image codes of one generated picture.
+      cfg_weight: default guidance weight (5 in the official script).
+    """
+
+    template: str = "deepseek"
+    system_prompt: str = ""
+    und_image_size: int = 384
+    gen_image_size: int = 384
+    num_image_tokens: int = 576
+    num_codes: int = 576
+    cfg_weight: float = 5.0
+
+    @classmethod
+    def from_model(cls, config: JanusConfig, **fields: Any) -> ProcessorConfig:
+        """Sizes from the architecture; `fields` sets the rest."""
+        sizes = dict(
+            und_image_size=config.siglip.image_size,
+            gen_image_size=config.vq.image_size,
+            num_image_tokens=config.siglip.num_patches,
+            num_codes=config.vq.num_codes,
+        )
+        return cls(**{**sizes, **fields})
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ProcessorConfig:
+        """Inverse of `to_dict`. Raises UserError on a field it does not know."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise UserError(
+                    f"unknown field {name!r} in the processor config.{nearest(name, known)}"
+                )
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return dataclasses.asdict(self)
+
+
+class Processor:
+    """Token layouts of one checkpoint. Raises UserError at once if a special token is missing."""
+
+    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = chat.get_template(config.template)
+        for name in ("bos_id", "eos_id", "pad_id", "boi_id", "eoi_id", "image_id"):
+            getattr(tokenizer, name)
+
+    def generation_ids(self, prompt: str) -> list[int]:
+        """[BOS, chat prompt.., BOI]: the hidden state at BOI predicts image code 0.
+
+        Raises:
+          UserError: the prompt is empty.
+        """
+        if not prompt.strip():
+            raise UserError("the prompt is empty: describe the picture to draw")
+        text = chat.generation_prompt(self.template, prompt)
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+
+    def unconditional_ids(self, ids: Sequence[int], pad: int | None = None) -> list[int]:
+        """[BOS, pad.., BOI] of the same length; `pad` defaults to the pad id. The pads are attended
+        to (official `generation_inference.py`: `tokens[i, 1:-1] = pad_id`)."""
+        pad = self.tokenizer.pad_id if pad is None else pad
+        return [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+
+    def understanding_ids(self, question: str, num_images: int = 1) -> list[int]:
+        """[BOS, system.., BOI, image slots, EOI, question.., `<|Assistant|>:`].
+
+        The slots of image i hold `image_id`; their embeddings are replaced by image features.
+
+        Raises:
+          UserError: empty question, or the wrong number of `<image_placeholder>` in it.
+        """
+        if not question.strip():
+            raise UserError("the question is empty")
+        text = chat.understanding_prompt(
+            self.template, question, self.config.system_prompt, num_images
+        )
+        return self.expand_image_slots([self.tokenizer.bos_id, *self.tokenizer.encode(text)])
+
+    def text_ids(self, message: str) -> list[int]:
+        """[BOS, system.., message.., `<|Assistant|>:`]: a question without a picture.
+
+        Raises:
+          UserError: the message is empty.
+        """
+        if not message.strip():
+            raise UserError("the message is empty")
+        text = chat.render(self.template, [message, ""], self.config.system_prompt)
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+
+    def expand_image_slots(self, ids: Sequence[int]) -> list[int]:
+        """Replaces each image id by BOI + num_image_tokens image ids + EOI."""
+        tok = self.tokenizer
+        slots = [tok.boi_id, *[tok.image_id] * self.config.num_image_tokens, tok.eoi_id]
+        return [out for i in ids for out in (slots if i == tok.image_id else (i,))]

@@ -1,0 +1,93 @@
+"""Laying out one training sequence: ids, image slots, targets.
+
+A sequence is a dict of arrays that can be packed with others along their first axes:
+
+  tokens            int32 [T]   ids; image slots hold the id of `<image_placeholder>`
+  slots             int32 [T]   what feeds position t: SLOT_TEXT, SLOT_UND or SLOT_GEN
+  target_ids        int32 [M]   ids that the language head must predict ...
+  target_positions  int32 [M]   ... from the hidden state at this position
+  target_tasks      int32 [M]   ... on behalf of this task (TASK_UND or TASK_TEXT), for reporting
+  gen_starts        int32 [G]   position of `<begin_of_image>` of each picture to generate
+  und_images        uint8 [U, h, w, 3]  pictures to understand, in the order of their slots
+  gen_images        uint8 [G, h, w, 3]  pictures to generate
+
+A generated picture of N codes takes N - 1 slots after `<begin_of_image>`: the hidden state at
+`<begin_of_image>` predicts code 0, the slot of code i predicts code i + 1, and code N - 1 feeds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SLOT_TEXT, SLOT_UND, SLOT_GEN = 0, 1, 2
+TASK_UND, TASK_TEXT = 0, 1
+
+Features = dict[str, np.ndarray]
+
+
+def text_sequence(
+    ids: Sequence[int], und_size: int, gen_size: int, first_target: int = 1, task: int = TASK_TEXT
+) -> Features:
+    """A sequence without pictures.
+
+    Args:
+      ids: [T], from BOS to EOS.
+      und_size, gen_size: sides of the (absent) pictures, pixels; they fix the shapes of empty arrays.
+      first_target: index of the first id that is predicted (1: all after BOS; larger masks a prompt).
+      task: TASK_TEXT or TASK_UND.
+    """
+    tokens = np.asarray(ids, np.int32)
+    positions = np.arange(first_target - 1, len(tokens) - 1, dtype=np.int32)
+    return {
+        "tokens": tokens,
+        "slots": np.full(len(tokens), SLOT_TEXT, np.int32),
+        "target_ids": tokens[first_target:],
+        "target_positions": positions,
+        "target_tasks": np.full(len(positions), task, np.int32),
+        "gen_starts": np.zeros(0, np.int32),
+        "und_images": np.zeros((0, und_size, und_size, 3), np.uint8),
+        "gen_images": np.zeros((0, gen_size, gen_size, 3), np.uint8),
+    }
+
+
+def understanding_sequence(
+    prompt_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    image_id: int,
+    images: np.ndarray,
+    gen_size: int,
+) -> Features:
+    """Pictures and a question, then the answer; only the answer is predicted (`mask_prompt`).
+
+    Args:
+      prompt_ids: BOS to the end of "<|Assistant|>:", with `image_id` at every image slot.
+      answer_ids: the answer and EOS.
+      images: uint8 [U, h, w, 3].
+    """
+    ids = [*prompt_ids, *answer_ids]
+    features = text_sequence(ids, images.shape[1], gen_size, len(prompt_ids), TASK_UND)
+    features["slots"] = np.where(features["tokens"] == image_id, SLOT_UND, SLOT_TEXT).astype(
+        np.int32
+    )
+    features["und_images"] = images
+    return features
+
+
+def generation_sequence(
+    prompt_ids: Sequence[int], image_id: int, num_codes: int, image: np.ndarray, und_size: int
+) -> Features:
+    """A prompt, then a picture's codes; only the codes are predicted, all of them.
+
+    Args:
+      prompt_ids: BOS to BOI; for the unconditional case [BOS, pad ..., BOI] of the same length.
+      image: uint8 [h, w, 3].
+    """
+    start = len(prompt_ids) - 1
+    ids = [*prompt_ids, *([image_id] * (num_codes - 1))]
+    features = text_sequence(ids, und_size, image.shape[0], first_target=len(ids))
+    features["slots"][start + 1 :] = SLOT_GEN
+    features["gen_starts"] = np.array([start], np.int32)
+    features["gen_images"] = image[None]
+    return features

@@ -1,0 +1,173 @@
+"""Text <-> token ids, with every special token looked up by its string.
+
+Ids of the special tokens differ between Janus-Pro-1B and Janus-Pro-7B, so none is written down
+here. `tokenizers.Tokenizer` is used directly: the LlamaTokenizer of transformers 5 replaces the
+byte-level pre-tokenizer of DeepSeek and silently drops spaces (transformers #45488).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+from janus_jax.errors import UserError
+
+# The bars are U+FF5C and the blocks U+2581.
+BOS = "<｜begin▁of▁sentence｜>"  # noqa: RUF001
+EOS = "<｜end▁of▁sentence｜>"  # noqa: RUF001
+PAD = "<｜▁pad▁｜>"  # noqa: RUF001
+BOI = "<begin_of_image>"
+EOI = "<end_of_image>"
+IMAGE = "<image_placeholder>"
+USER = "<|User|>"
+ASSISTANT = "<|Assistant|>"
+UNK = "<unk>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, BOI, EOI, IMAGE, USER, ASSISTANT)
+
+_WORD = r"\w+|[^\w\s]"
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that knows the tokens of Janus. Never adds BOS or EOS by itself."""
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self._backend = backend
+        self._word_level = isinstance(backend.model, models.WordLevel)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Reads a `tokenizer.json`. Raises UserError if it is missing or cannot be parsed."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the tokenizer file {path}: {error}") from error
+        return cls.from_json(text, origin=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "the tokenizer JSON") -> Tokenizer:
+        """Parses the contents of a `tokenizer.json`; `origin` names it in the UserError."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the Rust side raises plain Exception
+            raise UserError(f"{origin} is not a Hugging Face tokenizer.json: {error}") from error
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend)
+
+    def to_json(self) -> str:
+        """The contents of the `tokenizer.json` that `from_json` reads back."""
+        return self._backend.to_str()
+
+    def with_special_tokens(self, tokens: Iterable[str]) -> Tokenizer:
+        """A copy in which every missing token is appended, as the official processor does for
+        `<image_placeholder>` (Janus-1.3B, whose tokenizer.json may lack it).
+
+        Raises:
+          UserError: the ids have gaps, so that there is no telling which id comes next.
+        """
+        missing = [token for token in tokens if self.token_id(token) is None]
+        copy = Tokenizer.from_json(self.to_json())
+        copy._backend.add_special_tokens(_added(missing))
+        if copy.vocab_size != self.vocab_size + len(missing):
+            raise UserError(f"cannot add {missing} to the tokenizer: its ids have gaps")
+        return copy
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without BOS. Special-token strings inside `text` become their one id."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out."""
+        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        if self._word_level:  # joined with spaces: glue the punctuation back
+            text = re.sub(r"\s*([-'’/])\s*", r"\1", text)  # noqa: RUF001
+            text = re.sub(r"\s+([.,;:?!%)])", r"\1", text).replace("( ", "(")
+        return text
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of `text` that the vocabulary lacks, in order and without repeats.
+
+        Always empty for a byte-level tokenizer, which can spell any word.
+        """
+        if not self._word_level:
+            return []
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        unknown = self.token_id(UNK)
+        words = [
+            text[start:end].lower()
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token == unknown
+        ]
+        return list(dict.fromkeys(words))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of one exact token string, None if the vocabulary lacks it."""
+        return self._backend.token_to_id(token)
+
+    def require_id(self, token: str) -> int:
+        """Id of one exact token string; UserError that names the token if it is missing."""
+        found = self.token_id(token)
+        if found is None:
+            raise UserError(
+                f"the tokenizer has no token {token!r}, which Janus needs: use the tokenizer.json "
+                "that belongs to the checkpoint"
+            )
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def bos_id(self) -> int:
+        return self.require_id(BOS)
+
+    @cached_property
+    def eos_id(self) -> int:
+        return self.require_id(EOS)
+
+    @cached_property
+    def pad_id(self) -> int:
+        return self.require_id(PAD)
+
+    @cached_property
+    def boi_id(self) -> int:
+        return self.require_id(BOI)
+
+    @cached_property
+    def eoi_id(self) -> int:
+        return self.require_id(EOI)
+
+    @cached_property
+    def image_id(self) -> int:
+        return self.require_id(IMAGE)
+
+
+def build_word_tokenizer(words: Iterable[str]) -> Tokenizer:
+    """A word-level tokenizer for a model with a closed vocabulary.
+
+    Text is lower-cased and split into words and single punctuation marks. Ids: the special tokens
+    first, then `<unk>`, then the words in the order given (split the same way, repeats dropped).
+    The ":" of the chat template is always included.
+    """
+    vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, UNK))}
+    for piece in (":", *(p for word in words for p in re.findall(_WORD, word.lower()))):
+        vocab.setdefault(piece, len(vocab))
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNK))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_WORD), "isolated")]
+    )
+    backend.add_special_tokens(_added(SPECIAL_TOKENS))
+    return Tokenizer(backend)
+
+
+def _added(tokens: Iterable[str]) -> list[tokenizers.AddedToken]:
+    """Added tokens are matched in the raw text, before lower-casing."""
+    return [tokenizers.AddedToken(t, normalized=False, special=True) for t in tokens]

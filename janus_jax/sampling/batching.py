@@ -1,0 +1,66 @@
+"""Requests of any number and length -> few fixed shapes: left padding and bucketed sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BUCKET = 16  # lengths are rounded up to multiples of this
+
+
+def round_up(length: int, multiple: int = BUCKET) -> int:
+    """The smallest multiple of `multiple` that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
+def padded_size(count: int, max_batch: int) -> int:
+    """Rows of the program that serves `count` requests: a power of two, at most `max_batch`."""
+    return min(max_batch, 1 << (count - 1).bit_length())
+
+
+def left_pad(rows: Sequence[Sequence[int]], size: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-aligns `rows` in a bucketed length; repeats the last row up to `size` rows.
+
+    Returns:
+      ids int32 [size, T] and mask bool [size, T], False on the padding.
+    """
+    rows = [*rows, *[rows[-1]] * (size - len(rows))]
+    length = round_up(max(map(len, rows)))
+    ids = np.full((size, length), fill, np.int32)
+    mask = np.zeros((size, length), bool)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return ids, mask
+
+
+def positions_of(mask: jax.Array) -> jax.Array:
+    """Rotary positions [B, T] of left-padded rows: 0 at the first real token."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0).astype(jnp.int32)
+
+
+def prefill_mask(mask: jax.Array, length: int) -> jax.Array:
+    """Attention of the prompt over a cache of S = `length` slots.
+
+    Causal over the real tokens. A padding token sees itself only: a row of the softmax without any
+    key would be undefined, and nothing reads what it computes.
+
+    Args:
+      mask: bool [B, T], False on the left padding.
+
+    Returns:
+      bool [B, T, S].
+    """
+    T = mask.shape[1]
+    query, key = jnp.arange(T)[:, None], jnp.arange(length)[None]
+    keys = jnp.pad(mask, ((0, 0), (0, length - T)))
+    return (keys[:, None] & (key <= query)) | (key == query)
+
+
+def step_mask(mask: jax.Array, length: int, index: jax.Array) -> jax.Array:
+    """Attention of the token at cache slot `index` over S = `length` slots: bool [B, 1, S]."""
+    keys = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])), constant_values=True)
+    return (keys & (jnp.arange(length) <= index))[:, None]

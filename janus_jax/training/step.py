@@ -1,0 +1,160 @@
+"""One training step, as a pure function of (state, frozen parameters, batch).
+
+Parameters are split into trainable and frozen before differentiation (`stages.split_params`), so
+gradients of frozen parameters never exist.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from janus_jax.models import Janus
+from janus_jax.training import contrastive, losses, vq
+from janus_jax.training.optimizer import make_optimizer
+from janus_jax.training.stages import Params, Stage, split_params
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      trainable: parameters this stage trains.
+      opt_state: of the optimizer.
+      ema: average of `trainable`; {} where the stage keeps none.
+      extra: {"usage": float32 [codes]} for the image tokenizer, else {}.
+    """
+
+    step: jax.Array
+    trainable: Params
+    opt_state: Any
+    ema: Params
+    extra: dict[str, jax.Array]
+
+
+# step(state, frozen, batch, done) -> (state, metrics); `done` is `state.step` as the host knows it, so
+# that choosing a program does not wait for the device.
+StepFn = Callable[[TrainState, Params, Batch, int], tuple[TrainState, losses.Metrics]]
+
+
+def init_state(stage: Stage, params: Params) -> tuple[TrainState, Params]:
+    """(state at step 0, frozen parameters) for a stage that starts from `params`."""
+    trainable, frozen = split_params(params, stage.trainable)
+    extra = {}
+    if stage.objective == "vq":
+        codebook = params["vq"]["quantize"]["embedding"]
+        extra = {"usage": jnp.zeros(codebook.shape[0], jnp.float32)}
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        opt_state=make_optimizer(stage).init(trainable),
+        # A copy: the step donates its buffers, and two leaves must not share one.
+        ema=jax.tree.map(jnp.copy, trainable) if stage.ema_decay else {},
+        extra=extra,
+    )
+    return state, frozen
+
+
+def evaluated_params(state: TrainState, frozen: Params) -> Params:
+    """The full tree to sample from and to hand on: the average where there is one."""
+    return frozen | (state.ema or state.trainable)
+
+
+def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
+    """The step of a stage, jitted and donating its state.
+
+    Returns:
+      step(state, frozen, batch, done) -> (state, metrics): metrics are float32 scalars, at least
+      `loss`, `tokens` and `grad_norm` (before clipping).
+    """
+    optimizer = make_optimizer(stage)
+    options = dict(stage.options)
+
+    def loss_fn(trainable, frozen, batch, quantize):
+        params = frozen | trainable
+        if stage.objective == "vq":
+            loss, (metrics, aux) = vq.vq_loss(
+                model, params, batch, quantize, options["commitment"]
+            )
+            return loss, (metrics, aux)
+        if stage.objective == "siglip":
+            loss, metrics = contrastive.siglip_loss(model, params, batch, pad_id)
+            return loss, (metrics, {})
+        reduction = options.get("reduction", "token")
+        loss, metrics = losses.janus_loss(model, params, batch, reduction)
+        return loss, (metrics, {})
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def step(state: TrainState, frozen: Params, batch: Batch, quantize: bool):
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (metrics, aux)), grads = grad_fn(state.trainable, frozen, batch, quantize)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ema = state.ema
+        if ema:
+            # A young average forgets faster, so that it does not drag the start along.
+            young = (1.0 + state.step) / (10.0 + state.step)
+            decay = jnp.minimum(stage.ema_decay, young)
+            ema = optax.incremental_update(trainable, ema, 1.0 - decay)
+        extra = state.extra
+        if stage.objective == "vq" and quantize:
+            extra = {"usage": vq.update_usage(extra["usage"], aux["codes"])}
+            metrics["codes_used"] = jnp.mean((extra["usage"] > 0.05).astype(jnp.float32))
+        metrics["grad_norm"] = optax.global_norm(grads)
+        state = TrainState(state.step + 1, trainable, opt_state, ema, extra)
+        return state, metrics
+
+    if stage.objective != "vq":
+        return functools.partial(_plain_step, step)
+    return functools.partial(_vq_step, step, _codebook_care(model, stage), options)
+
+
+def _plain_step(step, state, frozen, batch, done):
+    del done
+    return step(state, frozen, batch, True)
+
+
+def _vq_step(step, care, options, state, frozen, batch, done):
+    """Warm-up as an auto-encoder; the codebook placed at its end, and dead codes moved now and then."""
+    warmup, every, until = options["warmup"], options["revive_every"], options["revive_until"]
+    if done == warmup:
+        state = care(state, frozen, batch, True)
+    elif warmup < done < until and (done - warmup) % every == 0:
+        state = care(state, frozen, batch, False)
+    return step(state, frozen, batch, done >= warmup)
+
+
+def _codebook_care(model: Janus, stage: Stage):
+    threshold = stage.options.get("revive_below", 0.05)
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def care(state: TrainState, frozen: Params, batch: Batch, place: bool) -> TrainState:
+        params = frozen | state.trainable
+        _, (_, aux) = vq.vq_loss(model, params, batch, False, 0.0)
+        key = jax.random.fold_in(jax.random.key(0), state.step)
+        codebook = state.trainable["vq"]["quantize"]["embedding"]
+        if place:
+            codebook = vq.place_codes(aux["z"], codebook.shape[0], key)
+            usage = jnp.full(codebook.shape[0], 10.0 * threshold)
+        else:
+            codebook, usage, _ = vq.revive_codes(
+                codebook, state.extra["usage"], aux["z"], key, threshold
+            )
+
+        def put(tree):
+            return tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}
+
+        ema = put(state.ema) if state.ema else {}
+        return state.replace(trainable=put(state.trainable), ema=ema, extra={"usage": usage})
+
+    return care

@@ -1,0 +1,147 @@
+"""Draws pictures from prompts, or answers questions about a picture.
+
+  python sample.py --checkpoint runs/janus_tiny --prompt "a red apple on the left" --num_images 4
+  python sample.py --checkpoint runs/janus_tiny --image out/image_000.png --question "what is it?"
+
+Writes image_000.png, ..., grid.png (more than one picture) and samples.json to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from janus_jax.errors import UserError, run_main
+from janus_jax.processing import grid, load_image
+
+MIN_TILE = 192  # pixels of a picture in grid.png, so that small ones can be seen
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad flag as one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see sample.py --help)")
+
+
+def parse_flags() -> argparse.Namespace:
+    """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", default="runs/janus_tiny", help="default: %(default)s")
+    add("--prompt", action="append", default=[], help="what to draw; may be repeated")
+    add("--num_images", type=int, default=1, metavar="N", help="pictures of each prompt")
+    add("--seed", type=int, default=0, help="other seeds, other pictures")
+    add("--cfg_weight", type=float, help="guidance; default: the checkpoint's own")
+    add("--temperature", type=float, help="0 is greedy; default: 1 for pictures, 0 for answers")
+    add("--top_k", type=int, help="draw from the K most likely codes")
+    add("--top_p", type=float, help="draw from the most likely codes of this total probability")
+    add("--image", metavar="FILE", help="the picture to ask about")
+    add("--question", action="append", default=[], help="asked about --image; may be repeated")
+    add("--max_new_tokens", type=int, default=512, metavar="N", help="of an answer")
+    add("--out", metavar="DIR", default="out", help="default: %(default)s")
+    flags = parser.parse_args()
+    if not flags.prompt and not flags.image and not flags.question:
+        raise UserError("nothing to do: give --prompt, or --image and --question")
+    if bool(flags.image) != bool(flags.question):
+        raise UserError("--image and --question go together: give both")
+    if flags.num_images < 1:
+        raise UserError(f"--num_images must be at least 1, got {flags.num_images}")
+    for name, texts in (("--prompt", flags.prompt), ("--question", flags.question)):
+        if not all(text.strip() for text in texts):
+            raise UserError(f"{name} is empty")
+    return flags
+
+
+def write(path: Path, save: Callable[[Path], None]) -> None:
+    """Lets `save` write a temporary file, then renames it: never leaves half a file at `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def progress(batches: list) -> tqdm:
+    """A bar on stderr when there is more than one batch."""
+    return tqdm(batches, unit="batch", disable=len(batches) < 2)
+
+
+def main() -> None:
+    flags = parse_flags()
+    asked = load_image(flags.image) if flags.image else None
+
+    from janus_jax import Janus  # after the flags: JAX takes seconds to import
+
+    janus = Janus.load(flags.checkpoint)
+    out = Path(flags.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"--out {out} cannot be a directory: {error.strerror}") from error
+    unknown = janus.processor.tokenizer.unknown_words(" ".join(flags.prompt + flags.question))
+    if unknown:
+        print(f"warning: the model does not know: {', '.join(unknown)}", file=sys.stderr)
+
+    record = {"checkpoint": flags.checkpoint, "seed": flags.seed}
+    if flags.prompt:
+        settings = {
+            "cfg_weight": (
+                janus.processor.config.cfg_weight if flags.cfg_weight is None else flags.cfg_weight
+            ),
+            "temperature": 1.0 if flags.temperature is None else flags.temperature,
+            "top_k": flags.top_k,
+            "top_p": flags.top_p,
+        }
+        images = janus.generate(
+            flags.prompt, flags.num_images, flags.seed, progress=progress, **settings
+        )
+        files = [f"image_{i:03d}.png" for i in range(len(images))]
+        for file, image in zip(files, images, strict=True):
+            write(out / file, lambda path, image=image: image.save(path, "PNG"))
+        if len(images) > 1:
+            scale = -(-MIN_TILE // images[0].width)
+            tiles = [i.resize((i.width * scale, i.height * scale), resample=0) for i in images]
+            columns = flags.num_images if len(flags.prompt) > 1 else None  # a row for each prompt
+            write(out / "grid.png", lambda path: grid(tiles, columns).save(path, "PNG"))
+        record["settings"] = settings
+        record["images"] = [
+            {"file": file, "prompt": prompt, "index": i % flags.num_images}
+            for i, (file, prompt) in enumerate(
+                zip(files, (p for p in flags.prompt for _ in range(flags.num_images)), strict=True)
+            )
+        ]
+        print(f"wrote {len(files)} image{'s' * (len(files) > 1)} to {out}")
+    if asked:
+        answers = janus.answer_batch(
+            [asked] * len(flags.question),
+            flags.question,
+            max_new_tokens=flags.max_new_tokens,
+            temperature=flags.temperature or 0.0,
+            top_p=flags.top_p,
+            seed=flags.seed,
+            progress=progress,
+        )
+        record["answers"] = [
+            {"image": flags.image, "question": question, "answer": answer}
+            for question, answer in zip(flags.question, answers, strict=True)
+        ]
+        for question, answer in zip(flags.question, answers, strict=True):
+            print(f"{question}\n  {answer}")
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write(out / "samples.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,319 @@
+"""The engines against step-by-step decoding without a cache, and identities of sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax import models
+from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
+from janus_jax.errors import UserError
+from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.sampling import Janus, TextEngine, make_knobs
+from janus_jax.sampling.batching import left_pad, padded_size
+from janus_jax.sampling.logits import filter_logits, sample
+
+CONFIG = JanusConfig(
+    "test",
+    SigLIPConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2),
+    VQConfig(
+        image_size=16,
+        codebook_size=40,
+        codebook_dim=4,
+        z_channels=8,
+        ch=8,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        norm_groups=4,
+        patch_size=2,
+    ),
+    DecoderConfig(
+        vocab_size=48, width=32, ffw=64, layers=2, heads=4, kv_heads=2, head_dim=8, max_position=64
+    ),
+)
+WORDS = "a red green cat dog car on the left right of what is it ? yes no .".split()
+SHORT, LONG = "a cat", "a red cat on the left of a green car on the right of the dog"
+
+
+def make_janus(config: JanusConfig = CONFIG, **kwargs) -> Janus:
+    params = models.init_params(models.Janus(config), jax.random.key(0))
+    # Random heads are nearly flat; sharper ones have greedy choices that rounding cannot flip.
+    for kernel in (params["decoder"]["lm_head"], params["image_head"]["logits"]):
+        kernel["kernel"] = kernel["kernel"] * 30
+    processor = Processor(
+        ProcessorConfig.from_model(config, cfg_weight=2.0), build_word_tokenizer(WORDS)
+    )
+    return Janus(config, params, processor, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def janus():
+    return make_janus()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+
+
+def draw_codes(janus, prompts, seed=0, **settings):
+    """Codes of one picture a prompt, straight from the engine."""
+    knobs, mode = make_knobs(CONFIG.vq.codebook_size, **settings)
+    rows = [janus.processor.generation_ids(p) for p in prompts]
+    ids, mask = left_pad(rows, len(rows), 0)
+    keys = jax.random.split(jax.random.key(seed), len(rows))
+    return np.asarray(janus._images.codes(janus.params, ids, mask, keys, knobs, mode=mode))
+
+
+def reference_codes(janus, prompt, weight):
+    """Greedy codes of one prompt: no padding, no cache, the whole sequence at every step."""
+    model, params = models.Janus(janus.config), {"params": janus.params}
+    cond = janus.processor.generation_ids(prompt)
+    ids = jnp.array([cond, janus.processor.unconditional_ids(cond)])
+    T, N = len(cond), CONFIG.vq.num_codes
+
+    @jax.jit
+    def logits(codes):  # [N - 1] codes; causality hides those that are not drawn yet
+        images = model.apply(params, jnp.stack([codes, codes]), method="embed_codes")
+        text = model.apply(params, ids, method="embed_text")
+        positions = jnp.broadcast_to(jnp.arange(T + N - 1), (2, T + N - 1))
+        hidden, _ = model.apply(
+            params,
+            jnp.concatenate([text, images], axis=1),
+            positions,
+            jnp.broadcast_to(models.causal_mask(T + N - 1), (2, T + N - 1, T + N - 1)),
+            method="decode",
+        )
+        both = model.apply(params, hidden[:, T - 1 :], method="image_logits")
+        return both[1] + weight * (both[0] - both[1])
+
+    codes = np.zeros(N, np.int32)
+    for i in range(N):
+        codes[i] = int(jnp.argmax(logits(codes[: N - 1])[i]))
+    return codes
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_greedy_codes_equal_uncached_decoding_in_a_padded_batch(janus, weight):
+    codes = draw_codes(janus, [SHORT, LONG], temperature=0, cfg_weight=weight)
+    np.testing.assert_array_equal(codes[0], reference_codes(janus, SHORT, weight))
+    np.testing.assert_array_equal(codes[1], reference_codes(janus, LONG, weight))
+    assert len(set(codes.ravel())) > 4
+
+
+def test_guidance_one_skips_the_unconditional_half_without_changing_anything(janus):
+    assert not make_knobs(40, cfg_weight=1.0)[1].guided
+    skipped = draw_codes(janus, [SHORT, LONG], cfg_weight=1.0)
+    computed = draw_codes(janus, [SHORT, LONG], cfg_weight=1.0 + 1e-7)
+    np.testing.assert_array_equal(skipped, computed)
+    assert (draw_codes(janus, [SHORT, LONG], cfg_weight=4.0) != skipped).any()
+
+
+def test_guidance_zero_depends_on_the_length_of_the_prompt_alone(janus):
+    same = draw_codes(janus, ["a red cat"], cfg_weight=0.0)
+    np.testing.assert_array_equal(same, draw_codes(janus, ["the green dog"], cfg_weight=0.0))
+    assert (same != draw_codes(janus, [SHORT], cfg_weight=0.0)).any()
+
+
+def test_a_picture_does_not_depend_on_what_else_is_drawn(janus):
+    alone = janus.generate_arrays(SHORT, n=3, seed=5)
+    assert alone.shape == (3, 16, 16, 3) and alone.dtype == np.uint8
+    together = janus.generate_arrays([LONG, SHORT], n=3, seed=5)
+    np.testing.assert_array_equal(alone, together[3:])
+    np.testing.assert_array_equal(alone[:1], janus.generate_arrays(SHORT, n=1, seed=5))
+    small = make_janus(max_batch=2)
+    np.testing.assert_array_equal(together, small.generate_arrays([LONG, SHORT], n=3, seed=5))
+    assert (alone[0] != alone[1]).any()
+    assert (alone != janus.generate_arrays(SHORT, n=3, seed=6)).any()
+
+
+def test_images_are_the_arrays(janus):
+    images = janus.generate([SHORT, LONG], n=1, seed=2, top_k=5, top_p=0.9)
+    arrays = janus.generate_arrays([SHORT, LONG], n=1, seed=2, top_k=5, top_p=0.9)
+    np.testing.assert_array_equal(np.stack([np.asarray(i) for i in images]), arrays)
+
+
+def test_default_guidance_is_the_checkpoints_own(janus):
+    explicit = janus.generate_arrays(SHORT, cfg_weight=2.0)
+    np.testing.assert_array_equal(janus.generate_arrays(SHORT), explicit)
+
+
+def test_greedy_is_top_k_one(janus):
+    greedy = draw_codes(janus, [LONG], temperature=0)
+    np.testing.assert_array_equal(greedy, draw_codes(janus, [LONG], top_k=1))
+    np.testing.assert_array_equal(greedy, draw_codes(janus, [LONG], top_p=1e-6))
+
+
+def test_pixels_are_decoded_codes_in_every_chunking(janus):
+    codes = np.random.default_rng(1).integers(0, 40, (20, CONFIG.vq.num_codes))
+    pixels = np.asarray(janus._images.pixels(janus.params, codes))
+    few = np.asarray(janus._images.pixels(janus.params, codes[17:]))
+    assert np.abs(pixels[17:].astype(int) - few).max() <= 1
+
+
+def test_other_parameters_share_compiled_functions(janus):
+    janus.generate_arrays(SHORT, n=2)
+    compiled = janus._images.codes._cache_size()
+    other = janus.with_params(jax.tree.map(lambda x: x * 0.9, janus.params))
+    assert (other.generate_arrays(SHORT, n=2) != janus.generate_arrays(SHORT, n=2)).any()
+    assert janus._images.codes._cache_size() == compiled
+
+
+def test_scanned_parameters_draw_the_same(janus):
+    scanned = Janus(
+        CONFIG.replace(scan_layers=True),
+        models.stack_layers(janus.params, CONFIG),
+        janus.processor,
+    )
+    np.testing.assert_array_equal(scanned.generate_arrays(SHORT), janus.generate_arrays(SHORT))
+
+
+def reference_answer(janus, picture, question, steps):
+    """Greedy answer ids of one question: no padding, no cache."""
+    model, params = models.Janus(janus.config), {"params": janus.params}
+    ids = janus.processor.understanding_ids(question)
+    features = model.apply(params, picture[None] / 127.5 - 1, method="embed_images")
+    start = ids.index(janus.processor.tokenizer.image_id)
+    length = len(ids) + steps
+
+    @jax.jit
+    def logits(tokens):
+        embeds = model.apply(params, tokens[None], method="embed_text")
+        embeds = embeds.at[:, start : start + features.shape[1]].set(features)
+        hidden, _ = model.apply(
+            params, embeds, jnp.arange(length)[None], models.causal_mask(length), method="decode"
+        )
+        return model.apply(params, hidden[0], method="text_logits")
+
+    tokens = np.zeros(length, np.int32)
+    tokens[: len(ids)] = ids
+    for i in range(len(ids), length):
+        tokens[i] = int(jnp.argmax(logits(tokens)[i - 1]))
+    return tokens[len(ids) :]
+
+
+def answer_tokens(janus, pictures, questions, limits, eos_id, bucket=16, **settings):
+    knobs, mode = make_knobs(CONFIG.decoder.vocab_size, **{"temperature": 0.0, **settings})
+    engine = TextEngine(models.Janus(janus.config), janus.processor.tokenizer.image_id, eos_id)
+    ids, mask = left_pad([janus.processor.understanding_ids(q) for q in questions], 2, 0)
+    keys = jnp.broadcast_to(jax.random.key(0), (2,))
+    return np.asarray(
+        engine.answer(
+            janus.params,
+            pictures,
+            ids,
+            mask,
+            np.array(limits, np.int32),
+            keys,
+            knobs,
+            mode=mode,
+            max_new_tokens=bucket,
+        )
+    )
+
+
+def test_greedy_answers_equal_uncached_decoding_in_a_padded_batch(janus, pictures):
+    questions = ["what is it?", "is the red cat on the left of the green car?"]
+    expected = [reference_answer(janus, pictures[i], questions[i], 16) for i in range(2)]
+    got = answer_tokens(janus, pictures[:2], questions, [16, 16], eos_id=47)
+    assert 47 not in np.stack(expected)  # nothing is cut off
+    np.testing.assert_array_equal(got, expected)
+    other = reference_answer(janus, pictures[2], questions[0], 16)
+    assert (other != expected[0]).any()  # the picture matters
+
+
+def test_answers_end_at_eos_or_at_their_limit(janus, pictures):
+    questions = ["what is it?", "is it a cat on the left?"]
+    free = answer_tokens(janus, pictures[:2], questions, [16, 16], eos_id=47)
+    eos = int(free[0, 3])
+    first = int(np.argmax(free[0] == eos))
+    cut = answer_tokens(janus, pictures[:2], questions, [16, 5], eos_id=eos)
+    np.testing.assert_array_equal(cut[0, :first], free[0, :first])
+    assert (cut[0, first:] == eos).all() and (cut[1, 5:] == eos).all()
+
+
+def test_an_answer_does_not_depend_on_the_batch(janus, pictures):
+    questions = ["what is it?", "is the red cat on the left?", "no?"]
+    together = janus.answer_batch(pictures, questions, max_new_tokens=10)
+    alone = [
+        janus.answer(Image.fromarray(p), q, max_new_tokens=10)
+        for p, q in zip(pictures, questions, strict=True)
+    ]
+    assert together == alone
+    warm = janus.answer_batch(pictures, questions, 10, temperature=1.0, top_p=0.9, seed=3)
+    again = janus.answer(pictures[1], questions[1], 10, temperature=1.0, top_p=0.9, seed=3)
+    assert warm[1] == again
+    assert janus.answer_batch([], []) == []
+
+
+def test_a_long_answer_stops_where_positions_end(janus, pictures):
+    assert isinstance(janus.answer(pictures[0], "what is it?", max_new_tokens=1000), str)
+
+
+def test_filter_keeps_the_right_classes():
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]))
+
+    def kept(top_k, top_p):
+        return np.isfinite(np.asarray(filter_logits(logits, top_k, top_p))).astype(int).tolist()
+
+    assert kept(2, 1.0) == [[0, 1, 0, 1], [1, 1, 0, 0]]  # ties do not let more through
+    assert kept(4, 0.6) == [[0, 1, 0, 1], [1, 1, 1, 0]]
+    assert kept(4, 1.0) == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    # The nucleus is taken among the top k: 0.4 / 0.7 of the mass is over one half.
+    assert kept(2, 0.55)[0] == [0, 1, 0, 0]
+
+
+def test_sample_follows_the_distribution():
+    logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for temperature in (1.0, 0.5):
+        knobs, mode = make_knobs(3, temperature=temperature)
+        drawn = sample(jnp.broadcast_to(logits, (4000, 3)), keys, knobs, mode)
+        share = np.bincount(np.asarray(drawn), minlength=3) / 4000
+        expected = np.array([0.1, 0.2, 0.7]) ** (1 / temperature)
+        np.testing.assert_allclose(share, expected / expected.sum(), atol=0.03)
+
+
+def test_batches_have_few_sizes():
+    assert [padded_size(n, 64) for n in (1, 2, 3, 5, 33, 64)] == [1, 2, 4, 8, 64, 64]
+    assert padded_size(5, 6) == 6
+    ids, mask = left_pad([[1, 2], [3]], 4, fill=9)
+    assert ids.shape == mask.shape == (4, 16)
+    assert ids[:, -2:].tolist() == [[1, 2], [9, 3], [9, 3], [9, 3]] and mask.sum() == 5
+
+
+BAD = {
+    "n": dict(n=0),
+    "cfg_weight": dict(cfg_weight=float("nan")),
+    "temperature": dict(temperature=-1.0),
+    "top_k": dict(top_k=41),
+    "top_p": dict(top_p=0.0),
+    "seed": dict(seed=-1),
+    "prompt is empty": dict(prompt=" "),
+    "limit of this model is 49": dict(prompt="a cat " * 30),
+}
+
+
+@pytest.mark.parametrize("expected", BAD)
+def test_bad_arguments_are_named_on_one_line(janus, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        janus.generate(**{"prompt": SHORT, **BAD[expected]})
+    assert "\n" not in str(error.value)
+
+
+def test_bad_questions(janus, pictures):
+    with pytest.raises(UserError, match="question is empty"):
+        janus.answer(pictures[0], "")
+    with pytest.raises(UserError, match="limit of this model is 64"):
+        janus.answer(pictures[0], "what is it? " * 30)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        janus.answer(pictures[0], "what?", max_new_tokens=0)
+    with pytest.raises(UserError, match="2 images, but 1 questions"):
+        janus.answer_batch(pictures[:2], ["what?"])
+
+
+def test_a_processor_of_another_model_is_refused(janus):
+    config = ProcessorConfig.from_model(CONFIG, num_codes=99)
+    with pytest.raises(UserError, match="num_codes is 99, but test needs 16"):
+        Janus(CONFIG, janus.params, Processor(config, janus.processor.tokenizer))
