@@ -2,8 +2,8 @@
 
 Only what fixes the shape of the network lives here: no paths and nothing that belongs to a run.
 Sources: the released `config.json` files (deepseek-ai/Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B) and,
-for what those leave to code, `janus/models/siglip_vit.py`, `janus/models/vq_model.py` of the official
-repository and the defaults of `transformers.LlamaConfig`.
+for what those leave to code, `janus/models/siglip_vit.py`, `janus/models/vq_model.py` of the
+official repository and the defaults of `transformers.LlamaConfig`.
 """
 
 from __future__ import annotations
@@ -270,8 +270,8 @@ class Policy(_Config):
     """The one place that says which dtype is used where.
 
     Parameters are stored in `param_dtype` and cast to `compute_dtype` where they are used. Always
-    in float32, whatever the policy: softmax, normalisation statistics, rotary angles, logits, and the
-    whole image tokenizer, whose codes are decided by near ties.
+    in float32, whatever the policy: softmax, normalisation statistics, rotary angles, logits, and
+    the whole image tokenizer, whose codes are decided by near ties.
     """
 
     param_dtype: str = "float32"
@@ -336,20 +336,19 @@ JANUS_TINY = JanusConfig(
         codebook_size=1024,
         z_channels=64,
         ch=64,
-        ch_mult=(1, 2),
+        ch_mult=(1,),
         num_res_blocks=1,
         norm_groups=8,
-        patch_size=4,
-        conv_impl="im2col",
+        patch_size=8,
     ),
     DecoderConfig(
-        vocab_size=128,
-        width=192,
-        ffw=512,
+        vocab_size=192,
+        width=160,
+        ffw=448,
         layers=5,
         heads=4,
         kv_heads=4,
-        head_dim=48,
+        head_dim=40,
         max_position=256,
     ),
 )

@@ -22,7 +22,7 @@ CASES = json.loads((Path(__file__).parent / "data/golden/chat_prompts.json").rea
 @pytest.fixture(scope="module")
 def processor():
     config = ProcessorConfig(num_image_tokens=4, num_codes=6)
-    return Processor(config, build_word_tokenizer("a red cat what is it ?".split()))
+    return Processor(config, build_word_tokenizer(["a red cat what is it ?"]))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['sft_format']}-{c['case']}")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from janus_jax.models import Janus, causal_mask, init_cache
-from janus_jax.weights import config_from_official, params_from_official
+from janus_jax.errors import UserError
+from janus_jax.models import Janus, causal_mask, init_cache, init_params
+from janus_jax.weights import config_from_official, params_from_official, params_to_official
+from janus_jax.weights.names import is_dropped
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TOLERANCE = 1e-4
@@ -35,11 +37,19 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def apply(model):
-    """apply(method, *args): the model with the official weights in float32, compiled."""
-    state = load_file(GOLDEN / "model.safetensors")
+def state():
+    return load_file(GOLDEN / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def variables(model, state):
     params = params_from_official(state, model.config, "float32")
-    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    return {"params": jax.tree.map(jnp.asarray, params)}
+
+
+@pytest.fixture(scope="module")
+def apply(model, variables):
+    """apply(method, *args): the model with the official weights, compiled."""
 
     @functools.partial(jax.jit, static_argnames="method")
     def run(variables, method, args):
@@ -48,8 +58,8 @@ def apply(model):
     return lambda method, *args: run(variables, method, args)
 
 
-def close(ours, theirs, tolerance=TOLERANCE):
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=tolerance)
+def close(ours, theirs):
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=TOLERANCE)
 
 
 def nhwc(x):
@@ -81,45 +91,46 @@ def test_understanding_logits(apply, expected):
     close(logits[attended], expected["und_logits"][attended])
 
 
-def greedy(apply, cache, embeds, attended, positions, steps, choose, embed):
-    """Prefill, then one token at a time; returns the choices [B, steps] and first and last logits."""
-    rows, length = attended.shape
-    size = cache[0]["k"].shape[1]
-    slots = np.zeros((rows, size), bool)
-    slots[:, :length] = attended
-    mask = np.zeros((rows, length, size), bool)
-    mask[:, :, :length] = np.asarray(causal_mask(length)) & attended[:, None, :]
-    hidden, cache = apply("decode", embeds, positions, mask, cache, 0)
-    tokens, logits = [], []
-    for step in range(steps):
-        token, scores = choose(hidden[:, -1])
-        tokens.append(np.asarray(token))
-        logits.append(np.asarray(scores))
-        slots[:, length + step] = True
-        position = positions[:, -1:] + 1 + step
-        hidden, cache = apply(
-            "decode", embed(token)[:, None], position, slots[:, None], cache, length + step
-        )
-    return np.stack(tokens, 1), logits[0], logits[-1]
+def greedy(model, variables, embeds, attended, positions, steps, choose, embed):
+    """Prefill, then one token at a time: the choices [B, steps] and the first and last logits."""
+    length = embeds.shape[1]
+
+    @jax.jit
+    def decode(embeds, positions, mask, cache, index):
+        arguments = (embeds, positions, mask, cache, index)
+        hidden, cache = model.apply(variables, *arguments, method="decode")
+        token, logits = choose(hidden[:, -1])
+        return token, logits, embed(token)[:, None], cache
+
+    slots = np.pad(attended, ((0, 0), (0, steps)))
+    mask = np.pad(causal_mask(length) & attended[:, None, :], ((0, 0), (0, 0), (0, steps)))
+    cache = init_cache(model.config, len(embeds), length + steps, jnp.float32)
+    token, first, embeds, cache = decode(embeds, positions, mask, cache, 0)
+    tokens, logits = [token], first
+    for index in range(length, length + steps - 1):
+        slots = slots | (np.arange(length + steps) == index)  # a new array: jax may alias the old
+        position = positions[:, -1:] + 1 + index - length
+        token, logits, embeds, cache = decode(embeds, position, slots[:, None], cache, index)
+        tokens.append(token)
+    return np.stack(tokens, 1), first, logits
 
 
-def test_understanding_greedy(apply, model, expected):
+def test_understanding_greedy(model, variables, apply, expected):
     embeds, attended, positions = understanding_inputs(apply, expected)
-    rows, length = attended.shape
-    steps = expected["und_greedy"].shape[1]
 
     def choose(hidden):
-        logits = apply("text_logits", hidden)
+        logits = model.apply(variables, hidden, method="text_logits")
         return jnp.argmax(logits, -1), logits
 
-    cache = init_cache(model.config, rows, length + steps, jnp.float32)
-    tokens, _, _ = greedy(
-        apply, cache, embeds, attended, positions, steps, choose, lambda t: apply("embed_text", t)
-    )
+    def embed(token):
+        return model.apply(variables, token, method="embed_text")
+
+    steps = expected["und_greedy"].shape[1]
+    tokens, _, _ = greedy(model, variables, embeds, attended, positions, steps, choose, embed)
     np.testing.assert_array_equal(tokens, expected["und_greedy"])
 
 
-def generate_codes(apply, model, expected, prompts):
+def generate_codes(model, variables, expected, prompts):
     """Greedy codes under guidance for prompts of any lengths in one left-padded batch."""
     pad, weight = int(expected["gen_pad_id"]), float(expected["gen_cfg_weight"])
     longest = max(map(len, prompts))
@@ -134,26 +145,26 @@ def generate_codes(apply, model, expected, prompts):
     positions = np.maximum(np.cumsum(attended, 1) - 1, 0)
 
     def choose(hidden):
-        conditional, unconditional = jnp.split(apply("image_logits", hidden), 2)
-        logits = unconditional + weight * (conditional - unconditional)
-        return jnp.tile(jnp.argmax(logits, -1), 2), logits
+        logits = model.apply(variables, hidden, method="image_logits")
+        conditional, unconditional = jnp.split(logits, 2)
+        guided = unconditional + weight * (conditional - unconditional)
+        return jnp.tile(jnp.argmax(guided, -1), 2), guided
+
+    def embed(codes):
+        return model.apply(variables, codes, method="embed_codes")
 
     steps = model.config.vq.num_codes
-    cache = init_cache(model.config, len(ids), longest + steps, jnp.float32)
-    embeds = apply("embed_text", jnp.asarray(ids))
-    codes, first, last = greedy(
-        apply, cache, embeds, attended, positions, steps, choose, lambda c: apply("embed_codes", c)
-    )
+    embeds = model.apply(variables, jnp.asarray(ids), method="embed_text")
+    codes, first, last = greedy(model, variables, embeds, attended, positions, steps, choose, embed)
     return codes[: len(prompts)], first, last
 
 
-def test_generation(apply, model, expected):
+def test_generation(model, variables, apply, expected):
     prompts = expected["gen_prompt_ids"]
-    codes, first, last = generate_codes(apply, model, expected, prompts)
+    codes, first, last = generate_codes(model, variables, expected, prompts)
     np.testing.assert_array_equal(codes, expected["gen_codes_greedy"])
-    # Guidance multiplies rounding by 2 * weight - 1 = 9.
-    close(first, expected["gen_cfg_logits_first"], 5 * TOLERANCE)
-    close(last, expected["gen_cfg_logits_last"], 5 * TOLERANCE)
+    close(first, expected["gen_cfg_logits_first"])
+    close(last, expected["gen_cfg_logits_last"])
 
     pixels = np.asarray(apply("decode_codes", jnp.asarray(codes)))
     images = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
@@ -161,20 +172,60 @@ def test_generation(apply, model, expected):
     assert difference.max() <= 1 and (difference > 0).mean() < 0.001  # truncation at the boundary
 
 
-def test_short_prompts_batched_with_long_ones(apply, model, expected):
+def test_short_prompts_batched_with_long_ones(model, variables, expected):
     prompts = [*expected["gen_prompt_ids"], *expected["short_prompt_ids"]]
-    codes, _, _ = generate_codes(apply, model, expected, prompts)
+    codes, _, _ = generate_codes(model, variables, expected, prompts)
     np.testing.assert_array_equal(codes[:2], expected["gen_codes_greedy"])
     np.testing.assert_array_equal(codes[2:], expected["short_codes_greedy"])
 
 
-@pytest.mark.parametrize("conv_impl", ["lax", "im2col"])
-def test_image_tokenizer(apply, model, expected, conv_impl):
+def test_image_tokenizer(apply, expected):
     image = nhwc(expected["vq_image"])
     np.testing.assert_array_equal(apply("encode_codes", image), expected["vq_codes"])
-    out = apply("vq_forward", image)
-    np.testing.assert_array_equal(out["codes"], expected["vq_codes"])
-    close(out["quantized"], np.moveaxis(expected["vq_quant"], 1, -1))
     decoded = np.moveaxis(expected["vq_decoded"], 1, -1)
     close(apply("decode_codes", jnp.asarray(expected["vq_codes"])), decoded)
-    close(out["reconstruction"], decoded)
+
+
+def test_image_tokenizer_through_im2col(model, variables, expected):
+    vq = model.config.vq.replace(conv_impl="im2col")
+    other = Janus(model.config.replace(vq=vq))
+    forward = jax.jit(lambda image: other.apply(variables, image, method="vq_forward"))
+    out = forward(nhwc(expected["vq_image"]))
+    np.testing.assert_array_equal(out["codes"], expected["vq_codes"])
+    close(out["quantized"], np.moveaxis(expected["vq_quant"], 1, -1))
+    close(out["reconstruction"], np.moveaxis(expected["vq_decoded"], 1, -1))
+
+
+def test_conversion_is_reversible(model, state):
+    params = params_from_official(state, model.config)
+    back = params_to_official(params, model.config)
+    assert set(state) - set(back) == {name for name in state if is_dropped(name)}
+    for name, value in back.items():
+        assert value.dtype == state[name].dtype  # bfloat16, not widened on the way
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_conversion_to_scanned_layers(model, state):
+    config = model.config.replace(scan_layers=True)
+    params = params_from_official(state, config, "float32")
+    want = jax.eval_shape(lambda key: init_params(Janus(config), key), jax.random.key(0))
+    assert jax.tree.structure(params) == jax.tree.structure(want)
+    assert [a.shape for a in jax.tree.leaves(params)] == [a.shape for a in jax.tree.leaves(want)]
+    layers = params["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]
+    second = state["language_model.model.layers.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(layers[1], second.T.astype("float32"))
+
+
+def test_conversion_reports_every_problem_at_once(model, state):
+    bad = dict(state)
+    del bad["language_model.lm_head.weight"]
+    bad["language_model.model.layers.7.mlp.up_proj.weight"] = np.zeros((160, 64))
+    bad["surprise"] = np.zeros(1)
+    bad["gen_embed.weight"] = np.zeros((8, 256))
+    with pytest.raises(UserError) as error:
+        params_from_official(bad, model.config)
+    message = str(error.value)
+    assert "1 missing: language_model.lm_head.weight" in message
+    assert "2 unexpected: language_model.model.layers.7.mlp.up_proj.weight, surprise" in message
+    assert "1 mis-shaped: gen_embed.weight is [8, 256] but should be [256, 8]" in message
+    assert "\n" not in message

@@ -6,7 +6,7 @@
     DIRECTORY/STEP/metrics  JSON, for people
 
 A step is written under a temporary name and renamed when all of it is on disk, so a process killed
-at any moment leaves the earlier steps whole; leftovers are removed when the next run opens the stage.
+at any moment leaves the earlier steps whole; the next run that opens the stage removes leftovers.
 """
 
 from __future__ import annotations
@@ -45,8 +45,16 @@ class StageCheckpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
+        handlers = {
+            "params": storage.tree_handler(),
+            "state": storage.tree_handler(),
+            "data": grain.checkpoint.CheckpointHandler(),
+            "metrics": ocp.JsonCheckpointHandler(),
+        }
         with storage.writing(self.directory, "nothing was written"):
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
 
     def save(
         self,
@@ -75,12 +83,12 @@ class StageCheckpoints:
         if step in self._manager.all_steps():
             return False
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(_arrays(params)),
-            state=ocp.args.StandardSave(_arrays(train_state)),
+            params=ocp.args.PyTreeSave(_arrays(params)),
+            state=ocp.args.PyTreeSave(_arrays(train_state)),
             data=grain.checkpoint.CheckpointSave(_iterator(data)),
             metrics=ocp.args.JsonSave(_plain(metrics or {})),
         )
-        with storage.writing(self.directory, "earlier checkpoints are intact"):
+        with storage.writing(self.directory, "earlier checkpoints are intact", params, train_state):
             return self._manager.save(step, args=items, force=True)
 
     def latest_step(self) -> int | None:
@@ -110,8 +118,8 @@ class StageCheckpoints:
         for item, abstract in (("params", abstract_params), ("state", abstract_state)):
             self._check_fit(path / item, abstract)
         items = {
-            "params": ocp.args.StandardRestore(_abstract(abstract_params)),
-            "state": ocp.args.StandardRestore(_abstract(abstract_state)),
+            "params": _restore_like(abstract_params),
+            "state": _restore_like(abstract_state),
         }
         if data is not None:
             name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
@@ -168,7 +176,7 @@ class StageCheckpoints:
 
 
 class _JsonIterator:
-    """What Grain's checkpoint handler asks of an iterator, for anything else that holds a position."""
+    """What Grain's checkpoint handler asks of an iterator, for anything else with a position."""
 
     def __init__(self, data: Any):
         self._data = data
@@ -209,12 +217,16 @@ def _arrays(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.generic) else x, tree)
 
 
-def _abstract(tree: Any) -> Any:
+def _restore_like(tree: Any) -> ocp.args.PyTreeRestore:
+    """Asks for the structure, dtypes and shardings of a tree of arrays or of their shapes."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
     def one(leaf):
         if not hasattr(leaf, "shape"):
             return leaf
-        return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
-        )
+        sharding = getattr(leaf, "sharding", None) or device
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(one, tree)
+    like = jax.tree.map(one, tree)
+    args = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(item=like, restore_args=args)

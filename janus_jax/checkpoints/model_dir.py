@@ -92,7 +92,7 @@ def save_model(
     params: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a model directory next to its final place and renames it, so no half of one ever loads.
+    """Writes a model directory next to its place and renames it, so no half of one ever loads.
 
     An earlier model in the same place is replaced. For jobs of one process.
 
@@ -114,7 +114,7 @@ def save_model(
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with storage.writing(temporary, f"{directory} is unchanged"):
+        with storage.writing(directory, "nothing there was changed", params):
             write_card(temporary, config, processor, tokenizer_json, origin)
             storage.save_tree(temporary / PARAMS, params)
         _replace(temporary, directory)
@@ -133,8 +133,8 @@ def load_model(
       stage: of a run, which stage; by default the last one.
 
     Raises:
-      UserError: the directory is missing, empty, of another kind or damaged; the run has no finished
-        checkpoint, stage or step like that; the parameters do not fit the config.
+      UserError: the directory is missing, empty, of another kind or damaged; the run has no
+        finished checkpoint, stage or step like that; the parameters do not fit the config.
     """
     directory = Path(os.path.abspath(directory))
     card = _read_card(directory)
@@ -142,7 +142,9 @@ def load_model(
     origin = dict(card.get("origin", {}))
     if (directory / PARAMS).is_dir():
         if step is not None or stage is not None:
-            raise UserError(f"{directory} is a model, not a training run: it has no stages or steps")
+            raise UserError(
+                f"{directory} is a model, not a training run: it has no stages or steps"
+            )
         path = directory / PARAMS
     else:
         stage, step = _find_step(directory, step, stage)
@@ -151,17 +153,16 @@ def load_model(
     tokenizer = directory / TOKENIZER
     if not tokenizer.is_file():
         raise UserError(f"{directory} has no {TOKENIZER}; copy it from the model it was made of")
+    tokenizer_json = storage.read_text(tokenizer)
     shapes = storage.read_shapes(path)
     _check_fit({k: v for k, v in shapes.items() if k != EXTRAS}, config, str(path))
     params = storage.read_tree(path, shapes)
     params.pop(EXTRAS, None)
-    return LoadedModel(
-        config, card["processor"], tokenizer.read_text(encoding="utf-8"), params, origin
-    )
+    return LoadedModel(config, card["processor"], tokenizer_json, params, origin)
 
 
 def finished_steps(directory: Path) -> list[int]:
-    """Steps of a stage's checkpoints that are complete (Orbax renames them into place), ascending."""
+    """The complete steps of a stage (Orbax renames them into place), ascending."""
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if path.name.isdecimal()]
@@ -172,7 +173,9 @@ def _read_card(directory: Path) -> dict[str, Any]:
     if not directory.exists():
         raise UserError(f"no such directory: {directory}")
     if not directory.is_dir():
-        raise UserError(f"{directory} is a file; give the directory of a model or of a training run")
+        raise UserError(
+            f"{directory} is a file; give the directory of a model or of a training run"
+        )
     if not any(directory.iterdir()):
         raise UserError(f"{directory} is empty: not a model or a training run")
     path = directory / CARD
@@ -186,7 +189,8 @@ def _read_card(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not the {CARD} of a {FORMAT} model")
     if not isinstance(card.get("version"), int) or card["version"] > VERSION:
         raise UserError(
-            f"{path} has format version {card.get('version')!r}, this janus_jax reads up to {VERSION}"
+            f"{path} has format version {card.get('version')!r}; this janus_jax reads "
+            f"up to {VERSION}"
         )
     for field in ("config", "processor"):
         if not isinstance(card.get(field), dict):

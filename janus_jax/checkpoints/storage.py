@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,19 +25,20 @@ TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of everything Orbax has not f
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides Orbax's log lines, and the tracebacks of its worker threads (the error still raises)."""
-    verbosity, hook = logging.get_verbosity(), threading.excepthook
+    """Hides Orbax's log lines and its worker threads' tracebacks (the error still raises)."""
+    verbosity = logging.get_verbosity()
+    hooks = threading.excepthook, sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
-    threading.excepthook = lambda args: None
+    threading.excepthook = sys.unraisablehook = lambda args: None
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        threading.excepthook = hook
+        threading.excepthook, sys.unraisablehook = hooks
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a full disk or quota. TensorStore only says so in text."""
+    """Whether an error, or one behind it, is a full disk; TensorStore only says so in text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -49,13 +51,21 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def writing(directory: Path, intact: str) -> Iterator[None]:
+def writing(directory: Path, intact: str, *trees: Any) -> Iterator[None]:
     """Turns a full disk into a `UserError` and removes what was half written in `directory`.
 
     Args:
       directory: where the temporary directories are.
       intact: what the person still has, for the message.
+      *trees: what will be written. Orbax's threads go on failing after it has raised, so a lack of
+        space that can be seen beforehand is not left to them.
     """
+    needed, free = tree_bytes(trees), _free_bytes(directory)
+    if needed > free:
+        raise UserError(
+            f"no space left on the disk of {directory}: {needed / 1e6:.0f} MB are needed, "
+            f"{free / 1e6:.0f} MB are free; {intact}"
+        )
     try:
         with quiet():
             yield
@@ -65,6 +75,18 @@ def writing(directory: Path, intact: str) -> Iterator[None]:
         for path in directory.glob(f"*{TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
         raise UserError(f"no space left on the disk of {directory}: free some; {intact}") from error
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays in a tree."""
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
+
+
+def _free_bytes(directory: Path) -> float:
+    if jax.process_count() > 1:  # processes that saw different numbers would wait for each other
+        return float("inf")
+    place = next(path for path in (directory, *directory.parents) if path.exists())
+    return shutil.disk_usage(place).free
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -85,10 +107,30 @@ def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
     return None
 
 
+def tree_handler() -> ocp.PyTreeCheckpointHandler:
+    """How trees of arrays are stored.
+
+    Uncompressed: weights hardly shrink and zstd is slow. Small arrays are not cut over the devices
+    that hold copies of them: every cut is a program to compile. No sharding file: readers say what
+    they want.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=2**24, enable_write_sharding_file=False
+    )
+    scalars = ocp.type_handlers.ScalarHandler()
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (int, scalars),
+        (float, scalars),
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+        (jax.Array, arrays),
+    )
+    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+
+
 def save_tree(path: Path, tree: Any) -> None:
     """Writes a tree of arrays to a new directory, which appears only when it is complete."""
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, args=ocp.args.StandardSave(tree))
+    with ocp.Checkpointer(tree_handler()) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
 
 
 def read_shapes(path: Path) -> dict[str, Any]:
@@ -126,7 +168,9 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read the checkpoint {path}, it may be damaged: {reason}") from error
+        raise UserError(
+            f"cannot read the checkpoint {path}, it may be damaged: {reason}"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -142,6 +186,18 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def read_text(path: Path) -> str:
+    """Reads a text file.
+
+    Raises:
+      UserError: it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
 def read_json(path: Path) -> Any:
     """Parses a JSON file.
 
@@ -149,6 +205,6 @@ def read_json(path: Path) -> Any:
       UserError: it cannot be read or parsed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON, it may be damaged: {error}") from error

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from PIL import Image
 
 from janus_jax.data import emoji_scenes as es

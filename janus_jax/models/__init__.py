@@ -4,7 +4,8 @@ from janus_jax.models.adaptor import Adaptor, ImageHead
 from janus_jax.models.attention import causal_mask, segment_mask
 from janus_jax.models.blocks import REMAT
 from janus_jax.models.decoder import Cache, Decoder, init_cache
-from janus_jax.models.janus import Janus, Params, init_params
+from janus_jax.models.init import Params, init_params
+from janus_jax.models.janus import Janus
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.stacking import stack_layers, unstack_layers
 from janus_jax.models.vqgan import VQModel

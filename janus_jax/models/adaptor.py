@@ -1,4 +1,4 @@
-"""The small MLPs between encoders, decoder and image codes (official `MlpProjector`, `vision_head`)."""
+"""The small MLPs between encoders, decoder and codes (official `MlpProjector`, `vision_head`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Adaptor(nn.Module):
 
 
 class ImageHead(nn.Module):
-    """Decoder hidden states to logits over image codes: [..., D] -> float32 [..., codebook_size]."""
+    """Hidden states to logits over image codes: [..., D] -> float32 [..., codebook_size]."""
 
     codebook_size: int
     dtype: jnp.dtype = jnp.float32
@@ -37,6 +37,5 @@ class ImageHead(nn.Module):
             self.dtype,
             self.param_dtype,
             out_dtype=jnp.float32,
-            kernel_init=nn.initializers.normal(0.02),
             name="head",
         )(x)

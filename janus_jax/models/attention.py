@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from janus_jax.models.einsum import einsum
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Scaled dot-product attention; softmax in float32.
 
     Args:
@@ -23,12 +23,12 @@ def attend(
       [B, T, N, H] in the dtype of q.
     """
     q = rearrange(q, "b t (k g) h -> b t k g h", k=k.shape[2])
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    scores = einsum("btkgh,bskh->bkgts", q, k)
     scores = scores * q.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v, preferred_element_type=jnp.float32)
+    out = einsum("bkgts,bskh->btkgh", weights, v)
     return rearrange(out, "b t k g h -> b t (k g) h").astype(q.dtype)
 
 

@@ -15,8 +15,8 @@ def remat_block(block: type[nn.Module], remat: str, *, scan: bool) -> type[nn.Mo
 
     Args:
       block: module class.
-      remat: "none" keeps all activations, "full" keeps only the block's inputs, "dots" keeps also the
-        results of products with weights.
+      remat: "none" keeps all activations, "full" keeps only the block's inputs, "dots" keeps also
+        the results of products with weights.
       scan: whether the block runs inside a scan, where nothing has to be protected from CSE.
 
     Raises:

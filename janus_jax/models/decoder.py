@@ -126,7 +126,6 @@ class Decoder(nn.Module):
             config.width,
             policy.compute,
             policy.param,
-            stddev=config.width**-0.5,
         )
         self.layers = make_blocks(
             Block,
@@ -144,7 +143,6 @@ class Decoder(nn.Module):
             policy.param,
             use_bias=False,
             out_dtype=jnp.float32,
-            kernel_init=nn.initializers.normal(0.02),
         )
 
     def embed_text(self, ids: jax.Array) -> jax.Array:
@@ -187,6 +185,8 @@ class Decoder(nn.Module):
             return self.final_norm(x), None
         updated = []
         for i, layer in enumerate(self.layers):
-            x, layer_cache = layer(x, angles, mask, None if cache is None else cache[i], cache_index)
+            x, layer_cache = layer(
+                x, angles, mask, None if cache is None else cache[i], cache_index
+            )
             updated.append(layer_cache)
         return self.final_norm(x), None if cache is None else tuple(updated)

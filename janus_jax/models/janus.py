@@ -1,12 +1,10 @@
 """Janus: two image encoders around one language model.
 
-Janus-Pro (arXiv:2501.17811) figure 3; official `janus/models/modeling_vlm.py`. Every public method is a
-pure function of (params, inputs): `model.apply({"params": params}, ..., method="name")`.
+Janus-Pro (arXiv:2501.17811) figure 3; official `janus/models/modeling_vlm.py`. Every public method
+is a pure function of (params, inputs): `model.apply({"params": params}, ..., method="name")`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +16,6 @@ from janus_jax.models.decoder import Cache, Decoder
 from janus_jax.models.layers import Embed
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.vqgan import VQModel
-
-Params = dict[str, Any]
 
 
 class Janus(nn.Module):
@@ -43,7 +39,7 @@ class Janus(nn.Module):
         self.siglip = SigLIP(config.siglip, policy, **layers)
         self.und_adaptor = Adaptor(config.decoder.width, **kinds)
         # Its own table, not the tokenizer's codebook.
-        self.gen_embed = Embed(config.vq.codebook_size, config.vq.codebook_dim, **kinds, stddev=1.0)
+        self.gen_embed = Embed(config.vq.codebook_size, config.vq.codebook_dim, **kinds)
         self.gen_adaptor = Adaptor(config.decoder.width, **kinds)
         self.image_head = ImageHead(config.vq.codebook_size, **kinds)
         self.decoder = Decoder(config.decoder, policy, **layers)
@@ -118,12 +114,3 @@ class Janus(nn.Module):
         hidden, _ = self.decode(x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool))
         self.text_logits(hidden)
         self.image_logits(hidden)
-
-
-def init_params(model: Janus, key: jax.Array) -> Params:
-    """Fresh parameters of every sub-module, as plain nested dicts in `policy.param_dtype`.
-
-    Compiled, so that the dummy forward pass is dropped; works under `jax.eval_shape` and under an outer
-    `jax.jit` with `out_shardings`.
-    """
-    return jax.jit(lambda key: model.init(key, method="touch")["params"])(key)

@@ -6,14 +6,38 @@ float32 and are cast back to `dtype`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from janus_jax.models.einsum import project
+
 NORM_EPS = 1e-6  # every LayerNorm and GroupNorm of the official model; torch's default is 1e-5
 
-lecun_normal = nn.initializers.lecun_normal()
+# Standard deviations that parameters start with, by name: 1/sqrt(fan-in) for kernels and
+# 1/sqrt(width) for tables. At Janus-1B's width that is 0.022, LLaMA's customary 0.02; narrow
+# models keep unit gain.
+STDDEV: dict[str, Callable[[Sequence[int]], float]] = {
+    "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
+    "embedding": lambda shape: shape[-1] ** -0.5,
+    "pos_embed": lambda shape: shape[-1] ** -0.5,
+}
+CONSTANT = {"bias": 0.0, "scale": 1.0}
+
+
+def initializer(name: str) -> nn.initializers.Initializer:
+    """The Flax initialiser of parameters called `name`."""
+    if name in CONSTANT:
+        return nn.initializers.constant(CONSTANT[name])
+
+    def normal(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+        return (jax.random.normal(key, shape) * STDDEV[name](shape)).astype(dtype)
+
+    return normal
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -30,7 +54,6 @@ class Dense(nn.Module):
       param_dtype: dtype the parameters are stored in.
       use_bias: whether to add a bias.
       out_dtype: dtype of the result; float32 for logits.
-      kernel_init: initialiser of the [I, features] kernel.
     """
 
     features: int
@@ -38,20 +61,14 @@ class Dense(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     use_bias: bool = True
     out_dtype: jnp.dtype | None = None
-    kernel_init: nn.initializers.Initializer = lecun_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y = jnp.einsum(
-            "...i,io->...o",
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        kernel = self.param("kernel", initializer("kernel"), shape, self.param_dtype)
+        y = project(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            bias = self.param("bias", initializer("bias"), (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
         return y.astype(self.out_dtype or self.dtype)
 
@@ -59,25 +76,24 @@ class Dense(nn.Module):
 class Embed(nn.Module):
     """Table lookup: integer ids [...] -> [..., features].
 
-    Ids outside [0, num_embeddings) are clamped, so slots that are overwritten later may hold any id.
+    Ids outside [0, num_embeddings) are clamped, so slots that are overwritten later may hold any
+    id.
     """
 
     num_embeddings: int
     features: int
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
-    stddev: float = 0.02
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         shape = (self.num_embeddings, self.features)
-        init = nn.initializers.normal(self.stddev)
-        table = self.param("embedding", init, shape, self.param_dtype)
+        table = self.param("embedding", initializer("embedding"), shape, self.param_dtype)
         return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) over the last axis, in float32, cast to `dtype` BEFORE the weight (LLaMA order)."""
+    """x / rms(x) over the last axis, in float32, cast to `dtype` BEFORE the weight (LLaMA)."""
 
     eps: float
     dtype: jnp.dtype = jnp.float32
@@ -85,7 +101,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        scale = self.param("scale", initializer("scale"), (x.shape[-1],), self.param_dtype)
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
         return x.astype(self.dtype) * scale.astype(self.dtype)
@@ -128,17 +144,16 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         k, s = self.kernel_size, self.stride
-        # torch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         shape = (k, k, x.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        kernel = self.param("kernel", initializer("kernel"), shape, self.param_dtype)
+        bias = self.param("bias", initializer("bias"), (self.features,), self.param_dtype)
+        kernel = kernel.astype(self.dtype)
         padding = self.padding or (((k - 1) // 2, k // 2),) * 2
         x = x.astype(self.dtype)
         if k == 1 and s == 1:
-            y = _project(x, kernel)
+            y = project(x, _flat(kernel))
         elif self.implementation == "im2col":
-            y = _project(_patches(x, k, s, padding), kernel)
+            y = project(_patches(x, k, s, padding), _flat(kernel))
         elif self.implementation == "lax":
             y = jax.lax.conv_general_dilated(
                 x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -155,7 +170,11 @@ def _patches(x: jax.Array, k: int, stride: int, padding) -> jax.Array:
     width = (x.shape[2] - k) // stride + 1
     return jnp.concatenate(
         [
-            x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+            x[
+                :,
+                i : i + stride * (height - 1) + 1 : stride,
+                j : j + stride * (width - 1) + 1 : stride,
+            ]
             for i in range(k)
             for j in range(k)
         ],
@@ -163,6 +182,5 @@ def _patches(x: jax.Array, k: int, stride: int, padding) -> jax.Array:
     )
 
 
-def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    flat = rearrange(kernel, "h w i o -> (h w i) o")
-    return jnp.einsum("...i,io->...o", x, flat, preferred_element_type=jnp.float32)
+def _flat(kernel: jax.Array) -> jax.Array:
+    return rearrange(kernel, "h w i o -> (h w i) o")

@@ -1,21 +1,20 @@
 """Understanding encoder: SigLIP-L/16 as in `janus/models/siglip_vit.py` (timm layout).
 
-A pre-norm ViT without class token or attention pooling: all patch tokens leave after the final norm.
+A pre-norm ViT without class token or attention pooling: all patch tokens leave after the final
+norm.
 """
 
 from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 
 from janus_jax.config import Policy, SigLIPConfig
 from janus_jax.models.attention import attend
 from janus_jax.models.blocks import make_blocks
-from janus_jax.models.layers import Dense, LayerNorm, gelu
-
-_xavier = nn.initializers.xavier_uniform()
+from janus_jax.models.einsum import project
+from janus_jax.models.layers import Dense, LayerNorm, gelu, initializer
 
 
 class PatchEmbed(nn.Module):
@@ -28,16 +27,11 @@ class PatchEmbed(nn.Module):
     def __call__(self, pixels: jax.Array) -> jax.Array:
         p, width = self.config.patch_size, self.config.width
         dtype = self.policy.compute
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (p, p, 3, width), self.policy.param
-        )
-        bias = self.param("bias", nn.initializers.zeros, (width,), self.policy.param)
-        patches = rearrange(
-            pixels.astype(dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p
-        )
+        kernel = self.param("kernel", initializer("kernel"), (p, p, 3, width), self.policy.param)
+        bias = self.param("bias", initializer("bias"), (width,), self.policy.param)
+        patches = rearrange(pixels.astype(dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
         flat = rearrange(kernel.astype(dtype), "p q c d -> (p q c) d")
-        x = jnp.einsum("BPI,ID->BPD", patches, flat, preferred_element_type=jnp.float32)
-        return (x + bias.astype(dtype)).astype(dtype)
+        return (project(patches, flat) + bias.astype(dtype)).astype(dtype)
 
 
 class Block(nn.Module):
@@ -50,17 +44,16 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
         config = self.config
         kinds = {"dtype": self.policy.compute, "param_dtype": self.policy.param}
-        dense = {**kinds, "kernel_init": _xavier}
 
         y = LayerNorm(**kinds, name="norm1")(x)
-        qkv = Dense(3 * config.width, **dense, name="qkv")(y)
+        qkv = Dense(3 * config.width, **kinds, name="qkv")(y)
         q, k, v = rearrange(qkv, "b p (three n h) -> three b p n h", three=3, n=config.heads)
         y = rearrange(attend(q, k, v), "b p n h -> b p (n h)")
-        x = x + Dense(config.width, **dense, name="proj")(y)
+        x = x + Dense(config.width, **kinds, name="proj")(y)
 
         y = LayerNorm(**kinds, name="norm2")(x)
-        y = gelu(Dense(config.mlp_ratio * config.width, **dense, name="fc1")(y))
-        return x + Dense(config.width, **dense, name="fc2")(y), None
+        y = gelu(Dense(config.mlp_ratio * config.width, **kinds, name="fc1")(y))
+        return x + Dense(config.width, **kinds, name="fc2")(y), None
 
 
 class SigLIP(nn.Module):
@@ -83,7 +76,7 @@ class SigLIP(nn.Module):
         self.patch_embed = PatchEmbed(config, policy)
         self.pos_embed = self.param(
             "pos_embed",
-            nn.initializers.normal(config.width**-0.5),
+            initializer("pos_embed"),
             (config.num_patches, config.width),
             policy.param,
         )

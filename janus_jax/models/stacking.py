@@ -1,4 +1,4 @@
-"""Parameters between the scanned layout (one stacked block) and the unrolled one (one block a layer)."""
+"""Parameters between the scanned layout (stacked blocks) and the unrolled one (a block a layer)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ import numpy as np
 
 from janus_jax.config import JanusConfig
 
-
-def _repeated(config: JanusConfig) -> dict[str, tuple[str, int]]:
-    """Sub-module -> (name of its repeated block, how many)."""
-    return {
-        "siglip": ("blocks", config.siglip.layers),
-        "decoder": ("layers", config.decoder.layers),
-    }
+# Sub-module -> name of its repeated block.
+REPEATED = {"siglip": "blocks", "decoder": "layers"}
 
 
 def _stack(*leaves: Any) -> Any:
@@ -27,13 +22,15 @@ def _stack(*leaves: Any) -> Any:
 def stack_layers(params: Mapping[str, Any], config: JanusConfig) -> dict[str, Any]:
     """`layers_0`, `layers_1`, ... -> `layers` with a leading layer axis (and SigLIP's `blocks`).
 
-    Sub-modules that are absent or already stacked are left as they are. Works on jax and numpy arrays.
+    Sub-modules that are absent or already stacked are left as they are. Works on jax and numpy
+    arrays.
 
     Raises:
       ValueError: some but not all of the layers are there.
     """
     out = dict(params)
-    for module, (name, count) in _repeated(config).items():
+    for module, name in REPEATED.items():
+        count = getattr(config, module).layers
         if module not in out or name in out[module]:
             continue
         rest = dict(out[module])
@@ -54,7 +51,8 @@ def unstack_layers(params: Mapping[str, Any], config: JanusConfig) -> dict[str, 
       ValueError: the leading axis is not the number of layers in `config`.
     """
     out = dict(params)
-    for module, (name, count) in _repeated(config).items():
+    for module, name in REPEATED.items():
+        count = getattr(config, module).layers
         if module not in out or name not in out[module]:
             continue
         rest = dict(out[module])

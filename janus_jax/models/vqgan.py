@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 
 from janus_jax.config import Policy, VQConfig
 from janus_jax.models.attention import attend
-from janus_jax.models.layers import Conv, GroupNorm
+from janus_jax.models.layers import Conv, GroupNorm, initializer
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -152,14 +152,12 @@ class Quantizer(_VQModule):
 
     def setup(self):
         shape = (self.config.codebook_size, self.config.codebook_dim)
-        self.embedding = self.param(
-            "embedding", nn.initializers.normal(1.0), shape, self.param_dtype
-        )
+        self.embedding = self.param("embedding", initializer("embedding"), shape, self.param_dtype)
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Codes of the nearest vectors: [..., c] -> int32 [...]."""
-        # |z|^2 is the same for every code and |e| = 1, so the smallest distance is the largest product.
-        # Full precision: a TPU's or GPU's default would move near ties.
+        # |z|^2 is the same for every code and |e| = 1, so the smallest distance is the largest
+        # product. Full precision: a TPU's or GPU's default would move near ties.
         products = jnp.einsum(
             "...C,VC->...V",
             normalize(z),
@@ -224,9 +222,9 @@ class VQModel(nn.Module):
           quantize: False decodes the unit latents themselves: a plain auto-encoder, for warm-up.
 
         Returns:
-          reconstruction [B, H, W, 3]; codes int32 [B, num_codes]; z [B, h, w, c] before normalisation;
-          quantized [B, h, w, c] unit code vectors (gradient into the codebook); codebook_loss and
-          commitment_loss, scalars.
+          reconstruction [B, H, W, 3]; codes int32 [B, num_codes]; z [B, h, w, c] before
+          normalisation; quantized [B, h, w, c] unit code vectors (gradient into the codebook);
+          codebook_loss and commitment_loss, scalars.
         """
         z = self.latents(pixels)
         unit = normalize(z)

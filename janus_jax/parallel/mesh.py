@@ -60,8 +60,8 @@ def make_mesh(
         raise UserError(f"mesh {wanted} needs {count} devices, there are {len(devices)}")
     if count < len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"mesh {wanted} uses {count} of {len(devices)} devices; a job of several processes must "
-            "use all of them: set one axis to -1"
+            f"mesh {wanted} uses {count} of {len(devices)} devices; a job of several processes "
+            "must use all of them: set one axis to -1"
         )
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count]
@@ -99,8 +99,8 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
         if leaf.ndim and leaf.shape[0] % local_shards:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
-                f"batch array {name!r} has {leaf.shape[0]} rows a process, which do not divide over "
-                f"{local_shards} devices (data x fsdp)"
+                f"batch array {name!r} has {leaf.shape[0]} rows a process, which do not divide "
+                f"over {local_shards} devices (data x fsdp)"
             )
         return jax.make_array_from_process_local_data(rows if leaf.ndim else whole, leaf)
 

@@ -13,15 +13,17 @@ from janus_jax.errors import UserError
 def is_multiprocess(env: Mapping[str, str]) -> bool:
     """Whether environment variables say that this process is one of several.
 
-    Recognised: `JAX_COORDINATOR_ADDRESS` (set by hand, with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`),
-    `srun` and `mpirun` with more than one task, TPU pods and TPU multislice.
+    Recognised: `JAX_COORDINATOR_ADDRESS` (set by hand, with `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`), `srun` and `mpirun` with more than one task, TPU pods and TPU multislice.
     """
     if env.get("JAX_COORDINATOR_ADDRESS") or env.get("MEGASCALE_COORDINATOR_ADDRESS"):
         return True
     # Of the step, not of the job: a script that sbatch starts without srun is alone.
     if _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1 or _integer(env, "OMPI_COMM_WORLD_SIZE", 1) > 1:
         return True
-    return any("," in env.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    return any(
+        "," in env.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+    )
 
 
 def initialize(env: Mapping[str, str] | None = None) -> bool:

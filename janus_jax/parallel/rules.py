@@ -118,8 +118,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     """How to shard a training state: what mirrors a parameter lies where the parameter lies.
 
     Args:
-      state: tree of arrays or shapes, such as an optax state. A leaf whose path ends in a parameter's
-        path and that has its rank (Adam moments, an average of the weights) takes its sharding.
+      state: tree of arrays or shapes, such as an optax state. A leaf whose path ends in a
+        parameter's path and that has its rank (Adam moments, averaged weights) takes its sharding.
       mesh: from `make_mesh`.
 
     Returns:
@@ -173,5 +173,5 @@ def _mesh_axes(axis: str | None, size: int, mesh: Mesh) -> str | tuple[str, ...]
 
 
 def _shardings(specs: Any, mesh: Mesh) -> Any:
-    is_spec = lambda x: isinstance(x, P)  # noqa: E731
+    is_spec = lambda x: isinstance(x, P)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)

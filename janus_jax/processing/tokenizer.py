@@ -18,9 +18,9 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from janus_jax.errors import UserError
 
 # The bars are U+FF5C and the blocks U+2581.
-BOS = "<｜begin▁of▁sentence｜>"  # noqa: RUF001
-EOS = "<｜end▁of▁sentence｜>"  # noqa: RUF001
-PAD = "<｜▁pad▁｜>"  # noqa: RUF001
+BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
+PAD = "<｜▁pad▁｜>"
 BOI = "<begin_of_image>"
 EOI = "<end_of_image>"
 IMAGE = "<image_placeholder>"

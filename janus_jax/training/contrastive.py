@@ -86,4 +86,6 @@ def siglip_loss(
 
 def _tower(model: Janus, embed_dim: int) -> TextTower:
     width = model.config.siglip.width
-    return TextTower(model.config.decoder.vocab_size, width, 1, model.config.siglip.heads, embed_dim)
+    return TextTower(
+        model.config.decoder.vocab_size, width, 1, model.config.siglip.heads, embed_dim
+    )

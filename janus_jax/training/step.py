@@ -32,7 +32,8 @@ class TrainState:
       trainable: parameters this stage trains.
       opt_state: of the optimizer.
       ema: average of `trainable`; {} where the stage keeps none.
-      extra: {"usage": float32 [codes]} for the image tokenizer, else {}.
+      extra: for the image tokenizer {"usage": float32 [codes], average uses of a code per batch;
+        "recent": float32 [8 * codes, C], the last encoder outputs}, else {}.
     """
 
     step: jax.Array
@@ -53,7 +54,11 @@ def init_state(stage: Stage, params: Params) -> tuple[TrainState, Params]:
     extra = {}
     if stage.objective == "vq":
         codebook = params["vq"]["quantize"]["embedding"]
-        extra = {"usage": jnp.zeros(codebook.shape[0], jnp.float32)}
+        size, width = codebook.shape
+        extra = {
+            "usage": jnp.zeros(size, jnp.float32),
+            "recent": jnp.zeros((8 * size, width), jnp.float32),
+        }
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
@@ -83,9 +88,7 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
     def loss_fn(trainable, frozen, batch, quantize):
         params = frozen | trainable
         if stage.objective == "vq":
-            loss, (metrics, aux) = vq.vq_loss(
-                model, params, batch, quantize, options["commitment"]
-            )
+            loss, (metrics, aux) = vq.vq_loss(model, params, batch, quantize, options["commitment"])
             return loss, (metrics, aux)
         if stage.objective == "siglip":
             loss, metrics = contrastive.siglip_loss(model, params, batch, pad_id)
@@ -107,16 +110,20 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
             decay = jnp.minimum(stage.ema_decay, young)
             ema = optax.incremental_update(trainable, ema, 1.0 - decay)
         extra = state.extra
-        if stage.objective == "vq" and quantize:
-            extra = {"usage": vq.update_usage(extra["usage"], aux["codes"])}
-            metrics["codes_used"] = jnp.mean((extra["usage"] > 0.05).astype(jnp.float32))
+        if stage.objective == "vq":
+            recent = jnp.concatenate([extra["recent"], aux["z"]])[-len(extra["recent"]) :]
+            extra = extra | {"recent": recent}
+            if quantize:
+                usage = vq.update_usage(extra["usage"], aux["codes"])
+                extra = extra | {"usage": usage}
+                metrics["codes_used"] = jnp.mean((usage > 0.05).astype(jnp.float32))
         metrics["grad_norm"] = optax.global_norm(grads)
         state = TrainState(state.step + 1, trainable, opt_state, ema, extra)
         return state, metrics
 
     if stage.objective != "vq":
         return functools.partial(_plain_step, step)
-    return functools.partial(_vq_step, step, _codebook_care(model, stage), options)
+    return functools.partial(_vq_step, step, _codebook_care(stage), options)
 
 
 def _plain_step(step, state, frozen, batch, done):
@@ -128,33 +135,32 @@ def _vq_step(step, care, options, state, frozen, batch, done):
     """Warm-up as an auto-encoder; the codebook placed at its end, and dead codes moved now and then."""
     warmup, every, until = options["warmup"], options["revive_every"], options["revive_until"]
     if done == warmup:
-        state = care(state, frozen, batch, True)
+        state = care(state, True)
     elif warmup < done < until and (done - warmup) % every == 0:
-        state = care(state, frozen, batch, False)
+        state = care(state, False)
     return step(state, frozen, batch, done >= warmup)
 
 
-def _codebook_care(model: Janus, stage: Stage):
+def _codebook_care(stage: Stage):
     threshold = stage.options.get("revive_below", 0.05)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def care(state: TrainState, frozen: Params, batch: Batch, place: bool) -> TrainState:
-        params = frozen | state.trainable
-        _, (_, aux) = vq.vq_loss(model, params, batch, False, 0.0)
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=1)
+    def care(state: TrainState, place: bool) -> TrainState:
+        """Places the whole codebook on recent encoder outputs, or only its dead codes."""
         key = jax.random.fold_in(jax.random.key(0), state.step)
         codebook = state.trainable["vq"]["quantize"]["embedding"]
+        usage, recent = state.extra["usage"], state.extra["recent"]
         if place:
-            codebook = vq.place_codes(aux["z"], codebook.shape[0], key)
+            codebook = vq.place_codes(recent, codebook.shape[0], key)
             usage = jnp.full(codebook.shape[0], 10.0 * threshold)
         else:
-            codebook, usage, _ = vq.revive_codes(
-                codebook, state.extra["usage"], aux["z"], key, threshold
-            )
+            codebook, usage, _ = vq.revive_codes(codebook, usage, recent, key, threshold)
 
         def put(tree):
             return tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}
 
-        ema = put(state.ema) if state.ema else {}
-        return state.replace(trainable=put(state.trainable), ema=ema, extra={"usage": usage})
+        trainable, ema = put(state.trainable), put(state.ema) if state.ema else {}
+        extra = {"usage": usage, "recent": recent}
+        return state.replace(trainable=trainable, ema=ema, extra=extra)
 
     return care

@@ -22,8 +22,8 @@ def params_from_official(
     """Converts a whole official checkpoint.
 
     Args:
-      state: official tensor name -> numpy array (bfloat16 as `ml_dtypes.bfloat16`). Each value is read
-        once, so a lazy mapping over files works.
+      state: official tensor name -> numpy array (bfloat16 as `ml_dtypes.bfloat16`). Each value is
+        read once, so a lazy mapping over files works.
       config: the architecture; `scan_layers` decides the layout of the result.
       dtype: dtype of the result; None keeps what the checkpoint has.
 

@@ -1,8 +1,9 @@
 """The one table between the official PyTorch names and ours.
 
 Each row names a torch module, the place of its parameters in our (unrolled) tree, and the kind of
-module, which fixes the tensors it has and how their layouts differ. `{i}` and `{j}` stand for indices.
-Source of the names: `janus/models/` of deepseek-ai/Janus and the state dicts of the releases.
+module, which fixes the tensors it has and how their layouts differ. `{i}` and `{j}` stand for
+indices. Source of the names: `janus/models/` of deepseek-ai/Janus and the state dicts of the
+releases.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """The official `config.json` to a `JanusConfig`.
 
 The released files name a vision tower and a tokenizer and leave their geometry to code; a file may
-instead, or in addition, spell the geometry out in extra keys (`width`, `layers`, `heads`, `patch_size`,
-`mlp_ratio` of the tower; `ch`, `ch_mult`, `num_res_blocks`, `z_channels` of the tokenizer).
-Sources: `janus/models/{modeling_vlm,clip_encoder,siglip_vit,vq_model}.py`, `transformers.LlamaConfig`.
+instead, or in addition, spell the geometry out in extra keys (`width`, `layers`, `heads`,
+`patch_size`, `mlp_ratio` of the tower; `ch`, `ch_mult`, `num_res_blocks`, `z_channels` of the
+tokenizer).
+Sources: `janus/models/{modeling_vlm,clip_encoder,siglip_vit,vq_model}.py`,
+`transformers.LlamaConfig`.
 """
 
 from __future__ import annotations
@@ -58,8 +60,9 @@ def config_from_official(
       name: name of the result; the file does not hold one.
 
     Raises:
-      UserError: a section is absent, a model name is unknown and its geometry not spelled out, parts do
-        not fit together, or the file asks for something that this implementation does not do.
+      UserError: a section is absent, a model name is unknown and its geometry not spelled out,
+        parts do not fit together, or the file asks for something that this implementation does not
+        do.
     """
     if not isinstance(official, Mapping) or official.get("model_type") != "multi_modality":
         raise UserError(
@@ -99,6 +102,13 @@ def _geometry(
     return geometry
 
 
+def _integer(values: Mapping[str, Any], key: str, default: int | None, where: str) -> int:
+    value = values.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"config.json {where}: {key} must be an integer, not {value!r}")
+    return value
+
+
 def _siglip(params: Mapping[str, Any]) -> SigLIPConfig:
     name = str(params.get("model_name", ""))
     keys = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
@@ -108,7 +118,8 @@ def _siglip(params: Mapping[str, Any]) -> SigLIPConfig:
     if params.get("select_feature", "patch") != "same":
         raise UserError("config.json vision_config: only select_feature 'same' is supported")
     # `create_siglip_vit`: a negative layer counts from the end and the tower stops there.
-    select, layers = int(params.get("select_layer", -2)), int(geometry["layers"])
+    select = _integer(params, "select_layer", -2, "vision_config")
+    layers = _integer(geometry, "layers", None, "vision_config")
     geometry["layers"] = min(layers, layers + select + 1 if select <= 0 else select)
     return SigLIPConfig.from_dict(geometry)
 
@@ -135,16 +146,19 @@ def _decoder(section: Mapping[str, Any]) -> DecoderConfig:
                 f"config.json language_config: {key} = {section[key]!r} is not supported"
             )
     values = {key: section.get(key, default) for key, default in _LLAMA_DEFAULTS.items()}
-    heads = values["num_attention_heads"]
+    width = _integer(values, "hidden_size", None, "language_config")
+    heads = _integer(values, "num_attention_heads", None, "language_config")
+    if heads < 1:
+        raise UserError("config.json language_config: num_attention_heads must be positive")
     return DecoderConfig.from_dict(
         {
             "vocab_size": values["vocab_size"],
-            "width": values["hidden_size"],
+            "width": width,
             "ffw": values["intermediate_size"],
             "layers": values["num_hidden_layers"],
             "heads": heads,
             "kv_heads": section.get("num_key_value_heads") or heads,
-            "head_dim": section.get("head_dim") or values["hidden_size"] // heads,
+            "head_dim": section.get("head_dim") or width // heads,
             "rope_theta": values["rope_theta"],
             "norm_eps": values["rms_norm_eps"],
             "max_position": values["max_position_embeddings"],
@@ -173,4 +187,6 @@ def _check_image_head(params: Mapping[str, Any], vq: VQConfig, decoder: DecoderC
     }
     for key, value in want.items():
         if params.get(key, value) != value:
-            raise UserError(f"config.json gen_head_config: {key} must be {value}, not {params[key]}")
+            raise UserError(
+                f"config.json gen_head_config: {key} must be {value}, not {params[key]}"
+            )

@@ -63,7 +63,9 @@ def article(phrase: str) -> str:
 def sprite_sheet() -> tuple[tuple[str, ...], np.ndarray]:
     """Names and pictures of all shipped sprites: 814 names, uint8 [814, 64, 64, 4] RGBA."""
     assets = resources.files("janus_jax.data") / "assets"
-    names = tuple(s["name"] for s in json.loads((assets / "noto_emoji.json").read_text())["sprites"])
+    names = tuple(
+        s["name"] for s in json.loads((assets / "noto_emoji.json").read_text())["sprites"]
+    )
     with (assets / "noto_emoji_64px.webp").open("rb") as file:
         sheet = np.asarray(Image.open(file).convert("RGBA"))
     tiles = sheet.reshape(-1, SPRITE_PX, _COLUMNS, SPRITE_PX, 4).swapaxes(1, 2)

@@ -1,0 +1,145 @@
+"""A small Janus that learns everything from nothing, on two CPU cores, in minutes.
+
+    python train.py --config configs/janus_tiny.py          # about a quarter of an hour
+    python train.py --config configs/janus_tiny.py:smoke    # under a minute; its scores mean nothing
+    python train.py --config configs/janus_tiny.py:long     # about an hour
+    python train.py --config configs/janus_tiny.py:stage2   # one stage alone
+
+Stage 0 makes the parts that the paper takes ready-made; stages 1 to 3 have the paper's freeze sets, ratios
+and warm-up shape, with rates and steps scaled to the size. What is sampled is an average of the weights:
+it does for a constant rate what a decay would do.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+DRAW = {
+    "single_object": 1.0,
+    "two_object": 2.0,
+    "counting": 2.0,
+    "colors": 1.5,
+    "position": 3.0,
+    "color_attr": 3.0,
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = common.base("janus_tiny", preset="janus-tiny")
+    config.tokenizer = "builtin"
+    config.processor.cfg_weight = 1.5
+    config.policy = dict(param_dtype="float32", compute_dtype="float32", remat="none")
+    config.world = dict(image_size=48, grid=3, objects="tiny")
+    config.data = dict(row=dict(tokens=160, targets=96, und_images=4, gen_images=3), threads=1)
+    config.stages = dict(
+        stage0_vq=common.stage(
+            "vq",
+            "vq",
+            steps=2000,
+            learning_rate=3e-3,
+            warmup_steps=50,
+            batch_size=16,
+            ema_decay=0.99,
+            tasks={"dense": 6.0, "mixed": 3.0, "single_object": 0.5, "counting": 0.5},
+            options=dict(
+                commitment=0.25, warmup=150, revive_every=25, revive_until=1700, revive_below=0.05
+            ),
+        ),
+        stage0_siglip=common.stage(
+            "siglip",
+            "siglip",
+            steps=300,
+            learning_rate=2e-3,
+            warmup_steps=40,
+            batch_size=96,
+            ema_decay=0.99,
+            tasks={"mixed": 4.0, "counting": 1.0, "color_attr": 1.0, "position": 1.0},
+            options=dict(text_length=40),
+        ),
+        stage0_lm=common.stage(
+            "janus",
+            "lm",
+            steps=250,
+            learning_rate=2e-3,
+            warmup_steps=20,
+            batch_size=8,
+            ratio=(0.0, 1.0, 0.0),
+            ema_decay=0.98,
+            tasks={**DRAW, "mixed": 3.0},
+        ),
+        stage1=common.stage(
+            "janus",
+            "stage1",
+            steps=240,
+            learning_rate=4e-3,
+            warmup_steps=10,
+            batch_size=8,
+            ratio=(1.0, 0.0, 3.0),
+            ema_decay=0.98,
+            tasks={"single_object": 1.0},
+            scenes={"describe": 1.0},
+        ),
+        stage2=common.stage(
+            "janus",
+            "stage2",
+            steps=1500,
+            learning_rate=2e-3,
+            warmup_steps=30,
+            batch_size=8,
+            ratio=(2.0, 3.0, 5.0),
+            ema_decay=0.99,
+            tasks={**DRAW, "mixed": 0.0},
+        ),
+        stage3=common.stage(
+            "janus",
+            "stage3",
+            steps=500,
+            learning_rate=8e-4,
+            warmup_steps=0,
+            batch_size=8,
+            ratio=(5.0, 1.0, 4.0),
+            ema_decay=0.99,
+            tasks={**DRAW, "mixed": 0.0},
+            scenes={"chat": True, "describe": 0.1},
+        ),
+    )
+    config.stage_order = (
+        "stage0_vq",
+        "stage0_siglip",
+        "stage0_lm",
+        "stage1",
+        "stage2",
+        "stage3",
+    )
+    config.log = dict(save_every=250, log_every=10, sample_every=250)
+    config.eval = dict(
+        after_stages=True, prompts=50, questions=50, cfg_weights=(1.0, 1.5, 2.0, 3.0), note=""
+    )
+    if arg == "smoke":
+        return _smoke(config)
+    if arg == "long":
+        return _long(config)
+    return common.pick(config, arg)
+
+
+def _smoke(config: ConfigDict) -> ConfigDict:
+    config.name = "janus_tiny_smoke"
+    for name in config.stage_order:
+        config.stages[name].steps = 8
+        config.stages[name].warmup_steps = 2
+    config.stages.stage0_vq.options = dict(
+        commitment=0.25, warmup=3, revive_every=2, revive_until=7, revive_below=0.05
+    )
+    config.log = dict(save_every=4, log_every=2, sample_every=8)
+    config.eval.update(prompts=2, questions=2, cfg_weights=(1.5,), after_stages=False)
+    config.eval.note = "smoke run: a few steps a stage, the scores mean nothing"
+    return config
+
+
+def _long(config: ConfigDict) -> ConfigDict:
+    config.name = "janus_tiny_long"
+    for name in config.stage_order:
+        config.stages[name].steps *= 4
+    config.stages.stage0_vq.options.revive_until *= 4
+    config.log.update(save_every=1000, sample_every=1000)
+    return config

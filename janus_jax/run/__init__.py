@@ -1,0 +1,6 @@
+"""A whole run: a config's stages in order, scores after each, a report at the end."""
+
+from janus_jax.run.experiment import Experiment, batches, build
+from janus_jax.run.training_run import train
+
+__all__ = ["Experiment", "batches", "build", "train"]

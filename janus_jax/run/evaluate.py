@@ -1,0 +1,203 @@
+"""What a run looks at while it trains: sample grids, and scores after each stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from janus_jax.data import emoji_scenes as es
+from janus_jax.evaluation import (
+    make_prompts,
+    make_questions,
+    mini_geneval,
+    plain,
+    prove_judge,
+    question_accuracy,
+)
+from janus_jax.processing import grid, to_float, to_uint8
+from janus_jax.run.experiment import Experiment
+from janus_jax.sampling import Janus
+from janus_jax.training import Stage
+
+TILE = 144  # pixels of one picture in a grid that people look at
+# Guidance is chosen on prompts of this seed, and scored on others.
+TUNING_SEED = 1_000_033
+
+Params = dict[str, Any]
+
+
+class Evaluator:
+    """Draws and scores with the parameters it is given; keeps what is compiled.
+
+    Args:
+      experiment: the run's objects.
+      run_dir: where samples/ and scores.json go.
+    """
+
+    def __init__(self, experiment: Experiment, run_dir: Path):
+        self._experiment, self._run_dir = experiment, run_dir
+        self._janus: Janus | None = None
+        model = experiment.model
+        self._reconstruct = jax.jit(
+            lambda params, x: model.apply({"params": params}, x, method="vq_forward")[
+                "reconstruction"
+            ]
+        )
+
+    def sample(self, stage: Stage, step: int, params: Params) -> None:
+        """Writes samples/STAGE_STEP.png with its prompts in a .json next to it."""
+        world = self._experiment.world
+        if stage.objective == "vq":
+            scenes = [p.scene for t in es.TASKS for p in make_prompts(world, t, 4, seed=1)]
+            pictures = np.stack([es.render(s, world) for s in scenes])
+            both = np.stack([pictures, self.reconstruct(params, pictures)], 1)
+            self._write_grid(stage, step, both.reshape(-1, *pictures.shape[1:]), 8, ["true, VQ"])
+        elif stage.objective == "janus" and stage.ratio[2] > 0:
+            tasks = [t for t in es.TASKS if t in stage.scenes["tasks"]]
+            per_task = 24 // len(tasks)
+            prompts = [p.text for t in tasks for p in make_prompts(world, t, per_task, seed=1)]
+            pictures = self._with(params).generate_arrays(prompts)
+            self._write_grid(stage, step, pictures, 6, prompts)
+
+    def reconstruct(self, params: Params, pictures: np.ndarray) -> np.ndarray:
+        """Pictures uint8 [B, h, w, 3] through the image tokenizer."""
+        size = 100
+        out = []
+        for i in range(0, len(pictures), size):
+            part = pictures[i : i + size]
+            padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+            out.append(to_uint8(self._reconstruct(params, to_float(padded)))[: len(part)])
+        return np.concatenate(out)
+
+    def score(self, stage: Stage, params: Params, final: bool, quiet: bool = False) -> None:
+        """Scores a stage and adds the result to scores.json under its name.
+
+        The final stage is scored with more pictures, at the guidance that did best on other prompts.
+        """
+        scores = self.read_scores()
+        if stage.name in scores and "mini_geneval" in scores[stage.name]:
+            return
+        if not quiet:
+            print(f"scoring after {stage.name}", flush=True)
+        began = time.perf_counter()
+        entry = scores.setdefault(stage.name, {})
+        settings, world = self._experiment.config.eval, self._experiment.world
+        if stage.objective == "vq":
+            entry["judge"] = prove_judge(
+                world, lambda x: self.reconstruct(params, x), max(settings.prompts, 2)
+            )
+        elif stage.ratio[2] > 0 and settings.prompts:
+            janus = self._with(params)
+            count = settings.prompts if final else max(settings.prompts // 2, 2)
+            weight = self._experiment.config.processor.cfg_weight
+            if final and len(settings.cfg_weights) > 1:
+                entry["guidance"] = {
+                    str(w): mini_geneval(
+                        lambda texts, w=w: janus.generate_arrays(texts, cfg_weight=w),
+                        world,
+                        max(settings.prompts // 2, 2),
+                        seed=TUNING_SEED,
+                    )
+                    for w in settings.cfg_weights
+                }
+                best = max(entry["guidance"].items(), key=lambda item: item[1]["mean"]["plain"])
+                weight = float(best[0])
+            entry["cfg_weight"] = weight
+
+            def draw(texts):
+                return janus.generate_arrays(texts, cfg_weight=weight)
+
+            entry["mini_geneval"] = mini_geneval(draw, world, count)
+            if final:
+                entry["mini_geneval_held_out"] = mini_geneval(draw, world, count, held_out=True)
+            entry["questions"] = self._questions(janus, settings.questions if final else count)
+            if final:
+                entry["questions_held_out"] = self._questions(janus, settings.questions, True)
+                self._show_questions(janus)
+            self.sample(stage, stage.steps, params)
+        entry["scoring_seconds"] = time.perf_counter() - began
+        self._write_scores(scores)
+
+    def record_time(self, stage: str, seconds: float) -> None:
+        """Adds a stage's training time, and the process's peak memory, to scores.json."""
+        scores = self.read_scores()
+        entry = scores.setdefault(stage, {})
+        entry["train_seconds"] = entry.get("train_seconds", 0.0) + seconds
+        entry["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self._write_scores(scores)
+
+    def read_scores(self) -> dict[str, Any]:
+        path = self._run_dir / "scores.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _questions(self, janus: Janus, count: int, held_out: bool = False) -> dict[str, Any]:
+        answer = lambda pictures, texts: janus.answer_batch(
+            list(pictures), list(texts), max_new_tokens=16
+        )
+        return question_accuracy(answer, self._experiment.world, max(count, 2), held_out)
+
+    def _show_questions(self, janus: Janus) -> None:
+        """Writes questions.json: one question of each kind with its picture, for the report."""
+        shown = []
+        for kind in es.QUESTION_KINDS:
+            pictures, questions = make_questions(self._experiment.world, kind, 2, seed=1)
+            answers = janus.answer_batch(
+                list(pictures), [q.text for q in questions], max_new_tokens=16
+            )
+            for i, (picture, question, answer) in enumerate(
+                zip(pictures, questions, answers, strict=True)
+            ):
+                name = f"samples/question_{kind}_{i}.png"
+                tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
+                tile.save(self._run_dir / name)
+                shown.append(
+                    {
+                        "image": name,
+                        "question": question.text,
+                        "answer": answer,
+                        "truth": question.answer,
+                        "right": plain(answer) == plain(question.answer),
+                    }
+                )
+        write_json(self._run_dir / "questions.json", shown)
+
+    def _with(self, params: Params) -> Janus:
+        params = {k: v for k, v in params.items() if k != "aux"}
+        if self._janus is None:
+            experiment = self._experiment
+            self._janus = Janus(
+                experiment.janus_config, params, experiment.processor, experiment.model.policy
+            )
+        else:
+            self._janus = self._janus.with_params(params)
+        return self._janus
+
+    def _write_grid(self, stage, step, pictures, columns, prompts) -> None:
+        directory = self._run_dir / "samples"
+        directory.mkdir(exist_ok=True)
+        tiles = [Image.fromarray(p) for p in pictures]
+        side = max(TILE, tiles[0].width)
+        tiles = [t.resize((side, side), Image.Resampling.NEAREST) for t in tiles]
+        path = directory / f"{stage.name}_{step:06d}.png"
+        temporary = path.with_suffix(".tmp")
+        grid(tiles, columns).save(temporary, format="PNG")
+        os.replace(temporary, path)
+        write_json(path.with_suffix(".json"), {"prompts": prompts})
+
+    def _write_scores(self, scores: dict[str, Any]) -> None:
+        write_json(self._run_dir / "scores.json", scores)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by rename, so that a reader never sees half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)

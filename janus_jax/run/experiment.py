@@ -1,0 +1,130 @@
+"""From a config to the objects of a run: model, processor, world, mesh, stages, data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from ml_collections import ConfigDict
+
+from janus_jax.config import PRESETS, JanusConfig, Policy
+from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
+from janus_jax.data.emoji_scenes import TASKS, World, vocabulary
+from janus_jax.errors import UserError, nearest
+from janus_jax.models import Janus
+from janus_jax.parallel import make_mesh
+from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
+from janus_jax.training import Stage
+
+KINDS = {"vq": "pictures", "siglip": "pairs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run is made of. Built by `build`, pure data but for the compiled functions' caches."""
+
+    config: ConfigDict
+    model: Janus
+    processor: Processor
+    world: World
+    mesh: jax.sharding.Mesh
+    stages: tuple[Stage, ...]
+
+    @property
+    def janus_config(self) -> JanusConfig:
+        return self.model.config
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds a run's objects.
+
+    Raises:
+      UserError: a value of the config is impossible; the message names its field.
+    """
+    tokenizer, world = _tokenizer(config), World(**config.world)
+    janus_config = _architecture(config, tokenizer)
+    if world.image_size % world.grid:
+        raise UserError("config.world.image_size must be a multiple of config.world.grid")
+    processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
+    model = Janus(
+        janus_config,
+        policy=Policy(config.policy.param_dtype, config.policy.compute_dtype),
+        remat=config.policy.remat,
+    )
+    return Experiment(
+        config=config,
+        model=model,
+        processor=Processor(processor_config, tokenizer),
+        world=world,
+        mesh=make_mesh(**config.mesh),
+        stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
+    )
+
+
+def batches(experiment: Experiment, stage: Stage) -> grain.DatasetIterator:
+    """The endless batches of one stage, from its first one."""
+    config, processor, world = experiment.config, experiment.processor, experiment.world
+    mix = SceneMix(**stage.scenes)
+    process = (jax.process_index(), jax.process_count())
+    rows = stage.batch_size // process[1]
+    # Another stage is another part of the data, not the same scenes again.
+    seed = config.seed * 100 + experiment.stages.index(stage)
+    common = dict(seed=seed, process=process, threads=config.data.threads)
+    if stage.objective in KINDS:
+        kind = KINDS[stage.objective]
+        length = stage.options.get("text_length", 64)
+        source = SceneSource(kind, world, processor, mix, seed, text_length=length)
+        return iter(plain_batches(source, rows, **common))
+    sources = {k: SceneSource(k, world, processor, mix, seed) for k in ("und", "text", "gen")}
+    row = RowShape(**config.data.row)
+    return iter(mixed_batches(sources, stage.ratio, row, rows, **common))
+
+
+def _tokenizer(config: ConfigDict) -> Tokenizer:
+    if config.tokenizer == "builtin":
+        return build_word_tokenizer(vocabulary(World(**config.world)))
+    if not config.tokenizer:
+        raise UserError(
+            f"{config.name} needs a tokenizer: pass --config.tokenizer=FILE (the tokenizer.json of a "
+            "Janus release), or --config.tokenizer=builtin for the emoji words only"
+        )
+    return Tokenizer.from_file(Path(config.tokenizer))
+
+
+def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
+    if config.model.preset not in PRESETS:
+        raise UserError(
+            f"config.model.preset: no model {config.model.preset!r} ({', '.join(PRESETS)})."
+            + nearest(config.model.preset, PRESETS)
+        )
+    fields = PRESETS[config.model.preset].to_dict()
+    for part, changes in config.model.overrides.items():
+        if part not in fields or not isinstance(fields[part], dict):
+            raise UserError(f"config.model.overrides: no part {part!r}.{nearest(part, fields)}")
+        fields[part] = fields[part] | dict(changes)
+    if config.tokenizer == "builtin":
+        # The built-in words make a table of their own size, rounded up for even sharding.
+        fields["decoder"]["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
+    janus_config = JanusConfig.from_dict(fields)
+    if tokenizer.vocab_size > janus_config.decoder.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's table only "
+            f"{janus_config.decoder.vocab_size} rows: {config.tokenizer} is of another model"
+        )
+    return janus_config
+
+
+def _stage(name: str, fields: ConfigDict) -> Stage:
+    values: dict[str, Any] = dict(fields)
+    values["trainable"] = tuple(values["trainable"])
+    values["ratio"] = tuple(values["ratio"])
+    values["options"] = dict(values["options"])
+    scenes = dict(values["scenes"])
+    scenes["tasks"] = {t: w for t, w in dict(scenes["tasks"]).items() if w > 0}
+    unknown = set(scenes["tasks"]) - {*TASKS, "mixed", "dense"}
+    if unknown or not scenes["tasks"]:
+        raise UserError(f"config.stages.{name}.scenes.tasks: no task {sorted(unknown)}")
+    return Stage(name=name, **{**values, "scenes": scenes})

@@ -1,0 +1,26 @@
+"""Training: stages, losses, one step, the loop of a stage."""
+
+from janus_jax.training.contrastive import init_aux
+from janus_jax.training.loop import run_stage
+from janus_jax.training.losses import janus_loss
+from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.optimizer import learning_rate, make_optimizer
+from janus_jax.training.stages import TRAINABLE, Stage, select_stages, split_params
+from janus_jax.training.step import TrainState, evaluated_params, init_state, make_step
+
+__all__ = [
+    "TRAINABLE",
+    "MetricsLog",
+    "Stage",
+    "TrainState",
+    "evaluated_params",
+    "init_aux",
+    "init_state",
+    "janus_loss",
+    "learning_rate",
+    "make_optimizer",
+    "make_step",
+    "run_stage",
+    "select_stages",
+    "split_params",
+]

@@ -1,0 +1,117 @@
+"""The house has floors: a room imports only from floors below its own, never from a neighbour."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "janus_jax"
+
+# On the ground floor `errors` carries `config`, which carries `models`.
+FLOORS = {
+    "errors": 0.0,
+    "config": 0.1,
+    "models": 0.2,
+    "data": 1,
+    "parallel": 1,
+    "processing": 1,
+    "checkpoints": 1,
+    "training": 2,
+    "sampling": 2,
+    "weights": 2,
+    "evaluation": 2,
+    "run": 3,
+}
+ENTRY_POINTS = {"train", "sample", "configs", "tests"}
+NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
+HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", *NEVER}
+
+
+def imports(tree: ast.AST, package: str) -> list[tuple[str, bool]]:
+    """(module, at module level) of every import; relative ones resolved against `package`."""
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            )
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from janus_jax import models` names a room too.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found += [(name, id(node) not in inner) for name in names]
+    return found
+
+
+def violations(source: str, path: str) -> list[str]:
+    """What a library file at `path` (relative to janus_jax) imports against the rules."""
+    parts = Path(path).with_suffix("").parts
+    room = parts[0]
+    package = ".".join(["janus_jax", *parts[:-1]])
+    problems = []
+    for module, top_level in imports(ast.parse(source), package):
+        first, *rest = module.split(".")
+        if first in ENTRY_POINTS:
+            problems.append(f"{path} imports the entry point {module}")
+        if top_level and first in HEAVY:
+            problems.append(f"{path} imports {module} at module level")
+        if first == "tensorflow" or (first == "torch" and room != "weights"):
+            problems.append(f"{path} imports {module}")
+        if first == "janus_jax" and rest and rest[0] in FLOORS and rest[0] != room:
+            if FLOORS[rest[0]] >= (int(FLOORS[room]) or FLOORS[room]):
+                problems.append(f"{path} imports {module} of the same or a higher floor")
+        elif first == "janus_jax" and rest and rest[0] not in {*FLOORS, "__version__"}:
+            problems.append(f"{path} imports {module}, whose floor is not listed")
+    return problems
+
+
+def library_files() -> list[str]:
+    return sorted(str(path.relative_to(LIBRARY)) for path in LIBRARY.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [p for p in library_files() if p != "__init__.py"])
+def test_a_room_imports_only_from_floors_below(path):
+    assert Path(path).with_suffix("").parts[0] in FLOORS, "a new room: say on which floor it is"
+    assert violations((LIBRARY / path).read_text(encoding="utf-8"), path) == []
+
+
+def test_the_package_itself_imports_nothing_when_imported():
+    tree = ast.parse((LIBRARY / "__init__.py").read_text(encoding="utf-8"))
+    assert [module for module, top_level in imports(tree, "janus_jax") if top_level] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "allowed"),
+    [
+        ("models/a.py", "from janus_jax.config import JanusConfig", True),
+        ("models/a.py", "from janus_jax.models.b import B", True),
+        ("models/a.py", "from .b import B", True),
+        ("training/a.py", "from janus_jax import models", True),
+        ("run/a.py", "import janus_jax.training", True),
+        ("weights/a.py", "def f():\n  import torch", True),
+        ("config.py", "from janus_jax.models import Janus", False),
+        ("models/a.py", "def f():\n  from janus_jax.data import x", False),
+        ("models/a.py", "from ..data import x", False),
+        ("data/a.py", "from janus_jax.processing import x", False),
+        ("sampling/a.py", "import janus_jax.training.step", False),
+        ("sampling/a.py", "from janus_jax import run", False),
+        ("run/a.py", "import train", False),
+        ("weights/a.py", "import torch", False),
+        ("weights/a.py", "try:\n  import torch\nexcept ImportError:\n  pass", False),
+        ("models/a.py", "def f():\n  import torch", False),
+        ("data/a.py", "def f():\n  import tensorflow as tf", False),
+        ("data/a.py", "def f():\n  import tensorflow_datasets as tfds", True),
+    ],
+)
+def test_the_checker_sees_what_it_should(path, source, allowed):
+    assert (violations(source, path) == []) is allowed

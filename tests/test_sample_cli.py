@@ -1,0 +1,147 @@
+"""sample.py: the files it writes, and one line for everything that a person can get wrong."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax import models
+from janus_jax.checkpoints import save_model
+from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
+from janus_jax.errors import run_main
+from janus_jax.processing import ProcessorConfig, build_word_tokenizer
+
+SAMPLE = Path(__file__).parents[1] / "sample.py"
+CONFIG = JanusConfig(
+    "test",
+    SigLIPConfig(image_size=16, patch_size=8, width=8, layers=1, heads=1),
+    VQConfig(
+        image_size=16,
+        codebook_size=32,
+        codebook_dim=4,
+        z_channels=8,
+        ch=8,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        norm_groups=4,
+        patch_size=8,
+    ),
+    DecoderConfig(
+        vocab_size=32, width=16, ffw=16, layers=1, heads=2, kv_heads=2, head_dim=8, max_position=40
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sample") / "model"
+    model = models.Janus(CONFIG)
+    shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes)
+    save_model(
+        directory,
+        config=CONFIG,
+        processor=ProcessorConfig.from_model(CONFIG, cfg_weight=2.0).to_dict(),
+        tokenizer_json=build_word_tokenizer(["a red cat what is it ?"]).to_json(),
+        params=params,
+    )
+    return str(directory)
+
+
+@pytest.fixture
+def sample(monkeypatch, capsys):
+    """sample(*flags) -> (exit code, stdout, stderr), in this process."""
+    spec = importlib.util.spec_from_file_location("sample", SAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, flags)])
+        code = 0
+        try:
+            run_main(module.main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_pictures_and_answers_are_written(sample, checkpoint, tmp_path):
+    asked = tmp_path / "asked.png"
+    Image.new("RGB", (20, 30), "red").save(asked)
+    out = tmp_path / "new" / "out"
+    flags = ["--checkpoint", checkpoint, "--out", out, "--num_images", 2, "--seed", 3]
+    flags += ["--prompt", "a red cat", "--prompt", "a blue zebra", "--cfg_weight", 1.5]
+    flags += ["--image", asked, "--question", "what is it?", "--max_new_tokens", 4]
+    code, stdout, stderr = sample(*flags)
+    assert code == 0, stderr
+    assert "does not know: blue, zebra" in stderr
+    assert "wrote 4 images" in stdout and "what is it?" in stdout
+    names = [f"image_{i:03d}.png" for i in range(4)]
+    assert sorted(p.name for p in out.iterdir()) == ["grid.png", *names, "samples.json"]
+    pixels = [np.asarray(Image.open(out / name)) for name in names]
+    assert all(p.shape == (16, 16, 3) for p in pixels)
+    sheet = np.asarray(Image.open(out / "grid.png"))
+    assert sheet.shape == (384, 384, 3)  # a row for each prompt, enlarged to 192 pixels
+    np.testing.assert_array_equal(sheet[192::12, :192:12], pixels[2])
+    record = json.loads((out / "samples.json").read_text())
+    assert record["seed"] == 3 and record["settings"]["cfg_weight"] == 1.5
+    assert record["images"][2] == {"file": names[2], "prompt": "a blue zebra", "index": 0}
+    assert [a["question"] for a in record["answers"]] == ["what is it?"]
+
+
+def test_help_shows_an_example_that_runs():
+    result = subprocess.run([sys.executable, SAMPLE, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert 'python sample.py --checkpoint runs/janus_tiny --prompt "' in result.stdout
+
+
+def bad_inputs(directory: Path, checkpoint: str) -> dict[str, list]:
+    """Part of the message -> flags."""
+    (directory / "empty").mkdir()
+    (directory / "broken.png").write_bytes(b"\x89PNG\r\n")
+    (directory / "zero.png").write_bytes(b"")
+    Image.new("RGB", (4, 4)).save(directory / "fine.png")
+    prompt = ["--prompt", "a cat"]
+    here = ["--checkpoint", checkpoint]
+    return {
+        "nothing to do": here,
+        "no such directory": ["--checkpoint", directory / "missing", *prompt],
+        "is empty: not a model": ["--checkpoint", directory / "empty", *prompt],
+        "cannot be a directory": [*here, *prompt, "--out", directory / "fine.png"],
+        "--prompt is empty": [*here, "--prompt", " "],
+        "the limit of this model is": [*here, "--prompt", "a cat " * 40],
+        "--num_images": [*here, *prompt, "--num_images", 0],
+        "top_k": [*here, *prompt, "--top_k", 33],
+        "cfg_weight": [*here, *prompt, "--cfg_weight", "inf"],
+        "temperature": [*here, *prompt, "--temperature", "nan"],
+        "invalid int value": [*here, *prompt, "--seed", "x"],
+        "unrecognized arguments: --promt": [*here, "--promt", "a cat"],
+        "--image and --question go together: ": [*here, "--question", "what?"],
+        "give both": [*here, "--image", directory / "fine.png"],
+        "cannot read image": [*here, "--image", directory / "broken.png", "--question", "what?"],
+        "zero.png": [*here, "--image", directory / "zero.png", "--question", "what?"],
+        "missing.png": [*here, "--image", directory / "missing.png", "--question", "what?"],
+        "max_new_tokens must be": [
+            *here,
+            *("--image", directory / "fine.png", "--question", "what?", "--max_new_tokens", 0),
+        ],
+    }
+
+
+def test_bad_input_is_one_line_and_exit_code_2(sample, checkpoint, tmp_path):
+    for message, flags in bad_inputs(tmp_path, checkpoint).items():
+        flags = flags if "--out" in flags else [*flags, "--out", tmp_path / "out"]
+        code, _, stderr = sample(*flags)
+        errors = [line for line in stderr.splitlines() if not line.startswith("warning:")]
+        assert code == 2 and len(errors) == 1, (message, stderr)
+        assert errors[0].startswith("error: ") and message in errors[0]
+    assert not list((tmp_path / "out").glob("*"))

@@ -1,0 +1,72 @@
+"""Trains a Janus: every stage of a config, in order, and goes on where it stopped.
+
+    python train.py                                                  # the tiny model, on a laptop
+    python train.py --config configs/janus_tiny.py --workdir runs/mine --config.seed=1
+    python train.py --config configs/janus_pro_7b.py:stage2 --config.init_from=DIR --config.tokenizer=...
+
+Everything is written under --workdir (default runs/<config name>); running the same command again
+continues. Any field can be set: --config.stages.stage2.steps=100.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from janus_jax.errors import UserError, nearest, run_main
+
+DEFAULT_CONFIG = "configs/janus_tiny.py"
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", DEFAULT_CONFIG, "Config file, FILE or FILE:VARIANT."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything goes (default: runs/<config name>)."
+)
+_QUIET = flags.DEFINE_bool("quiet", False, "No progress bars.")
+
+
+def main() -> None:
+    config = _parse(sys.argv)
+    # Heavy imports after the flags: a typo should not cost seconds.
+    from janus_jax.parallel import initialize
+    from janus_jax.run import train
+
+    logging.set_verbosity(logging.ERROR)
+    initialize()
+    train(config, Path(_WORKDIR.value or f"runs/{config.name}"), quiet=_QUIET.value)
+
+
+def _parse(argv: list[str]):
+    """The config, or a UserError that names the file or field."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag.lstrip("-").split("=")[0] == "config":
+            _check_file(flag.split("=", 1)[1] if "=" in flag else value)
+    try:
+        rest = flags.FLAGS(argv)
+        config = _CONFIG.value
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(f"{error} (see python train.py --help)") from error
+    if len(rest) > 1:
+        raise UserError(f"what is {rest[1]!r}? All arguments are flags, see python train.py --help")
+    return config
+
+
+def _check_file(value: str) -> None:
+    path = Path(value.split(":", 1)[0])
+    if not path.is_file():
+        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.name != "common.py")
+        raise UserError(f"no config file {path}.{nearest(str(path), known)}")
+
+
+if __name__ == "__main__":
+    app.usage = lambda **_: print(__doc__)
+    if any(a in ("--help", "-h", "-help") for a in sys.argv[1:]):
+        print(
+            __doc__
+            + "\nFlags: --config FILE[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE"
+        )
+        sys.exit(0)
+    run_main(main)
