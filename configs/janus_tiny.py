@@ -124,13 +124,16 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> ConfigDict:
     config.name = "janus_tiny_smoke"
-    for name in config.stage_order:
-        config.stages[name].steps = 8
-        config.stages[name].warmup_steps = 2
-    config.stages.stage0_vq.options = dict(
-        commitment=0.25, warmup=3, revive_every=2, revive_until=7, revive_below=0.05
+    # A smaller network, because most of a minute's run is compiling it.
+    config.model.overrides = dict(
+        siglip=dict(layers=1),
+        vq=dict(ch=16),
+        decoder=dict(width=64, ffw=128, layers=1, head_dim=16),
     )
-    config.log = dict(save_every=4, log_every=2, sample_every=8)
+    for name in config.stage_order:
+        config.stages[name].update(steps=6, warmup_steps=0 if name == "stage3" else 2)
+    config.stages.stage0_vq.options.update(warmup=2, revive_every=2, revive_until=5)
+    config.log = dict(save_every=6, log_every=3, sample_every=0)
     config.eval.update(prompts=2, questions=2, cfg_weights=(1.5,), after_stages=False)
     config.eval.note = "smoke run: a few steps a stage, the scores mean nothing"
     return config

@@ -109,8 +109,10 @@ def test_saving_replaces_an_older_model_and_nothing_else(saved, params, tmp_path
 
 
 def test_params_of_another_architecture_are_not_saved(params, tmp_path):
-    with pytest.raises(UserError, match=r"another architecture.*'decoder/layers_5.*is missing"):
-        config = JANUS_TINY.replace(decoder=JANUS_TINY.decoder.replace(layers=6))
+    layers = JANUS_TINY.decoder.layers
+    config = JANUS_TINY.replace(decoder=JANUS_TINY.decoder.replace(layers=layers + 1))
+    message = f"another architecture.*'decoder/layers_{layers}/.*is missing"
+    with pytest.raises(UserError, match=message):
         save_model(tmp_path / "m", config, {}, "{}", params)
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +136,9 @@ def edit_card(directory, **fields):
 
 
 def other_width():
-    return JANUS_TINY.replace(decoder=JANUS_TINY.decoder.replace(ffw=640)).to_dict()
+    return JANUS_TINY.replace(
+        decoder=JANUS_TINY.decoder.replace(ffw=4 * JANUS_TINY.decoder.ffw)
+    ).to_dict()
 
 
 def damage_arrays(directory):
@@ -154,7 +158,7 @@ def damage_arrays(directory):
         (lambda d: edit_card(d, config={"name": "x"}), "JanusConfig lacks"),
         (
             lambda d: edit_card(d, config=other_width()),
-            r"another architecture.*'decoder/layers_0/mlp/down_proj/kernel' has shape \(512, 192\)",
+            r"another architecture.*'decoder/layers_0/mlp/down_proj/kernel' has shape",
         ),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda d: (d / "tokenizer.json").write_bytes(b"\xff\xfe"), "cannot read"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from einops import rearrange
 
 from janus_jax.data.emoji_scenes import BACKGROUNDS, TINTS, World
 
@@ -70,14 +71,14 @@ class Judge:
         """Reads one picture, uint8 [image_size, image_size, 3]."""
         grid, side = self._world.grid, self._world.cell
         picture = picture.astype(np.float32)
-        cells = picture.reshape(grid, side, grid, side, 3).swapaxes(1, 2).reshape(grid**2, -1)
+        cells = rearrange(picture, "(r y) (c x) C -> (r c) (y x C)", y=side, x=side)
         background = self._background(picture)
         templates, norms = self._on_background(background)
-        errors = norms - 2.0 * cells @ templates.T + np.square(cells).sum(-1, keepdims=True)
-        errors = errors / (templates.shape[1] * 255.0**2)  # [cells, K + 1], the last: empty
-        best = errors.argmin(-1)
+        squares = np.square(cells).sum(-1, keepdims=True)
+        errors = (norms - 2.0 * cells @ templates.T + squares) / (cells.shape[1] * 255.0**2)
         detections, unknown = [], 0
-        for cell, index in enumerate(best):
+        # errors [cells, K + 1]; the last template is the empty cell.
+        for cell, index in enumerate(errors.argmin(-1)):
             error = float(errors[cell, index])
             if error > self._unknown_error:
                 unknown += 1

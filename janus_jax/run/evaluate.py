@@ -146,6 +146,7 @@ class Evaluator:
 
     def _show_questions(self, janus: Janus) -> None:
         """Writes questions.json: one question of each kind with its picture, for the report."""
+        (self._run_dir / "samples").mkdir(exist_ok=True)
         shown = []
         for kind in es.QUESTION_KINDS:
             pictures, questions = make_questions(self._experiment.world, kind, 2, seed=1)

@@ -18,15 +18,17 @@ import numpy as np
 from PIL import Image
 
 from janus_jax.errors import UserError
+from janus_jax.run.curves import Steps, draw_curves
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
 # Fields of metrics.jsonl that are no result.
 _NO_RESULT = {"stage", "step", "loss", "grad_norm", "tokens", "tokens_per_s", "data_wait"}
-_COLOURS = {"loss": "#333333", "und": "#1f77b4", "text": "#2ca02c", "gen": "#d95f02"}
 _NO_SCORE = "-"
-
-Steps = list[dict[str, Any]]
+_STAGE_HEADER = (
+    "stage|steps|training, s|tokens/s|loss|at the end|mini-GenEval, one object|mini-GenEval, mean|"
+    "questions, mean"
+)
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -52,7 +54,7 @@ def write_report(run_dir: str | Path) -> Path:
     order = [name for name in dict.fromkeys(order) if name in stages or name in scores]
     name = config.get("name", run_dir.resolve().name)
     if stages:
-        _draw_curves({n: stages[n] for n in order if n in stages}, run_dir / CURVES)
+        draw_curves({n: stages[n] for n in order if n in stages}, run_dir / CURVES)
     scored = next((n for n in reversed(order) if "mini_geneval" in scores.get(n, {})), None)
     final = scores[scored] if scored else {}
     judge = next((scores[n]["judge"] for n in order if "judge" in scores.get(n, {})), {})
@@ -102,46 +104,28 @@ def _stage_table(order: Sequence[str], stages: Mapping[str, Steps], scores: Mapp
     for name in order:
         steps, entry = stages.get(name, []), scores.get(name, {})
         drawn, asked = entry.get("mini_geneval", {}), entry.get("questions", {})
-        rows.append(
-            [
-                name,
-                str(steps[-1]["step"]) if steps else _NO_SCORE,
-                f"{entry['train_seconds']:.0f}" if "train_seconds" in entry else _NO_SCORE,
-                f"{np.median([s['tokens_per_s'] for s in steps]):.0f}" if steps else _NO_SCORE,
-                f"{steps[0]['loss']:.3f} -> {_last(steps, 'loss'):.3f}" if steps else _NO_SCORE,
-                _results(steps),
-                _score(drawn, "single_object", "plain"),
-                _score(drawn, "mean", "plain"),
-                _score(asked, "mean", "accuracy"),
-            ]
-        )
+        row = [name, *[_NO_SCORE] * 5]
+        if steps:
+            rate = np.median([s["tokens_per_s"] for s in steps])
+            loss = f"{steps[0]['loss']:.3f} -> {_last(steps, 'loss'):.3f}"
+            row = [name, steps[-1]["step"], _NO_SCORE, f"{rate:.0f}", loss, _results(steps)]
+        if "train_seconds" in entry:
+            row[2] = f"{entry['train_seconds']:.0f}"
+        row += [_score(drawn, kind, "plain") for kind in ("single_object", "mean")]
+        rows.append([*row, _score(asked, "mean", "accuracy")])
     if not rows:
         return ""
-    header = [
-        "stage",
-        "steps",
-        "training, s",
-        "tokens/s",
-        "loss",
-        "at the end",
-        "mini-GenEval, one object",
-        "mini-GenEval, mean",
-        "questions, mean",
-    ]
-    entries = scores.values()
-    total = {k: sum(e.get(k, 0.0) for e in entries) for k in ("train_seconds", "scoring_seconds")}
-    text = (
-        f"## Stages\n\n{_table(header, rows)}\n\n"
-        f"Loss: the first step's -> the mean of the last {LAST}. Training time has the checkpoints and "
-        "sample grids in it, and of a resumed stage only the part after it was resumed for the last "
-        "time."
+    train, score = (
+        sum(entry.get(k, 0.0) for entry in scores.values()) / 60
+        for k in ("train_seconds", "scoring_seconds")
     )
-    if total["train_seconds"]:
-        text += (
-            f" Training took {total['train_seconds'] / 60:.1f} minutes, scoring "
-            f"{total['scoring_seconds'] / 60:.1f}."
-        )
-    peak = max((e.get("peak_memory_gib", 0.0) for e in entries), default=0.0)
+    text = (
+        f"## Stages\n\n{_table(_STAGE_HEADER.split('|'), rows)}\n\n"
+        f"Loss: the first step's -> the mean of the last {LAST}. Training time has the checkpoints and "
+        "sample grids in it; of a stage that was interrupted, only what came after."
+    )
+    text += f" Training took {train:.1f} minutes, scoring {score:.1f}." if train else ""
+    peak = max((entry.get("peak_memory_gib", 0.0) for entry in scores.values()), default=0.0)
     return text + (f" Peak memory of the process: {peak:.2f} GiB." if peak else "")
 
 
@@ -155,78 +139,36 @@ def _last(steps: Steps, field: str) -> float:
 
 def _results(steps: Steps) -> str:
     """What else a stage reports, such as the loss by task, as means over the last steps."""
-    if not steps:
-        return _NO_SCORE
     fields = [f for f in steps[-1] if f not in _NO_RESULT and any(s.get(f) for s in steps)]
     shown = [f"{f.removeprefix('loss_')} {_last(steps, f):.3f}" for f in sorted(fields)]
     return ", ".join(shown) or _NO_SCORE
 
 
-def _draw_curves(stages: Mapping[str, Steps], path: Path) -> None:
-    """One panel a stage: every step's loss, faint, and its running mean; by task where there are tasks."""
-    from matplotlib.figure import Figure  # slow to import, and only needed once a run
-
-    columns = min(3, len(stages))
-    rows = -(-len(stages) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
-    for i, (name, steps) in enumerate(stages.items()):
-        axes = figure.add_subplot(rows, columns, i + 1, title=name, xlabel="step")
-        axes.set_ylabel("loss")
-        by_task = [f for f in sorted(steps[-1]) if f.startswith("loss_")]
-        fields = [f for f in by_task if any(s.get(f) for s in steps)] or ["loss"]
-        for field in fields:
-            label = field.removeprefix("loss_")
-            colour = _COLOURS.get(label, _COLOURS["loss"])
-            points = [(s["step"], s[field]) for s in steps if s.get(field)]
-            if not points:
-                continue
-            x, y = np.array(points, float).T
-            axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(x, _smooth(y, max(1, len(y) // 30)), color=colour, linewidth=1.6, label=label)
-        values = [s[f] for s in steps for f in fields if s.get(f, 0.0) > 0.0]
-        if values and max(values) > 10.0 * min(values):
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        if fields != ["loss"]:
-            axes.legend(frameon=False)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
-
-
-def _smooth(values: np.ndarray, half: int) -> np.ndarray:
-    """Mean over up to `half` neighbours on either side."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
-
-
 def _samples(run_dir: Path, order: Sequence[str]) -> str:
     """The last grid of the last stage that has one, and what was asked for, laid out the same way."""
-    for name in reversed(order):
-        grids = sorted((run_dir / "samples").glob(f"{name}_*.png"))
-        if not grids:
-            continue
-        path = grids[-1]
-        step = int(path.stem.rsplit("_", 1)[-1])
-        text = f"## Samples\n\nAfter step {step} of {name}.\n\n![Samples](samples/{path.name})"
-        prompts = _json(path.with_suffix(".json"), {}).get("prompts", [])
-        columns = _columns(path, len(prompts))
-        if len(prompts) > 1:
-            lines = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
-            lines[-1] += [""] * (columns - len(lines[-1]))
-            header = [""] * columns
-            return f"{text}\n\nWhat was asked for, picture by picture:\n\n{_table(header, lines)}"
-        return text + (f"\n\n{_cell(prompts[0])}" if prompts else "")
-    return ""
-
-
-def _columns(path: Path, count: int) -> int:
-    """Columns of a grid of `count` square tiles, from its shape."""
+    grids = {}
+    for path in sorted((run_dir / "samples").glob("*_*.png")):
+        stage, step = path.stem.rsplit("_", 1)
+        if step.isdecimal():  # other pictures go with questions
+            grids[stage] = path
+    stage = next((name for name in reversed(order) if name in grids), None)
+    if stage is None:
+        return ""
+    path, step = grids[stage], int(grids[stage].stem.rsplit("_", 1)[1])
+    text = (
+        f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
+    )
+    prompts = _json(path.with_suffix(".json"), {}).get("prompts", [])
+    if len(prompts) < 2:  # one for the whole grid
+        return "\n\n".join([text, *map(_cell, prompts)])
     with Image.open(path) as image:
         shape = image.width / image.height
-    return min(range(1, count + 1), key=lambda c: abs(c / -(-count // c) - shape), default=1)
+    # The tiles are square, so the grid's shape says how many are in a row.
+    count = len(prompts)
+    columns = min(range(1, count + 1), key=lambda c: abs(c / -(-count // c) - shape))
+    lines = [prompts[i : i + columns] for i in range(0, count, columns)]
+    lines[-1] += [""] * (columns - len(lines[-1]))
+    return f"{text}\n\nAsked for, picture by picture:\n\n{_table([''] * columns, lines)}"
 
 
 def _drawing(final: Mapping[str, Any], judge: Mapping[str, Any], stage: str | None) -> str:
@@ -249,10 +191,13 @@ def _drawing(final: Mapping[str, Any], judge: Mapping[str, Any], stage: str | No
         text += f"After {stage}, with guidance {final.get('cfg_weight', 'unknown')}. "
     text += (
         "Each cell: share of pictures that show what the prompt asks for / that show nothing else as "
-        "well. Held out: combinations that training never showed. Ceiling: true scenes through the "
-        "image tokenizer, so what a perfect model would get. The last columns check the judge itself "
-        "on true scenes, with their own prompts and with those of others."
+        "well. Held out: combinations that training never showed."
     )
+    if judge:
+        text += (
+            " Ceiling: true scenes through the image tokenizer, so about what a perfect model would "
+            "get. True scenes and wrong prompts check the judge: they should be 1 and about 0."
+        )
     return f"{text}{_error(final.get('mini_geneval', {}))}\n\n{_table(['kind', *columns], rows)}"
 
 
@@ -274,21 +219,20 @@ def _guidance(final: Mapping[str, Any]) -> str:
 
 
 def _questions(final: Mapping[str, Any], stage: str | None) -> str:
-    """Accuracy by kind of question, next to always giving the commonest answer; yes/no as POPE does."""
+    """Accuracy by kind, next to always giving the commonest answer; yes/no as POPE does."""
     columns = {"seen": final.get("questions"), "held out": final.get("questions_held_out")}
     columns = {k: v for k, v in columns.items() if v}
     if not columns:
         return ""
     kinds = dict.fromkeys(k for part in columns.values() for k in part if k != "mean")
     fields = ("accuracy", "majority")
-    rows = [
-        [k, *(_score(part, k, f) for part in columns.values() for f in fields)]
-        for k in [*kinds, "mean"]
-    ]
+    cells = lambda kind: [_score(part, kind, f) for part in columns.values() for f in fields]
+    rows = [[kind, *cells(kind)] for kind in [*kinds, "mean"]]
     header = ["kind", *(f"{f}, {c}" for c in columns for f in fields)]
     text = (
-        f"## Understanding: questions\n\nAfter {stage}, on scenes that training never showed. "
-        "Majority: always the commonest right answer."
+        f"## Understanding: questions\n\nAfter {stage}, on scenes drawn at random for this. "
+        "Held out: with combinations that training never showed, where a kind's scenes have any. "
+        "Majority: always giving the commonest right answer."
         f"{_error(final.get('questions', {}))}\n\n{_table(header, rows)}"
     )
     yes_no = {c: part["yes_no"] for c, part in columns.items() if "f1" in part.get("yes_no", {})}
@@ -300,16 +244,14 @@ def _questions(final: Mapping[str, Any], stage: str | None) -> str:
 
 
 def _asked(questions: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            f'<img src="{q["image"]}" width="96">',
-            *(q[k] for k in ("question", "answer", "truth")),
-            "yes" if q["right"] else "no",
-        ]
-        for q in questions
-    ]
+    if not questions:
+        return ""
+    rows = []
+    for q in questions:
+        picture, right = f'<img src="{q["image"]}" width="96">', "yes" if q["right"] else "no"
+        rows.append([picture, q["question"], q["answer"], q["truth"], right])
     header = ["picture", "question", "answer", "truth", "right"]
-    return f"### Some questions with their answers\n\n{_table(header, rows)}" if rows else ""
+    return f"### Some questions with their answers\n\n{_table(header, rows)}"
 
 
 def _error(scores: Mapping[str, Any]) -> str:

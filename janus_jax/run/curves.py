@@ -1,0 +1,64 @@
+"""Loss curves of a run as one picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Steps = list[dict[str, Any]]  # lines of metrics.jsonl
+
+# Fixed, so that a task looks the same in every stage and every run.
+_COLOURS = {"und": "#1f77b4", "text": "#2ca02c", "gen": "#d95f02"}
+_OTHER = "#333333"
+
+
+def draw_curves(stages: Mapping[str, Steps], path: Path) -> None:
+    """Writes a PNG with one panel a stage: every step's loss, faint, and its running mean.
+
+    Stages with several tasks get a curve for each ("loss_und" and so on, in nats a token).
+    """
+    from matplotlib.figure import Figure  # slow to import, and only needed once a run
+
+    columns = min(3, len(stages))
+    rows = -(-len(stages) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
+    for i, (name, steps) in enumerate(stages.items()):
+        axes = figure.add_subplot(rows, columns, i + 1, title=name, xlabel="step", ylabel="loss")
+        drawn = {}
+        for field in _fields(steps):
+            # 0: the batch had nothing of this task.
+            points = [(s["step"], s[field]) for s in steps if s.get(field)]
+            if not points:
+                continue
+            x, y = np.array(points, float).T
+            drawn[field], label = y, field.removeprefix("loss_")
+            colour = _COLOURS.get(label, _OTHER)
+            axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(x, _smooth(y, max(1, len(y) // 30)), color=colour, linewidth=1.6, label=label)
+        values = np.concatenate(list(drawn.values()) or [np.ones(1)])
+        if values.min() > 0 and values.max() > 10.0 * values.min():
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        if [*drawn] != ["loss"]:
+            axes.legend(frameon=False)
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    os.replace(temporary, path)
+
+
+def _fields(steps: Steps) -> list[str]:
+    """The losses by task where there are several, or else the whole loss."""
+    names = sorted({f for s in steps for f in s if f.removeprefix("loss_") in _COLOURS})
+    return [f for f in names if any(s.get(f) for s in steps)] or ["loss"]
+
+
+def _smooth(values: np.ndarray, half: int) -> np.ndarray:
+    """Mean over up to `half` neighbours on either side."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)

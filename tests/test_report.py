@@ -1,0 +1,208 @@
+"""report.md: what a whole run, and what any part of one, turns into."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax.errors import UserError
+from janus_jax.run.report import write_report
+
+KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+HELD_OUT = ("two_object", "colors", "position", "color_attr")
+PROMPTS = [f"prompt {i}" for i in range(11)]
+
+
+def geneval(plain, strict=0.5, kinds=KINDS):
+    scores = {k: {"plain": plain, "strict": strict, "count": 25} for k in kinds}
+    return scores | {"mean": {"plain": plain, "strict": strict}}
+
+
+def asked(accuracy):
+    scores = {k: {"accuracy": accuracy, "majority": 0.3, "count": 25} for k in ("colour", "yes_no")}
+    scores["yes_no"] |= {"precision": 0.91, "recall": 0.82, "f1": 0.86}
+    return scores | {"mean": {"accuracy": accuracy, "majority": 0.3}}
+
+
+def steps(stage, count, **losses):
+    return [
+        {
+            "stage": stage,
+            "step": i + 1,
+            "grad_norm": 1.0,
+            "tokens": 100.0,
+            "tokens_per_s": 50.0 if i == 0 else 1234.0,  # the first one compiles
+            "data_wait": 0.1,
+            **{name: at(i) for name, at in losses.items()},
+        }
+        for i in range(count)
+    ]
+
+
+def write(path, value):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_run(tmp_path):
+    """A small run of three stages with everything in it."""
+    records = steps("vq", 40, loss=lambda i: 4.0 if i < 20 else 1.5, psnr=lambda i: 20.0)
+    records += steps("encoder", 30, loss=lambda i: 3.0 / (i + 1), accuracy=lambda i: 0.75)
+    records += steps(
+        "stage3",
+        60,
+        loss=lambda i: 2.0,
+        # Every other batch has no question: 0 is not a loss then.
+        loss_und=lambda i: 0.5 * (i % 2),
+        loss_text=lambda i: 0.0,
+        loss_gen=lambda i: 3.25,
+    )
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    write(tmp_path / "stages.json", ["vq", "encoder", "stage3"])
+    write(tmp_path / "config.json", {"name": "small", "eval": {"note": "the scores mean nothing"}})
+    judge = {
+        "true": geneval(1.0, 1.0),
+        "shuffled": geneval(0.02, 0.01),
+        "reconstructed": geneval(0.98, 0.97),
+        "reconstructed_held_out": geneval(0.96, 0.95, HELD_OUT),
+    }
+    final = {
+        "train_seconds": 90.4,
+        "scoring_seconds": 30.0,
+        "peak_memory_gib": 1.62,
+        "guidance": {"2.0": geneval(0.71), "1.5": geneval(0.74), "10.0": geneval(0.66)},
+        "cfg_weight": 1.5,
+        "mini_geneval": geneval(0.77, 0.69),
+        "mini_geneval_held_out": geneval(0.55, 0.44, HELD_OUT),
+        "questions": asked(0.88),
+        "questions_held_out": asked(0.79),
+    }
+    vq = {"judge": judge, "train_seconds": 89.6, "scoring_seconds": 2.0, "peak_memory_gib": 0.9}
+    write(tmp_path / "scores.json", {"vq": vq, "stage3": final})
+    for name in ("vq_000040", "stage3_000050", "stage3_000060"):
+        write(tmp_path / "samples" / f"{name}.json", {"prompts": PROMPTS})
+        Image.new("RGB", (4 * 6, 3 * 6)).save(tmp_path / "samples" / f"{name}.png")  # 4 x 3 tiles
+    Image.new("RGB", (6, 6)).save(tmp_path / "samples" / "stage3_question.png")  # no grid
+    question = {"image": "samples/a.png", "question": "a | b?", "answer": "yes", "truth": "no"}
+    write(tmp_path / "questions.json", [question | {"right": False}])
+    return tmp_path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run):
+    """The report of a whole run."""
+    return report(whole_run)
+
+
+def report(run):
+    path = write_report(run)
+    assert path == run / "report.md"
+    return path.read_text()
+
+
+def row(text, first):
+    """The cells after `first` in the only table row that starts with it."""
+    found = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    assert len(found) == 1, found
+    return [cell.strip() for cell in found[0].strip("|").split(" | ")][1:]
+
+
+def section(text, title):
+    return text.split(f"{title}\n", 1)[1].split("\n#", 1)[0]
+
+
+def test_the_note_comes_first(whole):
+    lines = [line for line in whole.splitlines() if line]
+    assert lines[0] == "# Run small"
+    assert lines[1] == "> **the scores mean nothing**"
+
+
+def test_stage_table(whole):
+    text = section(whole, "## Stages")
+    assert row(text, "vq")[:5] == ["40", "90", "1234", "4.000 -> 1.500", "psnr 20.000"]
+    assert row(text, "vq")[5:] == ["-", "-", "-"]
+    assert row(text, "encoder")[1:3] == ["-", "1234"]
+    assert row(text, "stage3")[4] == "gen 3.250, und 0.500"  # no text in this mixture
+    assert row(text, "stage3")[5:] == ["0.77", "0.77", "0.88"]
+    assert "Training took 3.0 minutes, scoring 0.5." in text
+    assert "1.62 GiB" in text
+
+
+def test_curves_have_a_panel_for_each_stage(whole, whole_run):
+    assert "](report_losses.png)" in whole
+    with Image.open(whole_run / "report_losses.png") as image:
+        image.load()
+        assert image.width > 2 * image.height  # three panels side by side
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10
+
+
+def test_samples_are_the_newest_with_prompts_laid_out_as_the_pictures(whole):
+    text = section(whole, "## Samples")
+    assert "](samples/stage3_000060.png)" in text and "stage3_000050" not in text
+    assert row(text, "prompt 4") == ["prompt 5", "prompt 6", "prompt 7"]
+    assert row(text, "prompt 8")[:2] == ["prompt 9", "prompt 10"]
+
+
+def test_drawing_is_shown_next_to_its_ceiling(whole):
+    text = section(whole, "## Drawing: mini-GenEval")
+    cells = ["0.77 / 0.69", "0.55 / 0.44", "0.98 / 0.97", "0.96 / 0.95", "1.00 / 1.00"]
+    assert row(text, "position") == [*cells, "0.02 / 0.01"]
+    assert row(text, "counting")[1] == "-"  # nothing to hold out
+    assert row(text, "mean")[0] == "0.77 / 0.69"
+    assert "25 of each kind: one standard error is up to 0.10." in text
+
+
+def test_guidance_is_sorted_and_the_chosen_one_marked(whole):
+    text = section(whole, "### Guidance")
+    weights = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert weights[2:] == ["| **1.5**", "| 2.0", "| 10.0"]
+    assert row(text, "10.0")[:2] == ["0.66", "0.50"]
+
+
+def test_questions_against_majority(whole):
+    text = section(whole, "## Understanding: questions")
+    assert row(text, "colour") == ["0.88", "0.30", "0.79", "0.30"]
+    assert row(text, "seen") == ["0.91", "0.82", "0.86"]
+    text = section(whole, "### Some questions with their answers")
+    assert '| <img src="samples/a.png" width="96"> | a \\| b? | yes | no | no |' in text
+
+
+def test_one_unscored_stage_makes_a_report(run):
+    for name in ("scores.json", "questions.json", "config.json", "stages.json"):
+        (run / name).unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:40]) + '\n{"stage": "vq", "st')  # killed
+    text = report(run)
+    assert row(text, "vq") == ["40", "-", "1234", "4.000 -> 1.500", "psnr 20.000", "-", "-", "-"]
+    assert "samples/vq_000040.png" in text
+    assert "mini-GenEval\n" not in text and "Understanding" not in text
+
+
+def test_scores_without_metrics_make_a_report(run):
+    (run / "metrics.jsonl").unlink()
+    text = report(run)
+    assert row(section(text, "## Stages"), "vq")[:2] == ["-", "90"]
+    assert "report_losses.png" not in text
+
+
+def test_an_empty_directory_says_so_and_none_is_refused(tmp_path):
+    assert "Nothing has been trained yet." in report(tmp_path)
+    with pytest.raises(UserError, match="not a directory"):
+        write_report(tmp_path / "missing")
+
+
+def test_writing_again_replaces_and_leaves_nothing_behind(run):
+    first = report(run)
+    assert report(run) == first
+    assert not list(run.glob("*.tmp"))
