@@ -35,14 +35,19 @@ def get_config(arg: str = "") -> ConfigDict:
         stage0_vq=common.stage(
             "vq",
             "vq",
-            steps=2000,
+            steps=2300,
             learning_rate=3e-3,
             warmup_steps=50,
             batch_size=16,
             ema_decay=0.99,
             tasks={"dense": 6.0, "mixed": 3.0, "single_object": 0.5, "counting": 0.5},
             options=dict(
-                commitment=0.25, warmup=150, revive_every=25, revive_until=1700, revive_below=0.05
+                commitment=0.25,
+                warmup=150,
+                revive_every=25,
+                revive_until=2200,
+                revive_below=0.05,
+                redundant_above=0.98,
             ),
         ),
         stage0_siglip=common.stage(
@@ -70,8 +75,8 @@ def get_config(arg: str = "") -> ConfigDict:
         stage1=common.stage(
             "janus",
             "stage1",
-            steps=240,
-            learning_rate=4e-3,
+            steps=300,
+            learning_rate=8e-3,
             warmup_steps=10,
             batch_size=8,
             ratio=(1.0, 0.0, 3.0),

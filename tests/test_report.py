@@ -60,7 +60,8 @@ def write_run(tmp_path):
     )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     write(tmp_path / "stages.json", ["vq", "encoder", "stage3"])
-    write(tmp_path / "config.json", {"name": "small", "eval": {"note": "the scores mean nothing"}})
+    note, settings = "the scores mean nothing", {"vq": {"steps": 40}, "encoder": {"steps": 99}}
+    write(tmp_path / "config.json", {"name": "small", "eval": {"note": note}, "stages": settings})
     judge = {
         "true": geneval(1.0, 1.0),
         "shuffled": geneval(0.02, 0.01),
@@ -132,7 +133,7 @@ def test_stage_table(whole):
     text = section(whole, "## Stages")
     assert row(text, "vq")[:5] == ["40", "90", "1234", "4.000 -> 1.500", "psnr 20.000"]
     assert row(text, "vq")[5:] == ["-", "-", "-"]
-    assert row(text, "encoder")[1:3] == ["-", "1234"]
+    assert row(text, "encoder")[:3] == ["30 of 99", "-", "1234"]
     assert row(text, "stage3")[4] == "gen 3.250, und 0.500"  # no text in this mixture
     assert row(text, "stage3")[5:] == ["0.77", "0.77", "0.88"]
     assert "Training took 3.0 minutes, scoring 0.5." in text

@@ -35,10 +35,11 @@ def draw_curves(stages: Mapping[str, Steps], path: Path) -> None:
             if not points:
                 continue
             x, y = np.array(points, float).T
-            drawn[field], label = y, field.removeprefix("loss_")
+            label = field.removeprefix("loss_")
             colour = _COLOURS.get(label, _OTHER)
+            drawn[field] = _smooth(y, max(1, len(y) // 30))
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(x, _smooth(y, max(1, len(y) // 30)), color=colour, linewidth=1.6, label=label)
+            axes.plot(x, drawn[field], color=colour, linewidth=1.6, label=label)
         values = np.concatenate(list(drawn.values()) or [np.ones(1)])
         if values.min() > 0 and values.max() > 10.0 * values.min():
             axes.set_yscale("log")

@@ -61,7 +61,7 @@ def write_report(run_dir: str | Path) -> Path:
     sections = [
         f"# Run {name}",
         _note(config),
-        _stage_table(order, stages, scores),
+        _stage_table(order, stages, scores, config.get("stages") or {}),
         f"## Losses\n\n![Loss of every stage by step]({CURVES})" if stages else "",
         _samples(run_dir, order),
         _drawing(final, judge, scored),
@@ -99,7 +99,9 @@ def _note(config: Mapping[str, Any]) -> str:
     return f"> **{note}**" if note else ""
 
 
-def _stage_table(order: Sequence[str], stages: Mapping[str, Steps], scores: Mapping) -> str:
+def _stage_table(
+    order: Sequence[str], stages: Mapping[str, Steps], scores: Mapping, settings: Mapping
+) -> str:
     rows = []
     for name in order:
         steps, entry = stages.get(name, []), scores.get(name, {})
@@ -108,7 +110,9 @@ def _stage_table(order: Sequence[str], stages: Mapping[str, Steps], scores: Mapp
         if steps:
             rate = np.median([s["tokens_per_s"] for s in steps])
             loss = f"{steps[0]['loss']:.3f} -> {_last(steps, 'loss'):.3f}"
-            row = [name, steps[-1]["step"], _NO_SCORE, f"{rate:.0f}", loss, _results(steps)]
+            done, of = steps[-1]["step"], settings.get(name, {}).get("steps")
+            done = done if of in (None, done) else f"{done} of {of}"
+            row = [name, done, _NO_SCORE, f"{rate:.0f}", loss, _results(steps)]
         if "train_seconds" in entry:
             row[2] = f"{entry['train_seconds']:.0f}"
         row += [_score(drawn, kind, "plain") for kind in ("single_object", "mean")]
@@ -149,15 +153,14 @@ def _samples(run_dir: Path, order: Sequence[str]) -> str:
     grids = {}
     for path in sorted((run_dir / "samples").glob("*_*.png")):
         stage, step = path.stem.rsplit("_", 1)
-        if step.isdecimal():  # other pictures go with questions
-            grids[stage] = path
+        if step.isdecimal():
+            grids[stage] = path, int(step)
+    # The pictures of questions lie here, too, under names that are no stage.
     stage = next((name for name in reversed(order) if name in grids), None)
     if stage is None:
         return ""
-    path, step = grids[stage], int(grids[stage].stem.rsplit("_", 1)[1])
-    text = (
-        f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
-    )
+    path, step = grids[stage]
+    text = f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
     prompts = _json(path.with_suffix(".json"), {}).get("prompts", [])
     if len(prompts) < 2:  # one for the whole grid
         return "\n\n".join([text, *map(_cell, prompts)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,7 @@ class Janus:
         for batch in _batches(requests, self.max_batch, progress):
             rows = padded_size(len(batch), self.max_batch)
             ids, mask = left_pad([row for row, _ in batch], rows, self.processor.tokenizer.pad_id)
-            indices = jnp.array([index for _, index in batch] + [0] * (rows - len(batch)))
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+            keys = _picture_keys(key, batch, rows)
             codes = self._images.codes(self.params, ids, mask, keys, knobs, mode=mode)
             pixels = self._images.pixels(self.params, codes)
             out.append(np.asarray(pixels)[: len(batch)])
@@ -262,6 +262,16 @@ def _key(seed: int) -> jax.Array:
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
     return jax.random.key(seed)
+
+
+def _picture_keys(key: jax.Array, batch: Sequence[tuple[list[int], int]], rows: int) -> jax.Array:
+    """One key [rows] for each (prompt ids, index): another prompt draws other noise, too."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    prompts = [zlib.crc32(np.asarray(ids, np.int32).tobytes()) for ids, _ in batch]
+    indices = [index for _, index in batch]
+    padding = [0] * (rows - len(batch))
+    keys = fold(key, jnp.array(prompts + padding, jnp.uint32))
+    return jax.vmap(jax.random.fold_in)(keys, jnp.array(indices + padding, jnp.uint32))
 
 
 def _batches(requests: list[Any], size: int, progress: Progress | None) -> Iterable[list[Any]]:

@@ -143,10 +143,11 @@ def _vq_step(step, care, options, state, frozen, batch, done):
 
 def _codebook_care(stage: Stage):
     threshold = stage.options.get("revive_below", 0.05)
+    redundant = stage.options.get("redundant_above", 0.985)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=1)
     def care(state: TrainState, place: bool) -> TrainState:
-        """Places the whole codebook on recent encoder outputs, or only its dead codes."""
+        """Places the whole codebook on recent encoder outputs, or only its idle codes."""
         key = jax.random.fold_in(jax.random.key(0), state.step)
         codebook = state.trainable["vq"]["quantize"]["embedding"]
         usage, recent = state.extra["usage"], state.extra["recent"]
@@ -154,7 +155,7 @@ def _codebook_care(stage: Stage):
             codebook = vq.place_codes(recent, codebook.shape[0], key)
             usage = jnp.full(codebook.shape[0], 10.0 * threshold)
         else:
-            codebook, usage, _ = vq.revive_codes(codebook, usage, recent, key, threshold)
+            codebook, usage, _ = vq.revive_codes(codebook, usage, recent, key, threshold, redundant)
 
         def put(tree):
             return tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}

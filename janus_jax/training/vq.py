@@ -59,20 +59,38 @@ def place_codes(z: jax.Array, size: int, key: jax.Array, iterations: int = 10) -
 
 
 def revive_codes(
-    codebook: jax.Array, usage: jax.Array, z: jax.Array, key: jax.Array, threshold: float
+    codebook: jax.Array,
+    usage: jax.Array,
+    z: jax.Array,
+    key: jax.Array,
+    threshold: float,
+    redundant: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Moves every code whose average use fell below `threshold` onto a random encoder output.
+    """Moves codes that do no work onto encoder outputs that no code fits well.
+
+    A code does no work if its average use fell below `threshold`, or if a code used more lies so close to
+    it that the two mean the same. Such doubles crowd where pictures are plain: which of them a flat patch
+    gets is chance, and the language model would have to learn that chance.
 
     Args:
-      codebook: [size, C]; usage: running average of uses per batch, float32 [size]; z: [M, C].
+      codebook: [size, C]; usage: running average of uses per batch, float32 [size]; z: [M, C],
+        l2-normalised.
+      redundant: cosine above which two codes are doubles.
 
     Returns:
       (codebook, usage, moved): usage of moved codes is reset so that they get time to be found.
     """
-    dead = usage < threshold
-    fresh = z[jax.random.randint(key, (codebook.shape[0],), 0, z.shape[0])]
-    codebook = jnp.where(dead[:, None], fresh.astype(codebook.dtype), codebook)
-    return codebook, jnp.where(dead, 10.0 * threshold, usage), jnp.sum(dead)
+    unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
+    order = jnp.arange(len(usage))
+    more = usage[None] > usage[:, None]
+    more |= (usage[None] == usage[:, None]) & (order[None] < order[:, None])
+    idle = (usage < threshold) | jnp.any((unit @ unit.T > redundant) & more, axis=-1)
+    # Where the nearest working code is far, a new one helps most; where it is near, it is a double.
+    cosine = jnp.max(jnp.where(idle[None], -1.0, z @ unit.T), axis=-1)
+    misfit = jnp.where(cosine > redundant, -jnp.inf, jnp.log(jnp.maximum(1.0 - cosine, 1e-6)))
+    chosen = jax.random.categorical(key, misfit, shape=(codebook.shape[0],))
+    codebook = jnp.where(idle[:, None], z[chosen].astype(codebook.dtype), codebook)
+    return codebook, jnp.where(idle, 10.0 * threshold, usage), jnp.sum(idle)
 
 
 def update_usage(usage: jax.Array, codes: jax.Array, decay: float = 0.99) -> jax.Array:

@@ -1,0 +1,407 @@
+"""Losses, optimizer, and the helpers of stage 0, against plain re-computations."""
+
+import functools
+import json
+import math
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.config import JANUS_TINY
+from janus_jax.data import RowShape, SceneMix, SceneSource, pack
+from janus_jax.data import emoji_scenes as es
+from janus_jax.errors import RunError
+from janus_jax.models import Janus, init_params
+from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.training import (
+    MetricsLog,
+    Stage,
+    init_aux,
+    init_state,
+    janus_loss,
+    learning_rate,
+    make_optimizer,
+    make_step,
+)
+from janus_jax.training.metrics import check_finite
+from janus_jax.training.vq import place_codes, revive_codes, update_usage, vq_loss
+
+WORLD = es.World()
+TOKENIZER = build_word_tokenizer(es.vocabulary(WORLD))
+CONFIG = JANUS_TINY.replace(
+    siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
+    vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),
+    decoder=JANUS_TINY.decoder.replace(
+        width=32, ffw=64, layers=2, heads=2, kv_heads=2, head_dim=16
+    ),
+)
+MODEL = Janus(CONFIG)
+PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
+MIX = SceneMix(dict.fromkeys(es.TASKS, 1.0))
+ROW = RowShape(tokens=160, targets=96, und_images=4, gen_images=3)
+ROWS = 6
+UND, TEXT, GEN = "und", "text", "gen"
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Bold random numbers, so that no two positions predict alike."""
+    shapes = jax.eval_shape(lambda key: init_params(MODEL, key), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        norm = path[-1].key == "scale"
+        return norm + 0.3 * rng.standard_normal(leaf.shape, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    """(kind, features): two to understand, plain text, chat, two to draw (one without its prompt)."""
+    source = lambda kind, **mix: SceneSource(
+        kind, WORLD, PROCESSOR, SceneMix(MIX.tasks, **mix), seed=1
+    )
+    return [
+        (UND, source("und", describe=1.0)[0]),
+        (GEN, source("gen", condition_dropout=0.0)[0]),
+        (TEXT, source("text")[2]),
+        (UND, source("und", describe=0.0)[4]),
+        (TEXT, source("text", chat=True)[3]),
+        (GEN, source("gen", condition_dropout=1.0)[5]),
+    ]
+
+
+def packed_rows(sequences, rows):
+    """One batch of ROWS rows: the sequences packed into `rows` of them, the others empty."""
+    dataset = grain.MapDataset.source(sequences).to_iter_dataset()
+    (batch,) = list(pack(dataset, ROW, rows))
+    empty = lambda x: np.zeros((ROWS - rows, *x.shape[1:]), x.dtype)
+    return {k: np.concatenate([v, empty(v)]) for k, v in batch.items()}
+
+
+def one_a_row(sequences):
+    batches = [packed_rows([s], 1) for s in sequences]
+    first = {k: np.concatenate([b[k][:1] for b in batches]) for k in batches[0]}
+    fill = packed_rows(sequences[:1], 1)
+    return {k: np.concatenate([v, fill[k][1 : ROWS - len(v) + 1]]) for k, v in first.items()}
+
+
+@functools.partial(jax.jit, static_argnames="reduction")
+def loss_and_grads(params, batch, reduction="token"):
+    loss = lambda p: janus_loss(MODEL, p, batch, reduction)
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return metrics, grads
+
+
+def close(a, b, rtol=1e-4):
+    """Equal up to rounding, by the size of the whole array."""
+    a, b = np.asarray(a), np.asarray(b)
+    np.testing.assert_allclose(a, b, rtol=0, atol=rtol * max(np.abs(b).max(), 1e-3))
+
+
+# The loss of packed rows
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_packing_changes_neither_loss_nor_gradients(params, sequences, reduction):
+    features = [f for _, f in sequences]
+    packed, loose = packed_rows(features, 2), one_a_row(features)
+    assert packed["segment_ids"].max(1).tolist() != [1] * ROWS
+    metrics, grads = loss_and_grads(params, packed, reduction)
+    wanted, wanted_grads = loss_and_grads(params, loose, reduction)
+    for name, value in wanted.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+    for path, grad in jax.tree_util.tree_leaves_with_path(wanted_grads):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, grads)
+        close(found, grad)
+        group = path[0].key
+        if group == "vq":  # only looked through
+            assert not np.any(grad)
+    moved = {k for k, tree in grads.items() if any(np.any(g) for g in jax.tree.leaves(tree))}
+    assert moved == set(grads) - {"vq"}
+
+
+@functools.cache
+def plain_programs():
+    apply = lambda method: jax.jit(
+        lambda params, *x: MODEL.apply({"params": params}, *x, method=method)
+    )
+    names = ("embed_text", "embed_images", "embed_codes", "decode", "text_logits", "image_logits")
+    return {name: apply(name) for name in (*names, "encode_codes")}
+
+
+def cross_entropies(params, kind, features):
+    """(text losses, code losses) of one sequence, laid out by hand from its ids and pictures."""
+    run, tok = plain_programs(), TOKENIZER
+    ids = features["tokens"].tolist()
+    pad = lambda x: np.pad(x, ((0, 160 - len(x)), *((0, 0) for _ in x.shape[1:])))
+    embeds = np.array(run["embed_text"](params, pad(np.array(ids))))
+    codes = None
+    if kind == UND:
+        first = ids.index(tok.boi_id) + 1
+        pixels = features["und_images"].astype(np.float32) / 127.5 - 1
+        embeds[first : first + 9] = run["embed_images"](params, pixels)[0]
+    if kind == GEN:
+        boi = ids.index(tok.boi_id)
+        pixels = features["gen_images"].astype(np.float32) / 127.5 - 1
+        codes = np.asarray(run["encode_codes"](params, pixels))[0]
+        assert len(ids) == boi + 36 and len(codes) == 36
+        embeds[boi + 1 : boi + 36] = run["embed_codes"](params, codes)[:35]
+    mask = np.tril(np.ones((1, 160, 160), bool))
+    positions = np.arange(160)[None]
+    hidden = run["decode"](params, embeds[None], positions, mask)[0][0]
+    if kind == GEN:
+        log_probs = np.asarray(jax.nn.log_softmax(run["image_logits"](params, hidden)))
+        # Code 0 from <begin_of_image>, code i + 1 from the slot of code i, all 36 of them.
+        return [], [-log_probs[boi + i, code] for i, code in enumerate(codes)]
+    log_probs = np.asarray(jax.nn.log_softmax(run["text_logits"](params, hidden)))
+    start = 1
+    if tok.token_id("<|Assistant|>") in ids:  # the prompt is given, not learned
+        start = ids.index(tok.token_id("<|Assistant|>")) + 2
+    return [-log_probs[i - 1, ids[i]] for i in range(start, len(ids))], []
+
+
+def test_the_loss_by_hand(params, sequences):
+    losses = [(kind, cross_entropies(params, kind, f)) for kind, f in sequences]
+    each = {k: [x for kind, (a, b) in losses if kind == k for x in (*a, *b)] for k in (UND, TEXT)}
+    each[GEN] = [x for _, (_, codes) in losses for x in codes]
+    assert len(each[GEN]) == 2 * 36
+    every = [*each[UND], *each[TEXT], *each[GEN]]
+    assert np.std(each[GEN]) > 0.3 and np.std(each[TEXT]) > 0.3  # a shift would show
+
+    packed = packed_rows([f for _, f in sequences], 2)
+    metrics, _ = loss_and_grads(params, packed)
+    for kind, values in each.items():
+        assert float(metrics[f"loss_{kind}"]) == pytest.approx(np.mean(values), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(np.mean(every), rel=1e-5)
+    assert float(metrics["tokens"]) == sum(len(f["tokens"]) for _, f in sequences)
+
+    metrics, _ = loss_and_grads(params, packed, "sequence")
+    by_sequence = [np.mean([*text, *codes]) for _, (text, codes) in losses]
+    assert float(metrics["loss"]) == pytest.approx(np.mean(by_sequence), rel=1e-5)
+    assert abs(np.mean(by_sequence) - np.mean(every)) > 1e-3  # the two differ here
+
+
+def test_code_0_is_learned_from_begin_of_image(params, sequences):
+    # All codes equal: then only the targets, not the inputs, tell a picture's first code apart.
+    gen = sequences[1][1]
+    batch = one_a_row([gen])
+    _, grads = loss_and_grads(params, batch)
+    boi = TOKENIZER.boi_id
+    grad = np.asarray(grads["decoder"]["embed"]["embedding"])
+    assert np.abs(grad[boi]).max() > 1e-6
+    # The image head's bias counts every code once: sum over positions of (p - one hot) / 36.
+    pixels = gen["gen_images"].astype(np.float32) / 127.5 - 1
+    codes = np.asarray(plain_programs()["encode_codes"](params, pixels))[0]
+    text, image = cross_entropies(params, GEN, gen)
+    assert text == [] and len(image) == 36
+    bias = np.asarray(grads["image_head"]["head"]["bias"])
+    assert bias.sum() == pytest.approx(0, abs=1e-5)
+    probability = bias + np.bincount(codes, minlength=64) / 36
+    assert probability.min() > -1e-6 and probability.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_batch_without_a_task_or_without_anything_is_finite(params, sequences):
+    text = one_a_row([sequences[2][1]])
+    metrics, _ = loss_and_grads(params, text)
+    assert float(metrics["loss_gen"]) == float(metrics["loss_und"]) == 0
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_text"]))
+    nothing = {k: np.zeros_like(v) for k, v in text.items()}
+    metrics, grads = loss_and_grads(params, nothing)
+    assert float(metrics["loss"]) == float(metrics["tokens"]) == 0
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
+
+
+# The optimizer
+
+
+def stage(objective="janus", **fields):
+    values = dict(
+        trainable=("decoder",), steps=10, learning_rate=1e-3, warmup_steps=0, batch_size=4
+    )
+    ratio = (1.0, 1.0, 1.0) if objective == "janus" else (0, 0, 0)
+    return Stage("test", objective, **{**values, "ratio": ratio, **fields})
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 600])
+def test_the_rate_warms_up_linearly_and_stays(warmup):
+    rate = learning_rate(stage(warmup_steps=warmup))
+    for step in (0, 1, warmup // 2, warmup - 1, warmup, warmup + 1, 100_000):
+        if step >= 0:
+            wanted = 1e-3 * min(1.0, (step + 1) / max(warmup, 1))
+            assert float(rate(step)) == pytest.approx(wanted, rel=1e-5), step
+
+
+def test_the_optimizer_is_clipped_adamw_without_decay():
+    optimizer = make_optimizer(stage(learning_rate=0.1, warmup_steps=2))
+    params = {"a": jnp.array([3.0, -4.0]), "b": jnp.array(7.0)}
+    state = optimizer.init(params)
+    value = np.array([3.0, -4.0, 7.0])
+    first, second = np.zeros(3), np.zeros(3)
+    for step, grad in enumerate(([30.0, -40.0, 0.0], [0.3, 0.1, -0.2], [5.0, 0.0, 12.0])):
+        grad = np.array(grad)
+        updates, state = optimizer.update(
+            {"a": jnp.array(grad[:2]), "b": jnp.array(grad[2])}, state, params
+        )
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        norm = np.linalg.norm(grad)  # of all groups together
+        grad = grad / max(norm, 1.0)
+        first = 0.9 * first + 0.1 * grad
+        second = 0.95 * second + 0.05 * grad**2
+        scale = np.sqrt(second / (1 - 0.95 ** (step + 1))) + 1e-8
+        rate = 0.1 * min(1.0, (step + 1) / 2)
+        value = value - rate * first / (1 - 0.9 ** (step + 1)) / scale
+        np.testing.assert_allclose(params["a"], value[:2], rtol=1e-5)
+        np.testing.assert_allclose(params["b"], value[2], rtol=1e-5)
+
+
+# Stage 0: the image tokenizer
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_placed_codes_sit_on_the_outputs():
+    rng = np.random.default_rng(0)
+    centres = unit(rng.standard_normal((8, 4)))
+    z = unit(np.repeat(centres, 50, 0) + 0.02 * rng.standard_normal((400, 4))).astype(np.float32)
+    codebook = np.asarray(place_codes(jnp.array(z), 16, jax.random.key(0)))
+    assert codebook.shape == (16, 4)
+    np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, atol=1e-5)
+    fit = (z @ codebook.T).max(-1)
+    start = z[np.asarray(jax.random.permutation(jax.random.key(0), 400)[:16])]
+    assert fit.mean() >= (z @ start.T).max(-1).mean()  # k-means never makes it worse
+    assert fit.mean() > 0.9
+
+
+def test_codes_that_nothing_uses_move_onto_outputs():
+    rng = np.random.default_rng(1)
+    codebook = unit(rng.standard_normal((10, 4))).astype(np.float32)
+    z = unit(rng.standard_normal((60, 4))).astype(np.float32)
+    usage = np.array([3, 0, 2, 0.01, 1, 1, 1, 1, 1, 0.049], np.float32)
+    moved, used, count = revive_codes(
+        *(jnp.array(x) for x in (codebook, usage, z)), jax.random.key(0), 0.05, 2.0
+    )
+    idle = [1, 3, 9]
+    kept = [i for i in range(10) if i not in idle]
+    assert int(count) == 3
+    np.testing.assert_array_equal(np.asarray(moved)[kept], codebook[kept])
+    np.testing.assert_array_equal(np.asarray(used)[kept], usage[kept])
+    np.testing.assert_allclose(np.asarray(used)[idle], 0.5)  # some time to be found
+    for code in np.asarray(moved)[idle]:
+        assert np.abs(z - code).max(-1).min() < 1e-6
+
+
+def test_of_two_codes_alike_the_one_used_less_moves():
+    codebook = np.array([[1, 0], [0.9999, 0.01], [0, 1], [0, -1], [0, -1]], np.float32)
+    usage = np.array([1, 2, 1, 3, 3], np.float32)
+    z = np.array([[-1, 0]] * 4, np.float32)
+    moved, _, count = revive_codes(
+        *(jnp.array(x) for x in (codebook, usage, z)), jax.random.key(0), 0.05, 0.985
+    )
+    assert int(count) == 2  # 0 for 1; of 3 and 4 only one
+    np.testing.assert_array_equal(np.asarray(moved)[[0, 4]], [[-1, 0], [-1, 0]])
+    np.testing.assert_array_equal(np.asarray(moved)[1:4], codebook[1:4])
+
+
+def test_usage_is_a_running_average_of_counts():
+    usage = update_usage(jnp.array([0.0, 10.0, 0.0]), jnp.array([0, 0, 2, 0]), decay=0.9)
+    np.testing.assert_allclose(usage, [0.3, 9.0, 0.1], rtol=1e-6)
+    for _ in range(200):
+        usage = update_usage(usage, jnp.array([1, 1]), decay=0.9)
+    np.testing.assert_allclose(usage, [0, 2, 0], atol=1e-5)
+
+
+def test_the_tokenizer_loss_by_hand(params):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 48, 48, 3)).astype(np.uint8)
+    pixels = images.astype(np.float32) / 127.5 - 1
+    run = jax.jit(lambda p, x, q: vq_loss(MODEL, p, {"image": x}, q, 0.25), static_argnums=2)
+    out = jax.jit(lambda p, x: MODEL.apply({"params": p}, x, method="vq_forward"))(params, pixels)
+    error = np.asarray(out["reconstruction"]) - pixels
+    plain = np.mean(error**2) + 0.2 * np.mean(np.abs(error))
+    loss, (metrics, aux) = run(params, images, True)
+    extra = float(out["codebook_loss"]) + 0.25 * float(out["commitment_loss"])
+    assert float(loss) == pytest.approx(plain + extra, rel=1e-5)
+    assert float(metrics["psnr"]) == pytest.approx(10 * math.log10(4 / np.mean(error**2)), rel=1e-4)
+    np.testing.assert_allclose(aux["z"], unit(np.asarray(out["z"])).reshape(-1, 8), atol=1e-5)
+    np.testing.assert_array_equal(aux["codes"], np.asarray(out["codes"]).reshape(-1))
+    warm, (metrics, _) = run(params, images, False)
+    assert float(warm) == float(metrics["loss_reconstruction"])  # a plain auto-encoder
+
+
+# Stage 0: the understanding encoder, and the average of the weights
+
+
+def test_pictures_find_their_texts(params):
+    pairs = SceneSource("pairs", WORLD, PROCESSOR, MIX, seed=3, text_length=24)
+    records = [pairs[i] for i in range(6)]
+    batch = {k: np.stack([r[k] for r in records]) for k in ("image", "text")}
+    fields = dict(trainable=("siglip", "aux"), learning_rate=3e-3, batch_size=6, ema_decay=0.9)
+    siglip = stage("siglip", **fields)
+    # Fresh weights: the bold ones above hardly train.
+    start = jax.tree.map(lambda x: 0.3 * x, params["siglip"])
+    everything = {"siglip": start, "aux": init_aux(MODEL, jax.random.key(1), 24)}
+    state, frozen = init_state(siglip, everything)
+    step = make_step(MODEL, siglip, TOKENIZER.pad_id)
+    average = jax.tree.map(np.array, state.trainable)
+    losses = []
+    for done in range(60):
+        state, metrics = step(state, frozen, batch, done)
+        losses.append(float(metrics["loss"]))
+        if done < 5:
+            decay = min(0.9, (1 + done) / (10 + done))
+            now = jax.tree.map(np.array, state.trainable)
+            average = jax.tree.map(lambda a, x, d=decay: d * a + (1 - d) * x, average, now)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.ema, average
+            )
+    assert losses[0] > 1 and losses[-1] < 0.25 * losses[0] and float(metrics["accuracy"]) == 1.0
+    wrong = batch | {"text": np.roll(batch["text"], 1, 0)}
+    _, metrics = step(state, frozen, wrong, 60)
+    assert float(metrics["loss"]) > 4 * losses[-1] and float(metrics["accuracy"]) < 0.5
+
+
+# What a run records
+
+
+def test_metrics_survive_a_cut_and_a_restart(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.start_stage("a", 0)
+    log.write([{"stage": "a", "step": i, "loss": float(i)} for i in (1, 2)])
+    log.start_stage("b", 0)
+    log.write([{"stage": "b", "step": i, "loss": float(i)} for i in (1, 2, 3, 4)])
+    log.close()
+    with log.path.open("a") as file:
+        file.write('{"stage": "b", "st')  # killed while writing
+    log = MetricsLog(tmp_path)
+    assert [r["step"] for r in log.read()] == [1, 2, 1, 2, 3, 4]
+    log.start_stage("b", 2)  # the checkpoint is of step 2
+    log.write([{"stage": "b", "step": 3, "loss": 0.5}])
+    log.close()
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in lines] == [
+        *(("a", 1), ("a", 2)),
+        *(("b", 1), ("b", 2), ("b", 3)),
+    ]
+    assert lines[-1]["loss"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"loss": math.nan, "loss_gen": math.nan, "loss_und": 1.0}, "in generation;"),
+        ({"loss": math.nan, "loss_und": math.inf, "loss_text": math.nan}, "understanding, text;"),
+        ({"loss": 1.0, "grad_norm": math.inf}, "in grad_norm;"),
+    ],
+)
+def test_what_is_not_finite_is_named(metrics, words):
+    with pytest.raises(RunError, match="stage2 step 17") as error:
+        check_finite("stage2", 17, metrics)
+    assert words in str(error.value)
+    check_finite("stage2", 17, {"loss": 1.0, "loss_gen": 0.0, "grad_norm": 1e30})
