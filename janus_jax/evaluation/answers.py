@@ -1,4 +1,4 @@
-"""Question accuracy on unseen scenes, by kind, against always giving the commonest answer.
+"""Question accuracy on freshly drawn scenes, by kind, against always giving the commonest answer.
 
 Yes/no questions are also scored as POPE does (Li et al. 2023): precision, recall and F1 of "yes".
 """

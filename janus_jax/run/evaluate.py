@@ -61,7 +61,7 @@ class Evaluator:
             both = np.stack([pictures, self.reconstruct(params, pictures)], 1)
             self._write_grid(stage, step, both.reshape(-1, *pictures.shape[1:]), 8, ["true, VQ"])
         elif stage.objective == "janus" and stage.ratio[2] > 0:
-            tasks = [t for t in es.TASKS if t in stage.scenes["tasks"]]
+            tasks = [t for t in es.TASKS if t in stage.scenes["tasks"]] or list(es.TASKS)
             per_task = 24 // len(tasks)
             prompts = [p.text for t in tasks for p in make_prompts(world, t, per_task, seed=1)]
             pictures = self._with(params).generate_arrays(prompts)
@@ -82,19 +82,22 @@ class Evaluator:
 
         The final stage is scored with more pictures, at the guidance that did best on other prompts.
         """
+        settings = self._experiment.config.eval
+        draws = stage.objective == "janus" and stage.ratio[2] > 0
         scores = self.read_scores()
-        if stage.name in scores and "mini_geneval" in scores[stage.name]:
+        done = {"judge", "mini_geneval"} & scores.get(stage.name, {}).keys()
+        if done or not settings.prompts or not (draws or stage.objective == "vq"):
             return
         if not quiet:
             print(f"scoring after {stage.name}", flush=True)
         began = time.perf_counter()
         entry = scores.setdefault(stage.name, {})
-        settings, world = self._experiment.config.eval, self._experiment.world
+        world = self._experiment.world
         if stage.objective == "vq":
             entry["judge"] = prove_judge(
                 world, lambda x: self.reconstruct(params, x), max(settings.prompts, 2)
             )
-        elif stage.ratio[2] > 0 and settings.prompts:
+        else:
             janus = self._with(params)
             count = settings.prompts if final else max(settings.prompts // 2, 2)
             weight = self._experiment.config.processor.cfg_weight

@@ -46,8 +46,10 @@ def build(config: ConfigDict) -> Experiment:
     """
     tokenizer, world = _tokenizer(config), World(**config.world)
     janus_config = _architecture(config, tokenizer)
-    if world.image_size % world.grid:
-        raise UserError("config.world.image_size must be a multiple of config.world.grid")
+    if not 2 <= world.grid <= 4 or world.image_size % world.grid:
+        raise UserError(
+            "config.world.grid must be 2, 3 or 4, and config.world.image_size a multiple of it"
+        )
     processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
     model = Janus(
         janus_config,

@@ -15,6 +15,7 @@ Run directory:
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def train(config: ConfigDict, run_dir: Path, quiet: bool = False) -> None:
         else:
             params = shard_params(finished, experiment.mesh)
         last = stage is stages[-1]
-        if stage.objective != "siglip" and (last or config.eval.after_stages):
+        if last or config.eval.after_stages or stage.objective == "vq":
             evaluator.score(stage, params, final=last, quiet=quiet)
     log.close()
     write_report(run_dir)
@@ -116,6 +117,11 @@ def _starting_params(experiment: Experiment, run_dir: Path, stage: Stage) -> Par
         raise UserError(
             f"{stage.name} starts from {before[-1]}, which has not finished in {run_dir}: run the "
             "config without a stage name, or pass --config.init_from=DIR"
+        )
+    if stage.name == "stage1":
+        print(
+            "warning: no config.init_from, so the adaptors train on a frozen random language model",
+            file=sys.stderr,
         )
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)

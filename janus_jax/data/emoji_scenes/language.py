@@ -28,6 +28,7 @@ KIND_TASKS = {
 }
 DESCRIBE = ("describe the picture.", "what does the picture show?")
 _PREFIXES = ("", "a photo of ", "a picture of ")
+_MAP_ROWS = ("top", "middle", "bottom")
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
 
@@ -72,6 +73,8 @@ def caption(scene: Scene, rng: np.random.Generator, background: float = 0.25) ->
         if relation in ("left of", "right of") and rng.random() < 0.3:
             relation = f"to the {relation}"
         text = f"{one} {relation} {other}"
+    elif scene.task in ("mixed", "dense"):
+        text = _inventory(scene)
     else:
         other = article(thing(rest[0].name, rest[0].tint))
         if rng.random() < 0.5:
@@ -162,13 +165,13 @@ def _inventory(scene: Scene) -> str:
 
 
 def _map(scene: Scene, world: World) -> str:
-    """The grid row by row: "top row: empty, cat, empty. ..." (rows beyond three have no names)."""
+    """The grid row by row: "top row: empty, cat, empty. ..."; on larger grids "row one: ..."."""
     cells = {(p.row, p.column): thing(p.name, p.tint) for p in scene.placements}
     rows = []
     for row in range(world.grid):
-        name = {0: "top", world.grid - 1: "bottom"}.get(row, "middle")
+        name = f"{_MAP_ROWS[row]} row" if world.grid == 3 else f"row {NUMBERS[row + 1]}"
         contents = ", ".join(cells.get((row, c), "empty") for c in range(world.grid))
-        rows.append(f"{name} row: {contents}.")
+        rows.append(f"{name}: {contents}.")
     return " ".join(rows)
 
 
