@@ -53,9 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
         stage0_siglip=common.stage(
             "siglip",
             "siglip",
-            steps=300,
+            steps=200,
             learning_rate=2e-3,
-            warmup_steps=40,
+            warmup_steps=20,
             batch_size=96,
             ema_decay=0.99,
             tasks={"mixed": 4.0, "counting": 1.0, "color_attr": 1.0, "position": 1.0},
@@ -75,8 +75,8 @@ def get_config(arg: str = "") -> ConfigDict:
         stage1=common.stage(
             "janus",
             "stage1",
-            steps=300,
-            learning_rate=8e-3,
+            steps=400,
+            learning_rate=5e-3,
             warmup_steps=10,
             batch_size=8,
             ratio=(1.0, 0.0, 3.0),
@@ -87,7 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
         stage2=common.stage(
             "janus",
             "stage2",
-            steps=1500,
+            steps=1600,
             learning_rate=2e-3,
             warmup_steps=30,
             batch_size=8,

@@ -346,9 +346,9 @@ JANUS_TINY = JanusConfig(
         width=160,
         ffw=448,
         layers=5,
-        heads=4,
-        kv_heads=4,
-        head_dim=40,
+        heads=2,
+        kv_heads=2,
+        head_dim=80,
         max_position=256,
     ),
 )

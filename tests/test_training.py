@@ -19,12 +19,9 @@ from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenize
 from janus_jax.training import (
     MetricsLog,
     Stage,
-    init_aux,
-    init_state,
     janus_loss,
     learning_rate,
     make_optimizer,
-    make_step,
 )
 from janus_jax.training.metrics import check_finite
 from janus_jax.training.vq import place_codes, revive_codes, update_usage, vq_loss
@@ -35,7 +32,7 @@ CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),
     decoder=JANUS_TINY.decoder.replace(
-        width=32, ffw=64, layers=2, heads=2, kv_heads=2, head_dim=16
+        width=32, ffw=64, layers=1, heads=2, kv_heads=2, head_dim=16
     ),
 )
 MODEL = Janus(CONFIG)
@@ -44,6 +41,13 @@ MIX = SceneMix(dict.fromkeys(es.TASKS, 1.0))
 ROW = RowShape(tokens=160, targets=96, und_images=4, gen_images=3)
 ROWS = 6
 UND, TEXT, GEN = "und", "text", "gen"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +94,12 @@ def one_a_row(sequences):
     return {k: np.concatenate([v, fill[k][1 : ROWS - len(v) + 1]]) for k, v in first.items()}
 
 
-@functools.partial(jax.jit, static_argnames="reduction")
-def loss_and_grads(params, batch, reduction="token"):
-    loss = lambda p: janus_loss(MODEL, p, batch, reduction)
+@jax.jit
+def evaluate(params, batch):
+    """(metrics, gradients, metrics with "sequence" reduction)."""
+    loss = lambda p: janus_loss(MODEL, p, batch)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    return metrics, grads
+    return metrics, grads, janus_loss(MODEL, params, batch, "sequence")[1]
 
 
 def close(a, b, rtol=1e-4):
@@ -106,63 +111,69 @@ def close(a, b, rtol=1e-4):
 # The loss of packed rows
 
 
-@pytest.mark.parametrize("reduction", ["token", "sequence"])
-def test_packing_changes_neither_loss_nor_gradients(params, sequences, reduction):
+def test_packing_changes_neither_loss_nor_gradients(params, sequences):
     features = [f for _, f in sequences]
     packed, loose = packed_rows(features, 2), one_a_row(features)
     assert packed["segment_ids"].max(1).tolist() != [1] * ROWS
-    metrics, grads = loss_and_grads(params, packed, reduction)
-    wanted, wanted_grads = loss_and_grads(params, loose, reduction)
+    metrics, grads, by_sequence = evaluate(params, packed)
+    wanted, wanted_grads, wanted_by_sequence = evaluate(params, loose)
     for name, value in wanted.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+        value = float(wanted_by_sequence[name])
+        assert float(by_sequence[name]) == pytest.approx(value, rel=1e-5), name
     for path, grad in jax.tree_util.tree_leaves_with_path(wanted_grads):
         found = functools.reduce(lambda tree, key: tree[key.key], path, grads)
         close(found, grad)
-        group = path[0].key
-        if group == "vq":  # only looked through
-            assert not np.any(grad)
     moved = {k for k, tree in grads.items() if any(np.any(g) for g in jax.tree.leaves(tree))}
-    assert moved == set(grads) - {"vq"}
+    assert moved == set(grads) - {"vq"}  # the tokenizer is only looked through
 
 
-@functools.cache
-def plain_programs():
-    apply = lambda method: jax.jit(
-        lambda params, *x: MODEL.apply({"params": params}, *x, method=method)
+@jax.jit
+def embeddings(params, ids, und_image, gen_image):
+    """Of ids, of a picture to understand, of a picture's codes; and the codes."""
+    run = functools.partial(MODEL.apply, {"params": params})
+    pixels = lambda image: (image.astype(jnp.float32) / 127.5 - 1)[None]
+    codes = run(pixels(gen_image), method="encode_codes")[0]
+    return (
+        run(ids, method="embed_text"),
+        run(pixels(und_image), method="embed_images")[0],
+        run(codes, method="embed_codes"),
+        codes,
     )
-    names = ("embed_text", "embed_images", "embed_codes", "decode", "text_logits", "image_logits")
-    return {name: apply(name) for name in (*names, "encode_codes")}
+
+
+@jax.jit
+def log_probabilities(params, embeds):
+    """Of text and of image codes, at each position of one sequence [T, D]."""
+    run = functools.partial(MODEL.apply, {"params": params})
+    length = len(embeds)
+    mask = jnp.tril(jnp.ones((1, length, length), bool))
+    hidden, _ = run(embeds[None], jnp.arange(length)[None], mask, method="decode")
+    both = (run(hidden[0], method=name) for name in ("text_logits", "image_logits"))
+    return [jax.nn.log_softmax(logits) for logits in both]
 
 
 def cross_entropies(params, kind, features):
     """(text losses, code losses) of one sequence, laid out by hand from its ids and pictures."""
-    run, tok = plain_programs(), TOKENIZER
-    ids = features["tokens"].tolist()
-    pad = lambda x: np.pad(x, ((0, 160 - len(x)), *((0, 0) for _ in x.shape[1:])))
-    embeds = np.array(run["embed_text"](params, pad(np.array(ids))))
-    codes = None
+    tok, ids = TOKENIZER, features["tokens"].tolist()
+    first = lambda images: images[0] if len(images) else np.zeros((48, 48, 3), np.uint8)
+    padded = np.pad(features["tokens"], (0, 160 - len(ids)))
+    pictures = (first(features[name]) for name in ("und_images", "gen_images"))
+    text, image, drawn, codes = map(np.array, embeddings(params, padded, *pictures))
+    boi = ids.index(tok.boi_id) if kind != TEXT else None
     if kind == UND:
-        first = ids.index(tok.boi_id) + 1
-        pixels = features["und_images"].astype(np.float32) / 127.5 - 1
-        embeds[first : first + 9] = run["embed_images"](params, pixels)[0]
+        text[boi + 1 : boi + 10] = image
     if kind == GEN:
-        boi = ids.index(tok.boi_id)
-        pixels = features["gen_images"].astype(np.float32) / 127.5 - 1
-        codes = np.asarray(run["encode_codes"](params, pixels))[0]
         assert len(ids) == boi + 36 and len(codes) == 36
-        embeds[boi + 1 : boi + 36] = run["embed_codes"](params, codes)[:35]
-    mask = np.tril(np.ones((1, 160, 160), bool))
-    positions = np.arange(160)[None]
-    hidden = run["decode"](params, embeds[None], positions, mask)[0][0]
+        text[boi + 1 : boi + 36] = drawn[:35]
+    of_text, of_codes = map(np.asarray, log_probabilities(params, text))
     if kind == GEN:
-        log_probs = np.asarray(jax.nn.log_softmax(run["image_logits"](params, hidden)))
         # Code 0 from <begin_of_image>, code i + 1 from the slot of code i, all 36 of them.
-        return [], [-log_probs[boi + i, code] for i, code in enumerate(codes)]
-    log_probs = np.asarray(jax.nn.log_softmax(run["text_logits"](params, hidden)))
+        return [], [-of_codes[boi + i, code] for i, code in enumerate(codes)]
     start = 1
     if tok.token_id("<|Assistant|>") in ids:  # the prompt is given, not learned
         start = ids.index(tok.token_id("<|Assistant|>")) + 2
-    return [-log_probs[i - 1, ids[i]] for i in range(start, len(ids))], []
+    return [-of_text[i - 1, ids[i]] for i in range(start, len(ids))], []
 
 
 def test_the_loss_by_hand(params, sequences):
@@ -174,45 +185,44 @@ def test_the_loss_by_hand(params, sequences):
     assert np.std(each[GEN]) > 0.3 and np.std(each[TEXT]) > 0.3  # a shift would show
 
     packed = packed_rows([f for _, f in sequences], 2)
-    metrics, _ = loss_and_grads(params, packed)
+    metrics, _, by_sequence = evaluate(params, packed)
     for kind, values in each.items():
         assert float(metrics[f"loss_{kind}"]) == pytest.approx(np.mean(values), rel=1e-5)
     assert float(metrics["loss"]) == pytest.approx(np.mean(every), rel=1e-5)
     assert float(metrics["tokens"]) == sum(len(f["tokens"]) for _, f in sequences)
 
-    metrics, _ = loss_and_grads(params, packed, "sequence")
-    by_sequence = [np.mean([*text, *codes]) for _, (text, codes) in losses]
-    assert float(metrics["loss"]) == pytest.approx(np.mean(by_sequence), rel=1e-5)
-    assert abs(np.mean(by_sequence) - np.mean(every)) > 1e-3  # the two differ here
+    wanted = np.mean([np.mean([*text, *codes]) for _, (text, codes) in losses])
+    assert float(by_sequence["loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert abs(wanted - np.mean(every)) > 1e-3  # the two differ here
 
 
-def test_code_0_is_learned_from_begin_of_image(params, sequences):
-    # All codes equal: then only the targets, not the inputs, tell a picture's first code apart.
+def test_all_codes_are_learned_code_0_from_begin_of_image(params, sequences):
     gen = sequences[1][1]
-    batch = one_a_row([gen])
-    _, grads = loss_and_grads(params, batch)
-    boi = TOKENIZER.boi_id
-    grad = np.asarray(grads["decoder"]["embed"]["embedding"])
-    assert np.abs(grad[boi]).max() > 1e-6
-    # The image head's bias counts every code once: sum over positions of (p - one hot) / 36.
-    pixels = gen["gen_images"].astype(np.float32) / 127.5 - 1
-    codes = np.asarray(plain_programs()["encode_codes"](params, pixels))[0]
-    text, image = cross_entropies(params, GEN, gen)
-    assert text == [] and len(image) == 36
-    bias = np.asarray(grads["image_head"]["head"]["bias"])
-    assert bias.sum() == pytest.approx(0, abs=1e-5)
-    probability = bias + np.bincount(codes, minlength=64) / 36
-    assert probability.min() > -1e-6 and probability.sum() == pytest.approx(1, abs=1e-4)
+    _, grads, _ = evaluate(params, one_a_row([gen]))
+    table = np.asarray(grads["decoder"]["embed"]["embedding"])
+    boi = int(gen["gen_starts"][0])
+    assert gen["tokens"][boi] == TOKENIZER.boi_id and np.abs(table[TOKENIZER.boi_id]).max() > 1e-6
+    # The gradient of the image head's bias is the mean over the 36 codes of (probability - one hot).
+    ids = np.pad(gen["tokens"], (0, 160 - len(gen["tokens"])))
+    image = gen["gen_images"][0]
+    text, _, drawn, codes = map(np.array, embeddings(params, ids, image, image))
+    text[boi + 1 : boi + 36] = drawn[:35]
+    probability = np.exp(log_probabilities(params, text)[1])[boi : boi + 36]
+    bias = (probability - np.eye(64)[codes]) / 36
+    close(grads["image_head"]["head"]["bias"], bias.sum(0))
+    # Without code 0, or without the last one, it would be another.
+    for part in (bias[1:], bias[:-1]):
+        assert np.abs(part.sum(0) - bias.sum(0)).max() > 0.01
 
 
 def test_a_batch_without_a_task_or_without_anything_is_finite(params, sequences):
     text = one_a_row([sequences[2][1]])
-    metrics, _ = loss_and_grads(params, text)
+    metrics, _, _ = evaluate(params, text)
     assert float(metrics["loss_gen"]) == float(metrics["loss_und"]) == 0
     assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_text"]))
     nothing = {k: np.zeros_like(v) for k, v in text.items()}
-    metrics, grads = loss_and_grads(params, nothing)
-    assert float(metrics["loss"]) == float(metrics["tokens"]) == 0
+    metrics, grads, by_sequence = evaluate(params, nothing)
+    assert float(metrics["loss"]) == float(metrics["tokens"]) == float(by_sequence["loss"]) == 0
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
 
 
@@ -233,7 +243,7 @@ def test_the_rate_warms_up_linearly_and_stays(warmup):
     for step in (0, 1, warmup // 2, warmup - 1, warmup, warmup + 1, 100_000):
         if step >= 0:
             wanted = 1e-3 * min(1.0, (step + 1) / max(warmup, 1))
-            assert float(rate(step)) == pytest.approx(wanted, rel=1e-5), step
+            assert float(rate(step)) == pytest.approx(wanted, rel=1e-4), step
 
 
 def test_the_optimizer_is_clipped_adamw_without_decay():
@@ -284,9 +294,7 @@ def test_codes_that_nothing_uses_move_onto_outputs():
     codebook = unit(rng.standard_normal((10, 4))).astype(np.float32)
     z = unit(rng.standard_normal((60, 4))).astype(np.float32)
     usage = np.array([3, 0, 2, 0.01, 1, 1, 1, 1, 1, 0.049], np.float32)
-    moved, used, count = revive_codes(
-        *(jnp.array(x) for x in (codebook, usage, z)), jax.random.key(0), 0.05, 2.0
-    )
+    moved, used, count = jax.jit(revive_codes)(codebook, usage, z, jax.random.key(0), 0.05, 2.0)
     idle = [1, 3, 9]
     kept = [i for i in range(10) if i not in idle]
     assert int(count) == 3
@@ -301,19 +309,18 @@ def test_of_two_codes_alike_the_one_used_less_moves():
     codebook = np.array([[1, 0], [0.9999, 0.01], [0, 1], [0, -1], [0, -1]], np.float32)
     usage = np.array([1, 2, 1, 3, 3], np.float32)
     z = np.array([[-1, 0]] * 4, np.float32)
-    moved, _, count = revive_codes(
-        *(jnp.array(x) for x in (codebook, usage, z)), jax.random.key(0), 0.05, 0.985
-    )
+    moved, _, count = jax.jit(revive_codes)(codebook, usage, z, jax.random.key(0), 0.05, 0.985)
     assert int(count) == 2  # 0 for 1; of 3 and 4 only one
     np.testing.assert_array_equal(np.asarray(moved)[[0, 4]], [[-1, 0], [-1, 0]])
     np.testing.assert_array_equal(np.asarray(moved)[1:4], codebook[1:4])
 
 
 def test_usage_is_a_running_average_of_counts():
-    usage = update_usage(jnp.array([0.0, 10.0, 0.0]), jnp.array([0, 0, 2, 0]), decay=0.9)
+    update = jax.jit(functools.partial(update_usage, decay=0.9))
+    usage = update(jnp.array([0.0, 10.0, 0.0]), jnp.array([0, 0, 2, 0]))
     np.testing.assert_allclose(usage, [0.3, 9.0, 0.1], rtol=1e-6)
     for _ in range(200):
-        usage = update_usage(usage, jnp.array([1, 1]), decay=0.9)
+        usage = update(usage, jnp.array([1, 1]))
     np.testing.assert_allclose(usage, [0, 2, 0], atol=1e-5)
 
 
@@ -321,50 +328,24 @@ def test_the_tokenizer_loss_by_hand(params):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 48, 48, 3)).astype(np.uint8)
     pixels = images.astype(np.float32) / 127.5 - 1
-    run = jax.jit(lambda p, x, q: vq_loss(MODEL, p, {"image": x}, q, 0.25), static_argnums=2)
-    out = jax.jit(lambda p, x: MODEL.apply({"params": p}, x, method="vq_forward"))(params, pixels)
+
+    @jax.jit
+    def run(params):
+        out = MODEL.apply({"params": params}, pixels, method="vq_forward")
+        losses = [vq_loss(MODEL, params, {"image": images}, q, 0.25) for q in (True, False)]
+        return out, *losses
+
+    out, (loss, (metrics, aux)), (warm, (warm_metrics, _)) = run(params)
     error = np.asarray(out["reconstruction"]) - pixels
     plain = np.mean(error**2) + 0.2 * np.mean(np.abs(error))
-    loss, (metrics, aux) = run(params, images, True)
     extra = float(out["codebook_loss"]) + 0.25 * float(out["commitment_loss"])
     assert float(loss) == pytest.approx(plain + extra, rel=1e-5)
+    assert float(metrics["loss_reconstruction"]) == pytest.approx(plain, rel=1e-5)
     assert float(metrics["psnr"]) == pytest.approx(10 * math.log10(4 / np.mean(error**2)), rel=1e-4)
     np.testing.assert_allclose(aux["z"], unit(np.asarray(out["z"])).reshape(-1, 8), atol=1e-5)
     np.testing.assert_array_equal(aux["codes"], np.asarray(out["codes"]).reshape(-1))
-    warm, (metrics, _) = run(params, images, False)
-    assert float(warm) == float(metrics["loss_reconstruction"])  # a plain auto-encoder
-
-
-# Stage 0: the understanding encoder, and the average of the weights
-
-
-def test_pictures_find_their_texts(params):
-    pairs = SceneSource("pairs", WORLD, PROCESSOR, MIX, seed=3, text_length=24)
-    records = [pairs[i] for i in range(6)]
-    batch = {k: np.stack([r[k] for r in records]) for k in ("image", "text")}
-    fields = dict(trainable=("siglip", "aux"), learning_rate=3e-3, batch_size=6, ema_decay=0.9)
-    siglip = stage("siglip", **fields)
-    # Fresh weights: the bold ones above hardly train.
-    start = jax.tree.map(lambda x: 0.3 * x, params["siglip"])
-    everything = {"siglip": start, "aux": init_aux(MODEL, jax.random.key(1), 24)}
-    state, frozen = init_state(siglip, everything)
-    step = make_step(MODEL, siglip, TOKENIZER.pad_id)
-    average = jax.tree.map(np.array, state.trainable)
-    losses = []
-    for done in range(60):
-        state, metrics = step(state, frozen, batch, done)
-        losses.append(float(metrics["loss"]))
-        if done < 5:
-            decay = min(0.9, (1 + done) / (10 + done))
-            now = jax.tree.map(np.array, state.trainable)
-            average = jax.tree.map(lambda a, x, d=decay: d * a + (1 - d) * x, average, now)
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.ema, average
-            )
-    assert losses[0] > 1 and losses[-1] < 0.25 * losses[0] and float(metrics["accuracy"]) == 1.0
-    wrong = batch | {"text": np.roll(batch["text"], 1, 0)}
-    _, metrics = step(state, frozen, wrong, 60)
-    assert float(metrics["loss"]) > 4 * losses[-1] and float(metrics["accuracy"]) < 0.5
+    # The warm-up trains a plain auto-encoder.
+    assert float(warm) == float(warm_metrics["loss_reconstruction"]) != float(loss)
 
 
 # What a run records

@@ -24,6 +24,11 @@ def _options(threads: int, buffer: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
 
 
+def _ahead(dataset: grain.IterDataset) -> grain.IterDataset:
+    """Makes the next batches while the device works on this one."""
+    return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+
+
 def mixed_batches(
     sources: Mapping[str, Sequence],
     ratio: tuple[float, float, float],
@@ -51,7 +56,7 @@ def mixed_batches(
     ]
     mixed = grain.MapDataset.mix(datasets, weights=[float(w) for _, w in weighted])
     examples = _shard(mixed, process).to_iter_dataset(_options(threads, 64))
-    return pack(examples, row, batch_size)
+    return _ahead(pack(examples, row, batch_size))
 
 
 def plain_batches(
@@ -63,4 +68,5 @@ def plain_batches(
 ) -> grain.IterDataset:
     """Endless batches of plain records (stage 0): each feature stacked on a new first axis."""
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    return _shard(dataset, process).batch(batch_size).to_iter_dataset(_options(threads, 2))
+    dataset = _shard(dataset, process).batch(batch_size)
+    return _ahead(dataset.to_iter_dataset(_options(threads, 2)))

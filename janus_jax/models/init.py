@@ -2,7 +2,7 @@
 
 `model.init` draws every parameter on its own and XLA compiles a random generator for each: a
 minute for a small model on a CPU. Here all small parameters are cut from one draw. Both use the
-distributions in `layers.STDDEV` and `layers.CONSTANT`.
+distributions in `layers.STDDEV` and `layers.CONSTANT`, but for the scale of residual branches.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from janus_jax.models.layers import CONSTANT, STDDEV
 from janus_jax.models.stacking import REPEATED, unstack_layers
 
 Params = dict[str, Any]
+
+# The last kernel of a residual branch starts smaller by 1/sqrt(2 * layers), as in GPT-2 (section 2.3 of its
+# report), so that the sum of all branches does not grow with depth.
+RESIDUAL_OUTPUTS = frozenset({"o_proj", "down_proj", "proj", "fc2"})
 
 # Larger ones are drawn alone, in their own shape, so that they can be sharded from the start.
 _DRAWN_TOGETHER = 2**20
@@ -66,5 +70,7 @@ def _draw(leaves: list[tuple[Any, jax.ShapeDtypeStruct]], key: jax.Array) -> lis
             unit = noise[ends[i] - sizes[i] : ends[i]].reshape(leaf.shape)
         stacked = REPEATED.get(path[0]) == path[1]
         stddev = STDDEV[path[-1]](leaf.shape[1:] if stacked else leaf.shape)
+        if stacked and RESIDUAL_OUTPUTS.intersection(path):
+            stddev *= (2 * leaf.shape[0]) ** -0.5
         values.append((unit * stddev).astype(leaf.dtype))
     return values

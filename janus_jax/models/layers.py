@@ -18,12 +18,12 @@ from janus_jax.models.einsum import project
 
 NORM_EPS = 1e-6  # every LayerNorm and GroupNorm of the official model; torch's default is 1e-5
 
-# Standard deviations that parameters start with, by name: 1/sqrt(fan-in) for kernels and
-# 1/sqrt(width) for tables. At Janus-1B's width that is 0.022, LLaMA's customary 0.02; narrow
-# models keep unit gain.
+# Standard deviations that parameters start with, by name: 1/sqrt(fan-in) for kernels, 1 for tables, so
+# that ids, image features and image codes enter the residual stream at one size. Starting smaller, as
+# large models do, drowns what a token is in what random layers add, and a small model learns late to copy.
 STDDEV: dict[str, Callable[[Sequence[int]], float]] = {
     "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
-    "embedding": lambda shape: shape[-1] ** -0.5,
+    "embedding": lambda shape: 1.0,
     "pos_embed": lambda shape: shape[-1] ** -0.5,
 }
 CONSTANT = {"bias": 0.0, "scale": 1.0}

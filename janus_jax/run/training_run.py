@@ -79,20 +79,24 @@ def _train_stage(
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         length = stage.options.get("text_length", 64)
         params = params | {"aux": init_aux(experiment.model, key, length)}
-    params = run_stage(
-        stage,
-        make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
-        params,
-        batches(experiment, stage),
-        run_dir / "checkpoints" / stage.name,
-        log,
-        experiment.mesh,
-        save_every=config.log.save_every,
-        log_every=config.log.log_every,
-        sample_every=config.log.sample_every,
-        on_sample=lambda step, p: evaluator.sample(stage, step, p),
-        quiet=quiet,
-    )
+    iterator = batches(experiment, stage)
+    try:
+        params = run_stage(
+            stage,
+            make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
+            params,
+            iterator,
+            run_dir / "checkpoints" / stage.name,
+            log,
+            experiment.mesh,
+            save_every=config.log.save_every,
+            log_every=config.log.log_every,
+            sample_every=config.log.sample_every,
+            on_sample=lambda step, p: evaluator.sample(stage, step, p),
+            quiet=quiet,
+        )
+    finally:
+        iterator.close()  # its thread would outlive the interpreter
     return {k: v for k, v in params.items() if k != "aux"}
 
 
