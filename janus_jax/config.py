@@ -343,12 +343,12 @@ JANUS_TINY = JanusConfig(
     ),
     DecoderConfig(
         vocab_size=192,
-        width=160,
-        ffw=448,
+        width=128,
+        ffw=344,
         layers=5,
         heads=2,
         kv_heads=2,
-        head_dim=80,
+        head_dim=64,
         max_position=256,
     ),
 )

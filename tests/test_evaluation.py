@@ -122,7 +122,7 @@ def test_look_alikes_are_tints_that_an_object_has_by_nature(judge):
 
 def test_one_object(judge):
     wanted = scene("single_object", ("cat", None, 0, 0))
-    assert judged(judge, wanted, scene("", ("cat", None, 2, 2), background="black")) == (True, True)
+    assert judged(judge, wanted, scene("", ("cat", None, 2, 2), background="grey")) == (True, True)
     assert judged(judge, wanted, scene("", ("cat", "blue", 1, 0))) == (True, True)
     assert judged(judge, wanted, scene("", ("dog", None, 0, 0))) == (False, False)
     extra = scene("", ("cat", None, 0, 0), ("dog", None, 1, 1))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
@@ -79,6 +80,11 @@ def _train_stage(
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         length = stage.options.get("text_length", 64)
         params = params | {"aux": init_aux(experiment.model, key, length)}
+    if stage.name == "stage1" and "stage0_vq" in experiment.config.stage_order:
+        # A fresh tokenizer's codebook is a better start for the codes' embeddings than random numbers:
+        # codes that look alike start alike.
+        codebook = params["vq"]["quantize"]["embedding"]
+        params = params | {"gen_embed": {"embedding": jnp.array(codebook)}}
     iterator = batches(experiment, stage)
     try:
         params = run_stage(
