@@ -19,9 +19,6 @@ from ml_collections import config_flags
 from janus_jax.errors import UserError, nearest, run_main
 
 DEFAULT_CONFIG = "configs/janus_tiny.py"
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", DEFAULT_CONFIG, "Config file, FILE or FILE:VARIANT."
-)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes (default: runs/<config name>)."
 )
@@ -45,10 +42,15 @@ def _parse(argv: list[str]):
         if flag.lstrip("-").split("=")[0] == "config":
             _check_file(flag.split("=", 1)[1] if "=" in flag else value)
     try:
+        # Defined here, because defining it already reads --config.FIELD from the command line.
+        flag = config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "FILE or FILE:VARIANT.")
         rest = flags.FLAGS(argv)
-        config = _CONFIG.value
+        config = flag.value
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{error} (see python train.py --help)") from error
+        # A mistake inside a config file arrives as a whole traceback; its last line says it all.
+        lines = str(error).replace("\\n", "\n").strip().splitlines()
+        reason = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+        raise UserError(f"{reason} (see python train.py --help)") from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? All arguments are flags, see python train.py --help")
     return config

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from janus_jax.data.emoji_scenes import TASKS
+from janus_jax.errors import nearest
 from janus_jax.training import TRAINABLE
 
 ALL_TASKS = {t: 1.0 for t in TASKS} | {"mixed": 0.0, "dense": 0.0}
@@ -85,9 +86,10 @@ def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> Co
     return config
 
 
-def pick(config: ConfigDict, arg: str) -> ConfigDict:
+def pick(config: ConfigDict, arg: str, variants: tuple[str, ...] = ()) -> ConfigDict:
     """`file.py:stage2` runs one stage; without it all run in order."""
-    if arg and arg not in config.stage_order:
-        raise ValueError(f"no variant {arg!r}; there are {', '.join(config.stage_order)}")
+    known = (*variants, *config.stage_order)
+    if arg and arg not in known:
+        raise ValueError(f"no variant {arg!r} ({', '.join(known)}).{nearest(arg, known)}")
     config.only_stage = arg
     return config

@@ -128,7 +128,7 @@ def get_config(arg: str = "") -> ConfigDict:
         return _smoke(config)
     if arg == "long":
         return _long(config)
-    return common.pick(config, arg)
+    return common.pick(config, arg, ("smoke", "long"))
 
 
 def _smoke(config: ConfigDict) -> ConfigDict:

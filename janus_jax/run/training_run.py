@@ -45,6 +45,7 @@ def train(config: ConfigDict, run_dir: Path, quiet: bool = False) -> None:
     """
     experiment = build(config)
     stages = select_stages(list(experiment.stages), config.only_stage)
+    _check_start(experiment, run_dir, stages[0])
     _claim(run_dir, config, experiment)
     log = MetricsLog(run_dir)
     evaluator = Evaluator(experiment, run_dir)
@@ -106,6 +107,18 @@ def _train_stage(
     return {k: v for k, v in params.items() if k != "aux"}
 
 
+def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
+    """A single stage in the middle needs something to start from."""
+    index = experiment.stages.index(first)
+    if index == 0 or experiment.config.init_from:
+        return
+    if not any(_is_finished(run_dir, s) for s in experiment.stages[:index]):
+        raise UserError(
+            f"{first.name} starts from {experiment.stages[index - 1].name}, which has not finished in "
+            f"{run_dir}: run the config without a stage name, or pass --config.init_from=DIR"
+        )
+
+
 def _starting_params(experiment: Experiment, run_dir: Path, stage: Stage) -> Params:
     """Where a stage starts: the stage before it in this run, `init_from`, or random numbers."""
     names = [s.name for s in experiment.stages]
@@ -123,11 +136,6 @@ def _starting_params(experiment: Experiment, run_dir: Path, stage: Stage) -> Par
                 f"for {experiment.janus_config.name}"
             )
         return shard_params(loaded.params, experiment.mesh)
-    if before and experiment.config.only_stage:
-        raise UserError(
-            f"{stage.name} starts from {before[-1]}, which has not finished in {run_dir}: run the "
-            "config without a stage name, or pass --config.init_from=DIR"
-        )
     if stage.name == "stage1":
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",
@@ -141,10 +149,14 @@ def _starting_params(experiment: Experiment, run_dir: Path, stage: Stage) -> Par
     return jax.jit(lambda k: init_params(experiment.model, k), out_shardings=shardings)(key)
 
 
+def _is_finished(run_dir: Path, stage: Stage) -> bool:
+    return (run_dir / "checkpoints" / stage.name / str(stage.steps)).exists()
+
+
 def _finished(run_dir: Path, stage: Stage) -> Params | None:
     """The parameters a stage ended with, if it is done."""
     directory = run_dir / "checkpoints" / stage.name
-    if not (directory / str(stage.steps)).exists():
+    if not _is_finished(run_dir, stage):
         return None
     with checkpoints.StageCheckpoints(directory) as saved:
         if saved.latest_step() != stage.steps:
