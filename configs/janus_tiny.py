@@ -7,8 +7,7 @@
 
 Stage 0 makes the parts that the paper takes ready-made; stages 1 to 3 have the paper's freeze sets, ratios
 and warm-up shape, with rates and steps scaled to the size. What is sampled is an average of the weights:
-it does for a constant rate what a decay would do. Unlike in the paper the loss is a mean over sequences, not
-tokens: a one-word answer would weigh a fortieth of a picture.
+it does for a constant rate what a decay would do.
 """
 
 from ml_collections import ConfigDict
@@ -49,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 revive_until=2200,
                 revive_below=0.05,
                 redundant_above=0.98,
+                merge_above=0.985,
             ),
         ),
         stage0_siglip=common.stage(
@@ -84,7 +84,6 @@ def get_config(arg: str = "") -> ConfigDict:
             ema_decay=0.98,
             tasks={"single_object": 1.0},
             scenes={"describe": 1.0},
-            options=dict(reduction="sequence"),
         ),
         stage2=common.stage(
             "janus",
@@ -96,7 +95,6 @@ def get_config(arg: str = "") -> ConfigDict:
             ratio=(2.0, 3.0, 5.0),
             ema_decay=0.99,
             tasks={**DRAW, "mixed": 0.0},
-            options=dict(reduction="sequence"),
         ),
         stage3=common.stage(
             "janus",
@@ -109,7 +107,6 @@ def get_config(arg: str = "") -> ConfigDict:
             ema_decay=0.99,
             tasks={**DRAW, "mixed": 0.0},
             scenes={"chat": True, "describe": 0.1},
-            options=dict(reduction="sequence"),
         ),
     )
     config.stage_order = (

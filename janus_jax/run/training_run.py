@@ -85,7 +85,9 @@ def _train_stage(
         # A fresh tokenizer's codebook is a better start for the codes' embeddings than random numbers:
         # codes that look alike start alike.
         codebook = params["vq"]["quantize"]["embedding"]
-        params = params | {"gen_embed": {"embedding": jnp.array(codebook)}}
+        norm = jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
+        unit_gain = codebook / norm * codebook.shape[-1] ** 0.5
+        params = params | {"gen_embed": {"embedding": unit_gain}}
     iterator = batches(experiment, stage)
     try:
         params = run_stage(

@@ -123,7 +123,7 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
 
     if stage.objective != "vq":
         return functools.partial(_plain_step, step)
-    return functools.partial(_vq_step, step, _codebook_care(stage), options)
+    return functools.partial(_vq_step, step, _codebook_care(stage), stage)
 
 
 def _plain_step(step, state, frozen, batch, done):
@@ -131,37 +131,49 @@ def _plain_step(step, state, frozen, batch, done):
     return step(state, frozen, batch, True)
 
 
-def _vq_step(step, care, options, state, frozen, batch, done):
-    """Warm-up as an auto-encoder; the codebook placed at its end, and dead codes moved now and then."""
-    warmup, every, until = options["warmup"], options["revive_every"], options["revive_until"]
+def _vq_step(step, care, stage, state, frozen, batch, done):
+    """Warm-up as an auto-encoder, then the codebook is placed; idle codes are moved now and then, and after
+    the last step doubles are merged."""
+    warmup, every = stage.options["warmup"], stage.options["revive_every"]
     if done == warmup:
-        state = care(state, True)
-    elif warmup < done < until and (done - warmup) % every == 0:
-        state = care(state, False)
-    return step(state, frozen, batch, done >= warmup)
+        state = care(state, "place")
+    elif warmup < done < stage.options["revive_until"] and (done - warmup) % every == 0:
+        state = care(state, "revive")
+    state, metrics = step(state, frozen, batch, done >= warmup)
+    if done + 1 == stage.steps and done >= warmup:
+        state = care(state, "merge")
+    return state, metrics
 
 
 def _codebook_care(stage: Stage):
     threshold = stage.options.get("revive_below", 0.05)
-    redundant = stage.options.get("redundant_above", 0.985)
+    redundant = stage.options.get("redundant_above", 0.98)
+    merged = stage.options.get("merge_above", 0.985)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=1)
-    def care(state: TrainState, place: bool) -> TrainState:
-        """Places the whole codebook on recent encoder outputs, or only its idle codes."""
+    def care(state: TrainState, what: str) -> TrainState:
+        """Places all codes on recent encoder outputs, moves idle ones there, or merges doubles."""
         key = jax.random.fold_in(jax.random.key(0), state.step)
-        codebook = state.trainable["vq"]["quantize"]["embedding"]
+        trees = [state.trainable, state.ema] if state.ema else [state.trainable]
+        codebooks = [tree["vq"]["quantize"]["embedding"] for tree in trees]
         usage, recent = state.extra["usage"], state.extra["recent"]
-        if place:
-            codebook = vq.place_codes(recent, codebook.shape[0], key)
-            usage = jnp.full(codebook.shape[0], 10.0 * threshold)
+        if what == "place":
+            placed = vq.place_codes(recent, codebooks[0].shape[0], key)
+            codebooks = [placed] * len(trees)
+            usage = jnp.full(placed.shape[0], 10.0 * threshold)
+        elif what == "revive":
+            revived, usage, _ = vq.revive_codes(
+                codebooks[0], usage, recent, key, threshold, redundant
+            )
+            codebooks = [revived] * len(trees)
         else:
-            codebook, usage, _ = vq.revive_codes(codebook, usage, recent, key, threshold, redundant)
-
-        def put(tree):
-            return tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}
-
-        trainable, ema = put(state.trainable), put(state.ema) if state.ema else {}
+            codebooks = [vq.merge_doubles(c, usage, merged) for c in codebooks]
+        trees = [
+            tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}
+            for tree, codebook in zip(trees, codebooks, strict=True)
+        ]
         extra = {"usage": usage, "recent": recent}
-        return state.replace(trainable=trainable, ema=ema, extra=extra)
+        ema = trees[1] if state.ema else {}
+        return state.replace(trainable=trees[0], ema=ema, extra=extra)
 
     return care

@@ -93,6 +93,23 @@ def revive_codes(
     return codebook, jnp.where(idle, 10.0 * threshold, usage), jnp.sum(idle)
 
 
+def merge_doubles(codebook: jax.Array, usage: jax.Array, redundant: float) -> jax.Array:
+    """Gives every code the vector of the most used code that means the same, if there is one.
+
+    Of equal vectors the quantiser takes the first, so a patch that had several codes keeps one. Doubles
+    come back as long as the codebook trains (patches pull codes towards them): this is its last change.
+
+    Args:
+      codebook: [size, C]; usage: float32 [size]; redundant: cosine above which two codes are doubles.
+    """
+    unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
+    near = unit @ unit.T > redundant
+    best = jnp.argmax(jnp.where(near, usage[None], -1.0), axis=-1)
+    for _ in range(3):  # a double of a double
+        best = best[best]
+    return codebook[best]
+
+
 def update_usage(usage: jax.Array, codes: jax.Array, decay: float = 0.99) -> jax.Array:
     """Running average of how often each code is used per batch; codes int32 [M]."""
     counts = jnp.zeros_like(usage).at[codes].add(1.0)
