@@ -24,11 +24,6 @@ def _options(threads: int, buffer: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
 
 
-def _ahead(dataset: grain.IterDataset) -> grain.IterDataset:
-    """Makes the next batches while the device works on this one."""
-    return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
-
-
 def mixed_batches(
     sources: Mapping[str, Sequence],
     ratio: tuple[float, float, float],
@@ -50,13 +45,15 @@ def mixed_batches(
       threads: reading threads.
     """
     weighted = [(t, w) for t, w in zip(TASKS, ratio, strict=True) if w > 0]
+    # Hosts share out each source, not the mixture: its order repeats, and a host that took every n-th
+    # sequence of it could get one task only.
     datasets = [
-        grain.MapDataset.source(sources[t]).seed(seed + i).shuffle().repeat()
+        _shard(grain.MapDataset.source(sources[t]).seed(seed + i).shuffle().repeat(), process)
         for i, (t, _) in enumerate(weighted)
     ]
     mixed = grain.MapDataset.mix(datasets, weights=[float(w) for _, w in weighted])
-    examples = _shard(mixed, process).to_iter_dataset(_options(threads, 64))
-    return _ahead(pack(examples, row, batch_size))
+    examples = mixed.to_iter_dataset(_options(threads, 64))
+    return pack(examples, row, batch_size)
 
 
 def plain_batches(
@@ -69,4 +66,4 @@ def plain_batches(
     """Endless batches of plain records (stage 0): each feature stacked on a new first axis."""
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = _shard(dataset, process).batch(batch_size)
-    return _ahead(dataset.to_iter_dataset(_options(threads, 2)))
+    return dataset.to_iter_dataset(_options(threads, 2))

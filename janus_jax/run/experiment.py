@@ -67,7 +67,10 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def batches(experiment: Experiment, stage: Stage) -> grain.DatasetIterator:
-    """The endless batches of one stage, from its first one."""
+    """The endless batches of one stage, from its first one; close the iterator after use.
+
+    The next batches are made while the device works on this one, by a thread that only `close` ends.
+    """
     config, processor, world = experiment.config, experiment.processor, experiment.world
     mix = SceneMix(**stage.scenes)
     process = (jax.process_index(), jax.process_count())
@@ -79,10 +82,14 @@ def batches(experiment: Experiment, stage: Stage) -> grain.DatasetIterator:
         kind = KINDS[stage.objective]
         length = stage.options.get("text_length", 64)
         source = SceneSource(kind, world, processor, mix, seed, text_length=length)
-        return iter(plain_batches(source, rows, **common))
+        return _ahead(plain_batches(source, rows, **common))
     sources = {k: SceneSource(k, world, processor, mix, seed) for k in ("und", "text", "gen")}
     row = RowShape(**config.data.row)
-    return iter(mixed_batches(sources, stage.ratio, row, rows, **common))
+    return _ahead(mixed_batches(sources, stage.ratio, row, rows, **common))
+
+
+def _ahead(dataset: grain.IterDataset) -> grain.DatasetIterator:
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
 
 
 def _tokenizer(config: ConfigDict) -> Tokenizer:
