@@ -1,8 +1,8 @@
 """A small Janus that learns everything from nothing, on two CPU cores, in minutes.
 
-    python train.py --config configs/janus_tiny.py          # about a quarter of an hour
+    python train.py --config configs/janus_tiny.py          # aims at a quarter of an hour
     python train.py --config configs/janus_tiny.py:smoke    # under a minute; its scores mean nothing
-    python train.py --config configs/janus_tiny.py:long     # about an hour
+    python train.py --config configs/janus_tiny.py:long     # four times as long
     python train.py --config configs/janus_tiny.py:stage2   # one stage alone
 
 Stage 0 makes the parts that the paper takes ready-made; stages 1 to 3 have the paper's freeze sets, ratios

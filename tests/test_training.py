@@ -24,7 +24,13 @@ from janus_jax.training import (
     make_optimizer,
 )
 from janus_jax.training.metrics import check_finite
-from janus_jax.training.vq import place_codes, revive_codes, update_usage, vq_loss
+from janus_jax.training.vq import (
+    merge_doubles,
+    place_codes,
+    revive_codes,
+    update_usage,
+    vq_loss,
+)
 
 WORLD = es.World()
 TOKENIZER = build_word_tokenizer(es.vocabulary(WORLD))
@@ -313,6 +319,16 @@ def test_of_two_codes_alike_the_one_used_less_moves():
     assert int(count) == 2  # 0 for 1; of 3 and 4 only one
     np.testing.assert_array_equal(np.asarray(moved)[[0, 4]], [[-1, 0], [-1, 0]])
     np.testing.assert_array_equal(np.asarray(moved)[1:4], codebook[1:4])
+
+
+def test_doubles_get_the_vector_that_is_used_most():
+    angles = np.array([0, 5, 10, 15, 90, 180, 180])  # degrees; each near its neighbours only
+    radians = np.deg2rad(angles)
+    codebook = np.stack([np.cos(radians), np.sin(radians)], -1).astype(np.float32)
+    usage = np.array([1, 2, 3, 4, 1, 2, 2], np.float32)
+    merged = np.asarray(merge_doubles(codebook, usage, math.cos(math.radians(7))))
+    wanted = codebook[[3, 3, 3, 3, 4, 5, 5]]  # a double of a double, too; of equals the first
+    np.testing.assert_array_equal(merged, wanted)
 
 
 def test_usage_is_a_running_average_of_counts():

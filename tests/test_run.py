@@ -1,0 +1,323 @@
+"""Whole runs: stages in order, each from the one before; what a directory holds; the final scores."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import janus_pro_1b, janus_tiny
+from janus_jax.checkpoints import StageCheckpoints, save_model
+from janus_jax.data import emoji_scenes as es
+from janus_jax.errors import RunError, UserError
+from janus_jax.evaluation import make_prompts, make_questions
+from janus_jax.models import Janus, init_params
+from janus_jax.run import batches, build, train, training_run
+from janus_jax.run.evaluate import TUNING_SEED, Evaluator
+
+STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
+
+
+def tiny(arg="smoke", **fields):
+    """The smoke config on one device, with fields like `stages__stage2__steps` changed."""
+    config = janus_tiny.get_config(arg)
+    config.mesh.fsdp = 1
+    config.stage_order = STAGES
+    config.eval.prompts = 0
+    for path, value in fields.items():
+        *parts, last = path.split("__")
+        node = config
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    return config
+
+
+# From a config to objects
+
+
+def test_a_config_becomes_an_experiment():
+    experiment = build(tiny(model__overrides={"decoder": {"width": 32}}))
+    config = experiment.janus_config
+    assert config.decoder.width == 32 and config.decoder.ffw == 448  # the preset's
+    assert config.decoder.vocab_size % 64 == 0
+    assert config.decoder.vocab_size >= experiment.processor.tokenizer.vocab_size
+    assert experiment.processor.config.num_codes == config.vq.num_codes
+    assert [s.name for s in experiment.stages] == list(STAGES)
+    assert experiment.stages[3].ratio == (2, 3, 5)
+    assert dict(experiment.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__preset": "janus-tinny"}, "Did you mean 'janus-tiny'"),
+        ({"model__overrides": {"decodr": {}}}, "Did you mean 'decoder'"),
+        ({"model__overrides": {"decoder": {"widht": 3}}}, "Did you mean 'width'"),
+        ({"model__overrides": {"decoder": {"width": -3}}}, "width"),
+        ({"tokenizer": "missing/tokenizer.json"}, "missing/tokenizer.json"),
+        ({"tokenizer": ""}, "--config.tokenizer"),
+        ({"world__grid": 5}, "grid"),
+        ({"world__image_size": 47}, "multiple"),
+        ({"world__objects": "tini"}, "objects"),
+        ({"policy__compute_dtype": "float8"}, "compute_dtype"),
+        ({"policy__remat": "some"}, "remat"),
+        ({"mesh__data": 16}, "16 devices"),
+        ({"stages__stage2__ratio": (0.0, 0.0, 0.0)}, "stage stage2: ratio"),
+        ({"stages__stage2__ratio": (1.0, 2.0)}, "stage stage2: ratio"),
+        ({"stages__stage2__steps": 0}, "stage stage2: steps"),
+        ({"stages__stage2__scenes__tasks": {"jumping": 1.0}}, "jumping"),
+        ({"stages__stage2__scenes__tasks": {"counting": 0.0}}, "tasks"),
+        ({"processor__template": "llama"}, "llama"),
+        ({"log__save_every": 0}, "save_every"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
+)
+def test_impossible_configs_are_user_errors(fields, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(tiny(**fields), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_released_sizes_need_a_tokenizer_file():
+    with pytest.raises(UserError, match=r"janus_pro_1b needs a tokenizer"):
+        build(janus_pro_1b.get_config())
+
+
+def test_every_stage_sees_other_data():
+    experiment = build(tiny())
+    first = {}
+    for stage in experiment.stages[1:]:
+        iterator = batches(experiment, stage)
+        batch = next(iterator)
+        assert len(batch["tokens"]) == stage.batch_size
+        first[stage.name] = batch["tokens"]
+        iterator.close()
+    one, two, three = first.values()
+    assert not np.array_equal(one, two) and not np.array_equal(two, three)
+    again = batches(build(tiny()), experiment.stages[3])
+    np.testing.assert_array_equal(next(again)["tokens"], three)
+    again.close()
+
+
+# Stages in order
+
+
+class Trainer:
+    """Stands in for `run_stage`: adds one to what trains, saves, and remembers what it was given."""
+
+    def __init__(self):
+        self.ran, self.fail, self.given = [], None, {}
+
+    def __call__(self, stage, step_fn, params, iterator, directory, log, mesh, **_):
+        self.given[stage.name] = jax.device_get(params)
+        if stage.name == self.fail:
+            raise RunError(f"{stage.name} step 3: not finite")
+        self.ran.append(stage.name)
+        params = {
+            k: jax.tree.map(lambda x: x + 1, v) if k in stage.trainable else v
+            for k, v in params.items()
+        }
+        with StageCheckpoints(directory) as checkpoints:
+            checkpoints.save(stage.steps, params, {"step": np.ones((), np.int32)}, iterator)
+        return params
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    trainer = Trainer()
+
+    def zeros(model, key):
+        shapes = jax.eval_shape(lambda k: init_params(model, k), key)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    monkeypatch.setattr(training_run, "run_stage", trainer)
+    monkeypatch.setattr(training_run, "init_params", zeros)
+    monkeypatch.setattr(training_run, "init_aux", lambda *_: {"head": jnp.zeros(2)})
+    monkeypatch.setattr(training_run, "write_report", lambda _: None)
+    return trainer
+
+
+def level(params):
+    """How often each group has been trained."""
+    return {k: int(np.ravel(jax.tree.leaves(v)[0])[0]) for k, v in params.items()}
+
+
+UNTRAINED = dict.fromkeys(
+    ("siglip", "und_adaptor", "gen_embed", "gen_adaptor", "image_head", "decoder", "vq"), 0
+)
+ADAPTORS = dict.fromkeys(("und_adaptor", "gen_embed", "gen_adaptor", "image_head"), 1)
+
+
+def test_each_stage_starts_from_the_one_before(trainer, tmp_path):
+    train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == list(STAGES)
+    found = {name: level(params) for name, params in trainer.given.items()}
+    assert found["stage0_siglip"] == {**UNTRAINED, "aux": 0}
+    assert found["stage0_lm"] == {**UNTRAINED, "siglip": 1}  # without what only stage 0 needs
+    assert found["stage1"] == {**UNTRAINED, "siglip": 1, "decoder": 1}
+    assert found["stage2"] == {**UNTRAINED, "siglip": 1, "decoder": 1, **ADAPTORS}
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"config.json", "janus.json", "stages.json", "scores.json", "checkpoints"} <= files
+    assert json.loads((tmp_path / "run" / "stages.json").read_text()) == list(STAGES)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert all(scores[name]["train_seconds"] > 0 for name in STAGES)
+    # The same command again does nothing.
+    trainer.ran.clear()
+    train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == []
+
+
+def test_a_failed_run_goes_on_at_the_stage_that_failed(trainer, tmp_path):
+    trainer.fail = "stage1"
+    with pytest.raises(RunError, match="stage1 step 3"):
+        train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == ["stage0_siglip", "stage0_lm"]
+    trainer.fail = None
+    train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == list(STAGES)
+    assert level(trainer.given["stage1"]) == {**UNTRAINED, "siglip": 1, "decoder": 1}
+
+
+def test_one_stage_alone(trainer, tmp_path):
+    only = tiny(only_stage="stage1")
+    with pytest.raises(UserError, match="starts from stage0_lm, which has not finished"):
+        train(only, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="no stage 'stage9'"):
+        train(tiny(only_stage="stage9"), tmp_path / "run", quiet=True)
+    # Which stage to run is no part of the config that a directory holds.
+    for name in STAGES:
+        train(tiny(only_stage=name), tmp_path / "run", quiet=True)
+    assert trainer.ran == list(STAGES)
+    assert level(trainer.given["stage2"])["decoder"] == 1
+
+
+def test_a_run_can_start_from_a_saved_model(trainer, tmp_path):
+    experiment = build(tiny())
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)
+    save_model(
+        tmp_path / "model",
+        config=experiment.janus_config,
+        processor=experiment.processor.config.to_dict(),
+        tokenizer_json=experiment.processor.tokenizer.to_json(),
+        params=jax.tree.map(lambda s: np.full(s.shape, 7, s.dtype), shapes),
+    )
+    config = tiny(init_from=str(tmp_path / "model"), only_stage="stage2")
+    train(config, tmp_path / "run", quiet=True)
+    assert trainer.ran == ["stage2"] and set(level(trainer.given["stage2"]).values()) == {7}
+    other = tiny(init_from=str(tmp_path / "model"), model__overrides={"decoder": {"width": 32}})
+    with pytest.raises(UserError, match="init_from"):
+        train(other, tmp_path / "other", quiet=True)
+
+
+def test_a_directory_belongs_to_one_config(trainer, tmp_path):
+    train(tiny(), tmp_path / "run", quiet=True)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").glob("*.json")}
+    with pytest.raises(UserError, match=r"config\.stages\.stage2\.learning_rate was 0\.002, now 3"):
+        train(tiny(stages__stage2__learning_rate=3.0), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"config\.seed was 0, now 1"):
+        train(tiny(seed=1), tmp_path / "run", quiet=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").glob("*.json")} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        train(tiny(), tmp_path / "mine", quiet=True)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_killed_while_it_claims_its_directory_can_be_started_again(
+    trainer, monkeypatch, tmp_path
+):
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "write_json", kill)
+        with pytest.raises(Killed):
+            train(tiny(), tmp_path / "run", quiet=True)
+    train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == list(STAGES)
+
+
+# Scores
+
+
+class Painter:
+    """Stands in for the model: draws what is asked, but only at guidance 2."""
+
+    def __init__(self, world):
+        self.world = world
+        self.asked = []
+        seeds = {"seed": 1_000_003}, {"seed": TUNING_SEED}, {"seed": 1}
+        self.scenes = {
+            p.text: p.scene
+            for task in es.TASKS
+            for options in (*seeds, {"held_out": True})
+            for p in make_prompts(world, task, 8, **options)
+        }
+
+    def generate_arrays(self, texts, cfg_weight=None):
+        self.asked.append((cfg_weight, tuple(texts)))
+        right = cfg_weight == 2.0
+        blank = np.zeros((48, 48, 3), np.uint8)
+        pictures = [es.render(self.scenes[t], self.world) if right else blank for t in texts]
+        return np.stack(pictures)
+
+    def answer_batch(self, pictures, texts, max_new_tokens):
+        return ["yes"] * len(texts)
+
+
+def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkeypatch, tmp_path):
+    config = tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0, 3.0))
+    experiment = build(config)
+    painter = Painter(experiment.world)
+    evaluator = Evaluator(experiment, tmp_path)
+    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
+    stage = experiment.stages[3]
+    evaluator.record_time(stage.name, 2.0)
+    evaluator.score(stage, {}, final=True, quiet=True)
+    entry = json.loads((tmp_path / "scores.json").read_text())[stage.name]
+    assert entry["cfg_weight"] == 2.0 and entry["train_seconds"] == 2.0
+    assert {w: g["mean"]["plain"] for w, g in entry["guidance"].items()} == {
+        "1.0": 0.0,
+        "2.0": 1.0,
+        "3.0": 0.0,
+    }
+    assert entry["mini_geneval"]["mean"] == {"plain": 1.0, "strict": 1.0}
+    assert entry["mini_geneval_held_out"]["mean"]["plain"] == 1.0
+    assert entry["mini_geneval"]["counting"]["count"] == 6
+    # Tuned and scored on different prompts.
+    tuned = {t for _, texts in painter.asked[:3] for t in texts}
+    assert len(tuned & set(painter.asked[3][1])) < 0.5 * len(tuned)
+    _, asked = make_questions(experiment.world, "yes_no", 4)
+    wanted = np.mean([q.answer == "yes" for q in asked])
+    assert entry["questions"]["yes_no"]["accuracy"] == wanted
+    assert list((tmp_path / "samples").glob(f"{stage.name}_*.png"))
+    # Scored once; nothing else is lost.
+    asked = len(painter.asked)
+    evaluator.score(stage, {}, final=True, quiet=True)
+    assert len(painter.asked) == asked
+
+
+def test_stages_that_cannot_draw_are_not_scored(tmp_path):
+    experiment = build(tiny(eval__prompts=6))
+    evaluator = Evaluator(experiment, tmp_path)
+    for stage in experiment.stages[:2]:
+        evaluator.score(stage, {}, final=True, quiet=True)
+    assert evaluator.read_scores() == {}
+
+
+def test_reconstructions_come_in_any_number(tmp_path):
+    experiment = build(tiny())
+    evaluator = Evaluator(experiment, tmp_path)
+    evaluator._reconstruct = lambda params, x: x  # any number is cut into equal batches
+    pictures = np.random.default_rng(0).integers(0, 255, (103, 48, 48, 3)).astype(np.uint8)
+    found = evaluator.reconstruct({}, pictures)
+    assert found.shape == pictures.shape and np.abs(found.astype(int) - pictures).max() <= 1
+    assert isinstance(experiment.model, Janus)
