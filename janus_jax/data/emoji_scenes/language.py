@@ -112,7 +112,12 @@ def question(scene: Scene, kind: str, rng: np.random.Generator, world: World) ->
         present = {q.name for q in scene.placements}
         if rng.random() < 0.5:
             return Question(kind, f"is there {article(p.name)}?", "yes")
-        absent = [n for n in world.names if n not in present]
+        # Nothing is asked that makes a held-out pair: always "no", it would teach that the pair cannot be.
+        absent = [
+            n
+            for n in world.names
+            if n not in present and not any(world.is_held_out_pair(n, q) for q in present)
+        ]
         return Question(kind, f"is there {article(_choose(rng, absent))}?", "no")
     raise ValueError(f"unknown kind of question {kind!r}")
 
