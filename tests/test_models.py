@@ -131,7 +131,10 @@ def test_grouped_query_attention_equals_repeated_heads():
     decoder = TINY.decoder.replace(kv_heads=1, layers=1)
     config = TINY.replace(decoder=decoder)
     tree = jax.eval_shape(lambda key: init_params(Janus(config), key), jax.random.key(0))
-    assert tree["decoder"]["layers_0"]["attn"]["k_proj"]["kernel"].shape == (WIDTH, TINY.decoder.head_dim)
+    assert tree["decoder"]["layers_0"]["attn"]["k_proj"]["kernel"].shape == (
+        WIDTH,
+        TINY.decoder.head_dim,
+    )
 
 
 def test_bfloat16_policy_keeps_float32_parameters_and_logits(params):

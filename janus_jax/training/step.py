@@ -54,10 +54,11 @@ def init_state(stage: Stage, params: Params) -> tuple[TrainState, Params]:
     extra = {}
     if stage.objective == "vq":
         codebook = params["vq"]["quantize"]["embedding"]
-        size, width = codebook.shape
+        norm = jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
         extra = {
-            "usage": jnp.zeros(size, jnp.float32),
-            "recent": jnp.zeros((8 * size, width), jnp.float32),
+            "usage": jnp.zeros(codebook.shape[0], jnp.float32),
+            # Until there are encoder outputs, the fresh codes themselves: a code must not become zero.
+            "recent": jnp.tile(codebook / norm, (8, 1)).astype(jnp.float32),
         }
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
