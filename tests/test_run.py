@@ -9,10 +9,11 @@ import pytest
 
 from configs import janus_pro_1b, janus_tiny
 from janus_jax.checkpoints import StageCheckpoints, save_model
+from janus_jax.config import PRESETS
 from janus_jax.data import emoji_scenes as es
 from janus_jax.errors import RunError, UserError
 from janus_jax.evaluation import make_prompts, make_questions
-from janus_jax.models import Janus, init_params
+from janus_jax.models import init_params
 from janus_jax.run import batches, build, train, training_run
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
 
@@ -40,7 +41,9 @@ def tiny(arg="smoke", **fields):
 def test_a_config_becomes_an_experiment():
     experiment = build(tiny(model__overrides={"decoder": {"width": 32}}))
     config = experiment.janus_config
-    assert config.decoder.width == 32 and config.decoder.ffw == 448  # the preset's
+    assert config.decoder == PRESETS["janus-tiny"].decoder.replace(
+        width=32, vocab_size=config.decoder.vocab_size
+    )
     assert config.decoder.vocab_size % 64 == 0
     assert config.decoder.vocab_size >= experiment.processor.tokenizer.vocab_size
     assert experiment.processor.config.num_codes == config.vq.num_codes
@@ -74,10 +77,10 @@ def test_a_config_becomes_an_experiment():
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
 )
-def test_impossible_configs_are_user_errors(fields, message, tmp_path):
+def test_impossible_configs_are_user_errors(fields, message):
+    # `train` builds before it writes anything.
     with pytest.raises(UserError, match=message):
-        train(tiny(**fields), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
+        build(tiny(**fields))
 
 
 def test_the_released_sizes_need_a_tokenizer_file():
@@ -320,4 +323,3 @@ def test_reconstructions_come_in_any_number(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 255, (103, 48, 48, 3)).astype(np.uint8)
     found = evaluator.reconstruct({}, pictures)
     assert found.shape == pictures.shape and np.abs(found.astype(int) - pictures).max() <= 1
-    assert isinstance(experiment.model, Janus)

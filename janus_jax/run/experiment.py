@@ -14,7 +14,7 @@ from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
 from janus_jax.data.emoji_scenes import TASKS, World, vocabulary
 from janus_jax.errors import UserError, nearest
-from janus_jax.models import Janus
+from janus_jax.models import REMAT, Janus
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
 from janus_jax.training import Stage
@@ -44,12 +44,9 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       UserError: a value of the config is impossible; the message names its field.
     """
+    _check(config)
     tokenizer, world = _tokenizer(config), World(**config.world)
     janus_config = _architecture(config, tokenizer)
-    if not 2 <= world.grid <= 4 or world.image_size % world.grid:
-        raise UserError(
-            "config.world.grid must be 2, 3 or 4, and config.world.image_size a multiple of it"
-        )
     processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
     model = Janus(
         janus_config,
@@ -64,6 +61,22 @@ def build(config: ConfigDict) -> Experiment:
         mesh=make_mesh(**config.mesh),
         stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
     )
+
+
+def _check(config: ConfigDict) -> None:
+    """What no other part checks when it is built."""
+    world = config.world
+    if world.objects not in ("tiny", "all"):
+        raise UserError(f"config.world.objects must be tiny or all, not {world.objects!r}")
+    if not 2 <= world.grid <= 4 or world.image_size % world.grid:
+        raise UserError(
+            "config.world.grid must be 2, 3 or 4, and config.world.image_size a multiple of it"
+        )
+    if config.policy.remat not in REMAT:
+        raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
+    for name in ("save_every", "log_every"):
+        if config.log[name] < 1:
+            raise UserError(f"config.log.{name} must be at least 1 step")
 
 
 def batches(experiment: Experiment, stage: Stage) -> grain.DatasetIterator:

@@ -180,18 +180,18 @@ def _claim(run_dir: Path, config: ConfigDict, experiment: Experiment) -> None:
                 f"{run_dir} holds the run of another config ({difference}); choose another --workdir, "
                 "or remove it"
             )
-        return
-    if run_dir.exists() and any(run_dir.iterdir()):
+    elif run_dir.exists() and any(run_dir.iterdir()):
         raise UserError(f"{run_dir} is not empty and holds no run; choose another --workdir")
+    # The config first: with it, a run killed right here can be started again.
     run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, fields)
+    write_json(run_dir / "stages.json", [s.name for s in experiment.stages])
     checkpoints.write_card(
         run_dir,
         experiment.janus_config,
         experiment.processor.config.to_dict(),
         experiment.processor.tokenizer.to_json(),
     )
-    write_json(run_dir / "stages.json", [s.name for s in experiment.stages])
-    write_json(path, fields)
 
 
 def _first_difference(old: Any, new: Any, path: str = "config") -> str:

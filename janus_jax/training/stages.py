@@ -63,7 +63,8 @@ class Stage:
             )
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"stage {self.name}: steps and batch_size must be at least 1")
-        if self.objective == "janus" and (min(self.ratio) < 0 or sum(self.ratio) <= 0):
+        ratio = self.ratio
+        if len(ratio) != 3 or min(ratio) < 0 or (self.objective == "janus" and sum(ratio) <= 0):
             raise UserError(f"stage {self.name}: ratio must be three weights, not all zero")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"stage {self.name}: ema_decay must be in [0, 1)")
