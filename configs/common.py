@@ -11,7 +11,14 @@ ALL_TASKS = {t: 1.0 for t in TASKS} | {"mixed": 0.0, "dense": 0.0}
 
 def stage(objective: str, trainable: str, **fields) -> ConfigDict:
     """One stage; `trainable` names a freeze set of `janus_jax.training.TRAINABLE`."""
-    scenes = {"tasks": dict(ALL_TASKS), "describe": 0.3, "chat": False, "condition_dropout": 0.1}
+    scenes = {
+        "tasks": dict(ALL_TASKS),
+        "detailed": 0.0,
+        "describe": 0.3,
+        "questions": 1,
+        "chat": False,
+        "condition_dropout": 0.1,
+    }
     tasks = fields.pop("tasks", {})
     if tasks:
         scenes["tasks"] = {t: float(tasks.get(t, 0.0)) for t in ALL_TASKS}

@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         stage = config.stages[name]
         stage.update(steps=steps, batch_size=batch_size, learning_rate=rate, ema_decay=0.999)
         stage.warmup_steps = 0 if name == "stage3" else steps // 40
-    config.stages.stage0_vq.options.update(warmup=2_000, revive_every=200, revive_until=30_000)
+    config.stages.stage0_vq.options.update(warmup=2_000, revive_every=200, fixed_from=34_000)
     # A multi-word name makes a longer caption; sixteen cells make a longer map.
     config.stages.stage0_siglip.options.text_length = 64
     config.log = dict(save_every=2_000, log_every=20, sample_every=2_000)

@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.processor.cfg_weight = 1.5
     config.policy = dict(param_dtype="float32", compute_dtype="float32", remat="none")
     config.world = dict(image_size=48, grid=3, objects="tiny")
-    config.data = dict(row=dict(tokens=160, targets=96, und_images=4, gen_images=3), threads=1)
+    config.data = dict(row=dict(tokens=160, targets=160, und_images=4, gen_images=3), threads=1)
     config.stages = dict(
         stage0_vq=common.stage(
             "vq",
@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 commitment=0.25,
                 warmup=150,
                 revive_every=25,
-                revive_until=2200,
+                fixed_from=1900,
                 revive_below=0.05,
                 redundant_above=0.98,
                 merge_above=0.985,
@@ -54,8 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
         stage0_siglip=common.stage(
             "siglip",
             "siglip",
-            steps=200,
-            learning_rate=2e-3,
+            steps=250,
+            learning_rate=5e-4,
             warmup_steps=20,
             batch_size=96,
             ema_decay=0.99,
@@ -65,18 +65,18 @@ def get_config(arg: str = "") -> ConfigDict:
         stage0_lm=common.stage(
             "janus",
             "lm",
-            steps=500,
+            steps=400,
             learning_rate=2e-3,
             warmup_steps=20,
             batch_size=8,
             ratio=(0.0, 1.0, 0.0),
             ema_decay=0.98,
-            tasks={**DRAW, "mixed": 3.0},
+            tasks={**DRAW, "mixed": 6.0},
         ),
         stage1=common.stage(
             "janus",
             "stage1",
-            steps=400,
+            steps=300,
             learning_rate=5e-3,
             warmup_steps=10,
             batch_size=8,
@@ -88,25 +88,26 @@ def get_config(arg: str = "") -> ConfigDict:
         stage2=common.stage(
             "janus",
             "stage2",
-            steps=2200,
+            steps=1900,
             learning_rate=2e-3,
             warmup_steps=30,
             batch_size=8,
             ratio=(2.0, 3.0, 5.0),
             ema_decay=0.99,
-            tasks={**DRAW, "mixed": 0.0},
+            tasks=DRAW,
+            scenes={"detailed": 0.5, "describe": 0.5, "questions": 3},
         ),
         stage3=common.stage(
             "janus",
             "stage3",
-            steps=700,
+            steps=1700,
             learning_rate=8e-4,
             warmup_steps=0,
             batch_size=8,
             ratio=(5.0, 1.0, 4.0),
             ema_decay=0.99,
-            tasks={**DRAW, "mixed": 0.0},
-            scenes={"chat": True, "describe": 0.1},
+            tasks=DRAW,
+            scenes={"chat": True, "detailed": 0.3, "describe": 0.2, "questions": 3},
         ),
     )
     config.stage_order = (
@@ -138,7 +139,7 @@ def _smoke(config: ConfigDict) -> ConfigDict:
     )
     for name in config.stage_order:
         config.stages[name].update(steps=6, warmup_steps=0 if name == "stage3" else 2)
-    config.stages.stage0_vq.options.update(warmup=2, revive_every=2, revive_until=5)
+    config.stages.stage0_vq.options.update(warmup=2, revive_every=2, fixed_from=5)
     config.log = dict(save_every=6, log_every=3, sample_every=0)
     config.eval.update(prompts=2, questions=2, cfg_weights=(1.5,), after_stages=False)
     config.eval.note = "smoke run: a few steps a stage, the scores mean nothing"
@@ -149,6 +150,6 @@ def _long(config: ConfigDict) -> ConfigDict:
     config.name = "janus_tiny_long"
     for name in config.stage_order:
         config.stages[name].steps *= 4
-    config.stages.stage0_vq.options.revive_until *= 4
+    config.stages.stage0_vq.options.fixed_from *= 4
     config.log.update(save_every=1000, sample_every=1000)
     return config

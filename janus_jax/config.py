@@ -346,9 +346,9 @@ JANUS_TINY = JanusConfig(
         width=128,
         ffw=344,
         layers=5,
-        heads=2,
-        kv_heads=2,
-        head_dim=64,
+        heads=4,
+        kv_heads=4,
+        head_dim=32,
         max_position=256,
     ),
 )

@@ -75,7 +75,7 @@ def test_geometry_of_the_presets():
         ({"width": "wide"}, "DecoderConfig.width must be of type int, not 'wide'"),
         ({"width": True}, "must be of type int"),
         ({"layers": 0}, "DecoderConfig.layers must be positive"),
-        ({"kv_heads": 3}, "kv_heads 3 does not divide heads 2"),
+        ({"kv_heads": 3}, "kv_heads 3 does not divide heads 4"),
         ({"head_dim": 7}, "must be even"),
     ],
 )

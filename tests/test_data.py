@@ -56,7 +56,8 @@ def test_text_predicts_every_id_after_the_first():
 
 def test_understanding_predicts_the_answer_alone():
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    features = seq.understanding_sequence([1, 9, 9, 30, 9, 9, 31], [40, 41, 2], 9, images, 8)
+    turns = [([1, 9, 9, 30, 9, 9, 31], [40, 41, 2])]
+    features = seq.understanding_sequence(turns, 9, images, 8)
     assert features["tokens"].tolist() == [1, 9, 9, 30, 9, 9, 31, 40, 41, 2]
     assert features["slots"].tolist() == [0, 1, 1, 0, 1, 1, 0, 0, 0, 0]
     assert features["target_ids"].tolist() == [40, 41, 2]
@@ -64,6 +65,16 @@ def test_understanding_predicts_the_answer_alone():
     assert features["target_tasks"].tolist() == [seq.TASK_UND] * 3
     np.testing.assert_array_equal(features["und_images"], images)
     assert features["gen_images"].shape == (0, 8, 8, 3)
+
+
+def test_later_turns_predict_their_answers_too():
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    turns = [([1, 9, 9, 31], [40, 2]), ([50, 51, 31], [41, 42, 2])]
+    features = seq.understanding_sequence(turns, 9, images, 8)
+    assert features["tokens"].tolist() == [1, 9, 9, 31, 40, 2, 50, 51, 31, 41, 42, 2]
+    assert features["target_ids"].tolist() == [40, 2, 41, 42, 2]
+    assert features["target_positions"].tolist() == [3, 4, 8, 9, 10]
+    assert features["target_tasks"].tolist() == [seq.TASK_UND] * 5
 
 
 def test_generation_starts_at_boi_and_feeds_all_codes_but_the_last():
@@ -116,6 +127,41 @@ def test_chat_and_describe_decide_the_form():
     assert share(SceneMix(DRAW.tasks, describe=1.0), "und", describes) == 1
     assert share(SceneMix(DRAW.tasks, describe=0.0), "und", describes) == 0
     assert 0.2 < share(DRAW, "und", describes) < 0.4
+
+
+def test_detailed_captions_tell_everything():
+    mix = SceneMix(DRAW.tasks, detailed=1.0, describe=1.0, condition_dropout=0.0)
+    objects = {TOKENIZER.token_id(n) for n in WORLD.names}
+    colours = {TOKENIZER.token_id(b) for b in es.BACKGROUNDS}
+    asked = [str(TOKENIZER.encode(text))[1:-1] for text in es.DESCRIBE_IN_DETAIL]
+    most = 0
+    for kind in ("und", "gen"):
+        for record in (source(kind, mix)[i] for i in range(100)):
+            ids = record["tokens"].tolist()
+            assert colours & set(ids)  # the background is always named
+            assert (kind == "und") == any(a in str(ids) for a in asked)
+            most = max(most, sum(i in objects for i in ids))
+    assert most == 6  # two thirds of the cells
+    half = SceneMix(DRAW.tasks, detailed=0.5, describe=1.0)
+    told = [
+        any(a in str(source("und", half)[i]["tokens"].tolist()) for a in asked) for i in range(200)
+    ]
+    assert 0.4 < np.mean(told) < 0.6
+
+
+def test_a_conversation_asks_several_different_questions():
+    mix = SceneMix(DRAW.tasks, describe=0.0, questions=4)
+    user, eos = TOKENIZER.token_id("<|User|>"), TOKENIZER.eos_id
+    counts = []
+    for record in (source("und", mix)[i] for i in range(200)):
+        ids = record["tokens"].tolist()
+        turns = [i for i, t in enumerate(ids) if t == user]
+        counts.append(len(turns))
+        assert all(ids[i - 1] == eos for i in turns[1:]) and len(record["und_images"]) == 1
+        assert record["target_ids"].tolist().count(eos) == len(turns)
+        questions = [ids[i : ids.index(TOKENIZER.token_id("<|Assistant|>"), i)] for i in turns]
+        assert len({str(q[-6:]) for q in questions}) == len(turns)
+    assert max(counts) == 4 and np.mean(counts) > 2
 
 
 def test_condition_dropout_leaves_bos_pads_boi():

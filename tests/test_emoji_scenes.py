@@ -259,8 +259,12 @@ def test_yes_and_no_are_equally_likely():
 
 
 def test_maps_and_descriptions_list_every_cell():
+    orders = set()
     for scene, rng in scenes("mixed", 200):
-        described, mapped = es.fact(scene, rng, WORLD).split(" background. ")
+        text = es.fact(scene, rng, WORLD)
+        mapped = re.search(r"top row: .* bottom row: [^.]*\.", text)[0]
+        described = text.replace(mapped, "").strip()
+        orders.add(text.startswith("there is"))
         rows = re.findall(r"(top|middle|bottom) row: ([^.]*)\.", mapped)
         assert [name for name, _ in rows] == ["top", "middle", "bottom"]
         cells = [cell.split() for _, row in rows for cell in row.split(", ")]
@@ -270,13 +274,15 @@ def test_maps_and_descriptions_list_every_cell():
             where = es.place(p.row, p.column, 3)
             assert f"{es.article(' '.join(wanted[3 * p.row + p.column]))} {where}" in described
         assert cells == wanted
-        assert described.startswith("there is ") and described.endswith(f" {scene.background}")
+        assert described == es.description(scene, WORLD)
+        assert described.endswith(f" {scene.background} background.")
+    assert orders == {True, False}
 
 
 @pytest.mark.parametrize("world", [WORLD, es.World(96, 4, "all")], ids=["tiny", "all"])
 def test_every_word_is_in_the_vocabulary(world):
     tokenizer = build_word_tokenizer(es.vocabulary(world))
-    texts = list(es.DESCRIBE)
+    texts = [*es.DESCRIBE, *es.DESCRIBE_IN_DETAIL]
     for name in world.names:  # each in every form
         texts += [es.plural(name), *(es.article(es.thing(name, t)) for t in (None, *es.TINTS))]
     rng = np.random.default_rng(0)
@@ -319,9 +325,9 @@ def records(processor):
     """Kind -> the ids of some thousands of training records."""
     draw, every = dict.fromkeys(es.TASKS, 1.0), dict.fromkeys((*es.TASKS, "mixed"), 1.0)
     mixes = {
-        "und": [SceneMix(draw)],
+        "und": [SceneMix(draw), SceneMix(draw, detailed=0.5, describe=0.5, questions=4)],
         "text": [SceneMix(every), SceneMix(every, chat=True)],
-        "gen": [SceneMix(draw)],
+        "gen": [SceneMix(draw), SceneMix(draw, detailed=1.0)],
         "pairs": [SceneMix(every)],
     }
     feature = {"pairs": "text"}

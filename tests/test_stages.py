@@ -30,6 +30,7 @@ from janus_jax.training import (
     run_stage,
     select_stages,
     split_params,
+    start_from_codebook,
 )
 
 WORLD = es.World()
@@ -74,7 +75,7 @@ def params():
 def stage(name, **fields):
     """A stage of the smallest size with the freeze set `name`."""
     objective = name if name in ("vq", "siglip") else "janus"
-    options = {"commitment": 0.25, "warmup": 2, "revive_every": 2, "revive_until": 7}
+    options = {"commitment": 0.25, "warmup": 2, "revive_every": 2, "fixed_from": 6}
     values = dict(
         name=name,
         objective=objective,
@@ -274,9 +275,38 @@ def test_the_codebook_is_placed_after_the_warm_up(params):
         if done < 2:
             np.testing.assert_array_equal(codebook(), first)  # no gradient, not moved
             assert "codes_used" not in metrics
+        if done >= 6:
+            now = codebook()
+            if done > 6:
+                np.testing.assert_array_equal(now, fixed)  # merged, and never moved again
+            fixed = now
     assert np.abs(codebook() - first).max() > 0.1 and float(metrics["codes_used"]) > 0
+    np.testing.assert_allclose(state.ema["vq"]["quantize"]["embedding"], fixed, atol=1e-6)
     # A code at the origin has no direction: its gradient would drown all others.
     assert max(norms) < 1e3, norms
+
+
+def test_codes_start_in_the_decoder_where_the_codebook_has_them(params):
+    codes, width = 64, MODEL.config.decoder.width
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    book = np.asarray(params["vq"]["quantize"]["embedding"])
+    quiet = jax.tree.map(np.zeros_like, params["image_head"]["head"])
+    silent = params | {"image_head": params["image_head"] | {"head": quiet}}
+    started = start_from_codebook(silent, jax.random.key(3))
+    embedding = np.asarray(started["gen_embed"]["embedding"])
+    np.testing.assert_allclose(embedding, unit(book) * book.shape[-1] ** 0.5, rtol=1e-5)
+    # Two codes are as alike for the head as in the codebook.
+    kernel = np.asarray(started["image_head"]["head"]["kernel"])
+    assert kernel.shape == (width, len(book)) and len(book) >= codes
+    alike = unit(book[:codes]) @ unit(book[:codes]).T
+    np.testing.assert_allclose(kernel.T[:codes] @ kernel[:, :codes], alike, atol=1e-5)
+    # What the head had stays, at half its size; nothing else changes.
+    loud = start_from_codebook(params, jax.random.key(3))
+    had = np.asarray(params["image_head"]["head"]["kernel"])
+    np.testing.assert_allclose(loud["image_head"]["head"]["kernel"] - kernel, had / 2, atol=1e-5)
+    same = {k for k in params if loud[k] is params[k]}
+    assert same == set(params) - {"gen_embed", "image_head"}
+    assert loud["image_head"]["proj"] is params["image_head"]["proj"]
 
 
 # One device or eight

@@ -19,6 +19,7 @@ from janus_jax.processing import sequence as seq
 
 # Sequence kinds of one example get different random streams from the same record index.
 _STREAMS = {"und": 1, "text": 2, "gen": 3, "pictures": 4, "pairs": 5}
+_CROWDED = ("mixed", "dense")  # tasks of scenes that are captioned in detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +28,20 @@ class SceneMix:
 
     Attributes:
       tasks: task -> weight, for scenes that are drawn or described.
+      detailed: share of those that instead show crowded scenes and tell all that is in them: every
+        object with its place, and the background. A short caption leaves most of a picture open and
+        says little about each code; this one leaves nothing open.
       describe: share of understanding examples that ask for a caption instead of a question.
+      questions: most questions about one picture, asked one after the other in one conversation.
       chat: whether text comes as question and answer in the chat template, or as plain text.
       condition_dropout: share of generation examples whose prompt becomes padding (Janus paper,
         footnote 2: 10 %).
     """
 
     tasks: Mapping[str, float]
+    detailed: float = 0.0
     describe: float = 0.3
+    questions: int = 1
     chat: bool = False
     condition_dropout: float = 0.1
 
@@ -81,6 +88,15 @@ class SceneSource:
         task = self._tasks[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]
         return es.random_scene(rng, self._world, task)
 
+    def _captioned(self, rng: np.random.Generator) -> tuple[es.Scene, str, bool]:
+        """(scene, caption, whether it is a detailed one)."""
+        if rng.random() < self._mix.detailed:
+            task = _CROWDED[int(rng.integers(len(_CROWDED)))]
+            scene = es.random_scene(rng, self._world, task)
+            return scene, es.detailed_caption(scene, self._world), True
+        scene = self._scene(rng)
+        return scene, es.caption(scene, rng), False
+
     def _understanding_image(self, scene: es.Scene) -> np.ndarray:
         picture = Image.fromarray(es.render(scene, self._world))
         return understanding_pixels(picture, self._processor.config.und_image_size)
@@ -91,23 +107,36 @@ class SceneSource:
 
     def _und(self, rng: np.random.Generator) -> seq.Features:
         if rng.random() < self._mix.describe:
-            scene = self._scene(rng)
-            asked = es.DESCRIBE[int(rng.integers(len(es.DESCRIBE)))]
-            answer = es.caption(scene, rng)
+            scene, answer, detailed = self._captioned(rng)
+            requests = es.DESCRIBE_IN_DETAIL if detailed else es.DESCRIBE
+            asked = [(requests[int(rng.integers(len(requests)))], answer)]
         else:
-            kind = es.QUESTION_KINDS[int(rng.integers(len(es.QUESTION_KINDS)))]
-            tasks = es.KIND_TASKS[kind]
-            scene = es.random_scene(rng, self._world, tasks[int(rng.integers(len(tasks)))])
-            qa = es.question(scene, kind, rng, self._world)
-            asked, answer = qa.text, qa.answer
-        tokenizer = self._processor.tokenizer
+            scene, asked = self._questions(rng)
+        first, *later = asked
+        processor = self._processor
+        turns = [(processor.understanding_ids(first[0]), processor.answer_ids(first[1]))]
+        turns += [(processor.next_question_ids(q), processor.answer_ids(a)) for q, a in later]
         return seq.understanding_sequence(
-            self._processor.understanding_ids(asked),
-            [*tokenizer.encode(answer), tokenizer.eos_id],
-            tokenizer.image_id,
+            turns,
+            processor.tokenizer.image_id,
             self._understanding_image(scene)[None],
-            self._processor.config.gen_image_size,
+            processor.config.gen_image_size,
         )
+
+    def _questions(self, rng: np.random.Generator) -> tuple[es.Scene, list[tuple[str, str]]]:
+        """A scene and up to `questions` different (question, answer) about it."""
+        kind = es.QUESTION_KINDS[int(rng.integers(len(es.QUESTION_KINDS)))]
+        tasks = es.KIND_TASKS[kind]
+        scene = es.random_scene(rng, self._world, tasks[int(rng.integers(len(tasks)))])
+        fitting = [k for k in es.QUESTION_KINDS if scene.task in es.KIND_TASKS[k]]
+        asked: dict[str, str] = {}
+        for _ in range(self._mix.questions):
+            qa = es.question(scene, kind, rng, self._world)
+            asked.setdefault(qa.text, qa.answer)
+            # Two absent objects could be a held-out pair, so one question of that kind is enough.
+            fitting = [k for k in fitting if k != "yes_no" or kind != "yes_no"]
+            kind = fitting[int(rng.integers(len(fitting)))]
+        return scene, list(asked.items())
 
     def _text(self, rng: np.random.Generator) -> seq.Features:
         config, tokenizer = self._processor.config, self._processor.tokenizer
@@ -120,7 +149,7 @@ class SceneSource:
                 qa = es.question(scene, kind, rng, self._world)
                 prompt = f"{es.description(scene, self._world)} {qa.text}"
                 ids = self._processor.text_ids(prompt)
-                answer = [*tokenizer.encode(qa.answer), tokenizer.eos_id]
+                answer = self._processor.answer_ids(qa.answer)
                 return seq.text_sequence([*ids, *answer], *sizes, first_target=len(ids))
         text = es.fact(scene, rng, self._world)
         return seq.text_sequence(
@@ -129,8 +158,8 @@ class SceneSource:
 
     def _gen(self, rng: np.random.Generator) -> seq.Features:
         config, tokenizer = self._processor.config, self._processor.tokenizer
-        scene = self._scene(rng)
-        ids = self._processor.generation_ids(es.caption(scene, rng))
+        scene, caption, _ = self._captioned(rng)
+        ids = self._processor.generation_ids(caption)
         if rng.random() < self._mix.condition_dropout:
             ids = self._processor.unconditional_ids(ids)
         picture = self._generation_image(scene)

@@ -106,6 +106,20 @@ class Processor:
         )
         return self.expand_image_slots([self.tokenizer.bos_id, *self.tokenizer.encode(text)])
 
+    def next_question_ids(self, question: str) -> list[int]:
+        """[question.., `<|Assistant|>:`]: a later turn, after the EOS of the answer before it.
+
+        Raises:
+          UserError: the question is empty.
+        """
+        if not question.strip():
+            raise UserError("the question is empty")
+        return self.tokenizer.encode(chat.render(self.template, [question, ""]))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """[answer.., EOS], as they follow `<|Assistant|>:` in a rendered conversation."""
+        return [*self.tokenizer.encode(f" {answer.strip()}"), self.tokenizer.eos_id]
+
     def text_ids(self, message: str) -> list[int]:
         """[BOS, system.., message.., `<|Assistant|>:`]: a question without a picture.
 

@@ -53,21 +53,29 @@ def text_sequence(
 
 
 def understanding_sequence(
-    prompt_ids: Sequence[int],
-    answer_ids: Sequence[int],
+    turns: Sequence[tuple[Sequence[int], Sequence[int]]],
     image_id: int,
     images: np.ndarray,
     gen_size: int,
 ) -> Features:
-    """Pictures and a question, then the answer; only the answer is predicted (`mask_prompt`).
+    """A conversation about pictures; only the answers are predicted (`mask_prompt`).
 
     Args:
-      prompt_ids: BOS to the end of "<|Assistant|>:", with `image_id` at every image slot.
-      answer_ids: the answer and EOS.
+      turns: (prompt ids, answer ids) of each turn. The first prompt goes from BOS to the end of
+        "<|Assistant|>:", with `image_id` at every image slot, the later ones from "<|User|>" on; an answer
+        ends with EOS.
+      image_id: of `<image_placeholder>`.
       images: uint8 [U, h, w, 3].
+      gen_size: side of the (absent) pictures to generate, pixels.
     """
-    ids = [*prompt_ids, *answer_ids]
-    features = text_sequence(ids, images.shape[1], gen_size, len(prompt_ids), TASK_UND)
+    ids, positions = [], []
+    for prompt, answer in turns:
+        ids += [*prompt, *answer]
+        positions += range(len(ids) - len(answer) - 1, len(ids) - 1)
+    features = text_sequence(ids, images.shape[1], gen_size, task=TASK_UND)
+    for name in ("target_ids", "target_tasks"):
+        features[name] = features[name][positions]
+    features["target_positions"] = np.asarray(positions, np.int32)
     features["slots"] = np.where(features["tokens"] == image_id, SLOT_UND, SLOT_TEXT).astype(
         np.int32
     )

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
@@ -31,7 +30,15 @@ from janus_jax.parallel import param_shardings, shard_params
 from janus_jax.run.evaluate import Evaluator, write_json
 from janus_jax.run.experiment import Experiment, batches, build
 from janus_jax.run.report import write_report
-from janus_jax.training import MetricsLog, Stage, init_aux, make_step, run_stage, select_stages
+from janus_jax.training import (
+    MetricsLog,
+    Stage,
+    init_aux,
+    make_step,
+    run_stage,
+    select_stages,
+    start_from_codebook,
+)
 
 Params = dict[str, Any]
 
@@ -81,13 +88,9 @@ def _train_stage(
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         length = stage.options.get("text_length", 64)
         params = params | {"aux": init_aux(experiment.model, key, length)}
-    if stage.name == "stage1" and "stage0_vq" in experiment.config.stage_order:
-        # A fresh tokenizer's codebook is a better start for the codes' embeddings than random numbers:
-        # codes that look alike start alike.
-        codebook = params["vq"]["quantize"]["embedding"]
-        norm = jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
-        unit_gain = codebook / norm * codebook.shape[-1] ** 0.5
-        params = params | {"gen_embed": {"embedding": unit_gain}}
+    if stage.name == "stage1" and any(s.objective == "vq" for s in experiment.stages):
+        key = jax.random.fold_in(jax.random.key(config.seed), 2)
+        params = start_from_codebook(params, key)
     iterator = batches(experiment, stage)
     try:
         params = run_stage(

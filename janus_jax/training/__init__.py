@@ -1,5 +1,6 @@
 """Training: stages, losses, one step, the loop of a stage."""
 
+from janus_jax.training.codebook_start import start_from_codebook
 from janus_jax.training.contrastive import init_aux
 from janus_jax.training.loop import run_stage
 from janus_jax.training.losses import janus_loss
@@ -23,4 +24,5 @@ __all__ = [
     "run_stage",
     "select_stages",
     "split_params",
+    "start_from_codebook",
 ]

@@ -39,20 +39,41 @@ class TextTower(nn.Module):
         return nn.Dense(self.embed_dim, name="head")(_mean(nn.LayerNorm(name="norm")(x), used))
 
 
+class PoolingHead(nn.Module):
+    """SigLIP's attention pooling, one learnt query: [B, P, D] -> [B, E].
+
+    Janus drops it (`attn_pool` of the official checkpoints) and reads the patches. A plain mean in its
+    place would train the patches to be summed: what each one shows would be lost.
+    """
+
+    heads: int
+    embed_dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        query = self.param("query", nn.initializers.normal(width**-0.5), (1, 1, width))
+        query = jnp.broadcast_to(query, (x.shape[0], 1, width))
+        y = nn.MultiHeadDotProductAttention(self.heads, name="attention")(query, x)
+        z = nn.Dense(4 * width, name="up")(nn.LayerNorm(name="norm")(y))
+        y = y + nn.Dense(width, name="down")(nn.gelu(z))
+        return nn.Dense(self.embed_dim, name="head")(y[:, 0])
+
+
 def _mean(x: jax.Array, used: jax.Array) -> jax.Array:
     weights = used.astype(x.dtype)[..., None]
     return jnp.sum(x * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1.0)
 
 
 def init_aux(model: Janus, key: jax.Array, text_length: int, embed_dim: int = 128) -> dict:
-    """Parameters of what only this loss needs: text tower, picture head, temperature and bias."""
-    tower = _tower(model, embed_dim)
+    """Parameters of what only this loss needs: text tower, pooling head, temperature and bias."""
+    tower, pooling = _tower(model, embed_dim), _pooling(model, embed_dim)
     keys = jax.random.split(key)
     ids = jnp.zeros((1, text_length), jnp.int32)
     width = model.config.siglip.width
     return {
         "text_tower": tower.init(keys[0], ids, ids == 0)["params"],
-        "image_head": jax.random.normal(keys[1], (width, embed_dim)) * width**-0.5,
+        "pooling": pooling.init(keys[1], jnp.zeros((1, 1, width)))["params"],
         # log(10) and -10: the paper's start, so that the many negative pairs do not swamp the loss.
         "log_scale": jnp.log(jnp.float32(10.0)),
         "bias": jnp.float32(-10.0),
@@ -69,8 +90,9 @@ def siglip_loss(
     """
     aux = params["aux"]
     features = model.apply({"params": params}, to_float(batch["image"]), method="siglip_features")
-    image = jnp.mean(features.astype(jnp.float32), axis=1) @ aux["image_head"]
-    tower = _tower(model, aux["image_head"].shape[-1])
+    embed_dim = aux["pooling"]["head"]["kernel"].shape[-1]
+    pooling, tower = _pooling(model, embed_dim), _tower(model, embed_dim)
+    image = pooling.apply({"params": aux["pooling"]}, features.astype(jnp.float32))
     text = tower.apply({"params": aux["text_tower"]}, batch["text"], batch["text"] != pad_id)
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
     logits = unit(image) @ unit(text).T * jnp.exp(aux["log_scale"]) + aux["bias"]
@@ -82,6 +104,10 @@ def siglip_loss(
         "accuracy": jnp.mean(found.astype(jnp.float32)),
         "tokens": jnp.float32(features.shape[0] * features.shape[1]),
     }
+
+
+def _pooling(model: Janus, embed_dim: int) -> PoolingHead:
+    return PoolingHead(model.config.siglip.heads, embed_dim)
 
 
 def _tower(model: Janus, embed_dim: int) -> TextTower:

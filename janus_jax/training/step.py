@@ -86,11 +86,10 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
     optimizer = make_optimizer(stage)
     options = dict(stage.options)
 
-    def loss_fn(trainable, frozen, batch, quantize):
+    def loss_fn(trainable, frozen, batch, phase):
         params = frozen | trainable
         if stage.objective == "vq":
-            loss, (metrics, aux) = vq.vq_loss(model, params, batch, quantize, options["commitment"])
-            return loss, (metrics, aux)
+            return vq.vq_loss(model, params, batch, phase != "warmup", options["commitment"])
         if stage.objective == "siglip":
             loss, metrics = contrastive.siglip_loss(model, params, batch, pad_id)
             return loss, (metrics, {})
@@ -99,11 +98,14 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
         return loss, (metrics, {})
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def step(state: TrainState, frozen: Params, batch: Batch, quantize: bool):
+    def step(state: TrainState, frozen: Params, batch: Batch, phase: str):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (metrics, aux)), grads = grad_fn(state.trainable, frozen, batch, quantize)
+        (_, (metrics, aux)), grads = grad_fn(state.trainable, frozen, batch, phase)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
+        if phase == "fixed":
+            # Not by its gradient alone: momentum would pull merged codes apart again.
+            trainable = _with_codebook(trainable, _codebook(state.trainable))
         ema = state.ema
         if ema:
             # A young average forgets faster, so that it does not drag the start along.
@@ -114,7 +116,7 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
         if stage.objective == "vq":
             recent = jnp.concatenate([extra["recent"], aux["z"]])[-len(extra["recent"]) :]
             extra = extra | {"recent": recent}
-            if quantize:
+            if phase != "warmup":
                 usage = vq.update_usage(extra["usage"], aux["codes"])
                 extra = extra | {"usage": usage}
                 metrics["codes_used"] = jnp.mean((usage > 0.05).astype(jnp.float32))
@@ -129,21 +131,29 @@ def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
 
 def _plain_step(step, state, frozen, batch, done):
     del done
-    return step(state, frozen, batch, True)
+    return step(state, frozen, batch, "")
 
 
 def _vq_step(step, care, stage, state, frozen, batch, done):
-    """Warm-up as an auto-encoder, then the codebook is placed; idle codes are moved now and then, and after
-    the last step doubles are merged."""
-    warmup, every = stage.options["warmup"], stage.options["revive_every"]
+    """First a plain auto-encoder; then the codebook is placed and learns, and idle codes are moved now and
+    then; at last doubles are merged, and the rest gets used to a codebook that is fixed."""
+    warmup, every, fixed = (stage.options[k] for k in ("warmup", "revive_every", "fixed_from"))
     if done == warmup:
         state = care(state, "place")
-    elif warmup < done < stage.options["revive_until"] and (done - warmup) % every == 0:
-        state = care(state, "revive")
-    state, metrics = step(state, frozen, batch, done >= warmup)
-    if done + 1 == stage.steps and done >= warmup:
+    if done == fixed:
         state = care(state, "merge")
-    return state, metrics
+    elif warmup < done < fixed and (done - warmup) % every == 0:
+        state = care(state, "revive")
+    phase = "warmup" if done < warmup else "learn" if done < fixed else "fixed"
+    return step(state, frozen, batch, phase)
+
+
+def _codebook(tree: Params) -> jax.Array:
+    return tree["vq"]["quantize"]["embedding"]
+
+
+def _with_codebook(tree: Params, codebook: jax.Array) -> Params:
+    return tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}
 
 
 def _codebook_care(stage: Stage):
@@ -155,26 +165,19 @@ def _codebook_care(stage: Stage):
     def care(state: TrainState, what: str) -> TrainState:
         """Places all codes on recent encoder outputs, moves idle ones there, or merges doubles."""
         key = jax.random.fold_in(jax.random.key(0), state.step)
-        trees = [state.trainable, state.ema] if state.ema else [state.trainable]
-        codebooks = [tree["vq"]["quantize"]["embedding"] for tree in trees]
+        codebook = _codebook(state.trainable)
         usage, recent = state.extra["usage"], state.extra["recent"]
         if what == "place":
-            placed = vq.place_codes(recent, codebooks[0].shape[0], key)
-            codebooks = [placed] * len(trees)
-            usage = jnp.full(placed.shape[0], 10.0 * threshold)
+            codebook = vq.place_codes(recent, codebook.shape[0], key)
+            usage = jnp.full(codebook.shape[0], 10.0 * threshold)
         elif what == "revive":
-            revived, usage, _ = vq.revive_codes(
-                codebooks[0], usage, recent, key, threshold, redundant
-            )
-            codebooks = [revived] * len(trees)
+            codebook, usage, _ = vq.revive_codes(codebook, usage, recent, key, threshold, redundant)
         else:
-            codebooks = [vq.merge_doubles(c, usage, merged) for c in codebooks]
-        trees = [
-            tree | {"vq": tree["vq"] | {"quantize": {"embedding": codebook}}}
-            for tree, codebook in zip(trees, codebooks, strict=True)
-        ]
-        extra = {"usage": usage, "recent": recent}
-        ema = trees[1] if state.ema else {}
-        return state.replace(trainable=trees[0], ema=ema, extra=extra)
+            codebook = vq.merge_doubles(codebook, usage, merged)
+        return state.replace(
+            trainable=_with_codebook(state.trainable, codebook),
+            ema=_with_codebook(state.ema, codebook) if state.ema else {},
+            extra={"usage": usage, "recent": recent},
+        )
 
     return care

@@ -6,6 +6,7 @@ and `caption`, `question`, `fact`, `description` put it into words.
 
 from janus_jax.data.emoji_scenes.language import (
     DESCRIBE,
+    DESCRIBE_IN_DETAIL,
     KIND_TASKS,
     NUMBERS,
     QUESTION_KINDS,
@@ -13,6 +14,7 @@ from janus_jax.data.emoji_scenes.language import (
     article,
     caption,
     description,
+    detailed_caption,
     fact,
     place,
     plural,
@@ -35,6 +37,7 @@ from janus_jax.data.emoji_scenes.world import BACKGROUNDS, TINTS, World
 __all__ = [
     "BACKGROUNDS",
     "DESCRIBE",
+    "DESCRIBE_IN_DETAIL",
     "KIND_TASKS",
     "NUMBERS",
     "OPPOSITE",
@@ -49,6 +52,7 @@ __all__ = [
     "article",
     "caption",
     "description",
+    "detailed_caption",
     "fact",
     "place",
     "plural",

@@ -27,6 +27,7 @@ KIND_TASKS = {
     "background": ("single_object", "two_object", "counting", "colors"),
 }
 DESCRIBE = ("describe the picture.", "what does the picture show?")
+DESCRIBE_IN_DETAIL = ("describe the picture in detail.", "what is where in the picture?")
 _PREFIXES = ("", "a photo of ", "a picture of ")
 _MAP_ROWS = ("top", "middle", "bottom")
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
@@ -122,25 +123,39 @@ def question(scene: Scene, kind: str, rng: np.random.Generator, world: World) ->
     raise ValueError(f"unknown kind of question {kind!r}")
 
 
-def description(scene: Scene, world: World) -> str:
-    """Everything that is in the scene: each object with its place, and the background."""
+def detailed_caption(scene: Scene, world: World) -> str:
+    """All that is in the scene: each object with its place, in reading order, and the background."""
     parts = [
         f"{article(thing(p.name, p.tint))} {place(p.row, p.column, world.grid)}"
         for p in sorted(scene.placements, key=lambda p: (p.row, p.column))
     ]
-    return f"there is {' and '.join(parts)} on {article(scene.background)} background."
+    return f"{' and '.join(parts)} on {article(scene.background)} background"
+
+
+def description(scene: Scene, world: World) -> str:
+    """`detailed_caption` as a sentence."""
+    return f"there is {detailed_caption(scene, world)}."
 
 
 def fact(scene: Scene, rng: np.random.Generator, world: World) -> str:
-    """Plain text about the same world, no picture: a scene in words, a map of it, or both with a question."""
-    if scene.task == "mixed":
-        return f"{description(scene, world)} {_map(scene, world)}"
+    """Plain text about the same world, no picture: a scene in words and as a map of its cells, either
+    one first, or one of them with a question and its answer.
+
+    A map is to a caption what a picture is, and to a question, too: what is learnt here about the one
+    helps with the other.
+    """
+    told = [description(scene, world), _map(scene, world)]
     if rng.random() < 0.5:
+        told.reverse()
+    if scene.task == "mixed":
+        return " ".join(told)
+    if rng.random() < 0.4:
         return f"{caption(scene, rng)}. {_map(scene, world)}"
-    told = description(scene, world)
-    kinds = [k for k in QUESTION_KINDS if scene.task in KIND_TASKS[k]]
-    asked = question(scene, _choose(rng, kinds), rng, world)
-    return f"{told} {asked.text} {asked.answer}."
+    kind = _choose(rng, [k for k in QUESTION_KINDS if scene.task in KIND_TASKS[k]])
+    asked = question(scene, kind, rng, world)
+    if kind == "background":  # not on the map
+        told = [description(scene, world)]
+    return f"{told[0]} {asked.text} {asked.answer}."
 
 
 @functools.cache
@@ -149,7 +164,7 @@ def vocabulary(world: World) -> tuple[str, ...]:
     templates = (
         "a an one photo picture of with and that is on background to the . , ? : row empty zero "
         "what which where how many are there can you see in colour does show describe yes no not "
-        "there centre middle top bottom left right above below it"
+        "there detail centre middle top bottom left right above below it"
     )
     words = set(templates.split()) | set(NUMBERS) | set(TINTS) | set(BACKGROUNDS)
     for name in world.names:
@@ -182,6 +197,7 @@ def _map(scene: Scene, world: World) -> str:
 
 __all__ = [
     "DESCRIBE",
+    "DESCRIBE_IN_DETAIL",
     "KIND_TASKS",
     "NUMBERS",
     "QUESTION_KINDS",
@@ -190,6 +206,7 @@ __all__ = [
     "article",
     "caption",
     "description",
+    "detailed_caption",
     "fact",
     "place",
     "plural",
