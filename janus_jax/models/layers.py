@@ -24,7 +24,8 @@ NORM_EPS = 1e-6  # every LayerNorm and GroupNorm of the official model; torch's 
 STDDEV: dict[str, Callable[[Sequence[int]], float]] = {
     "kernel": lambda shape: math.prod(shape[:-1]) ** -0.5,
     "embedding": lambda shape: 1.0,
-    "pos_embed": lambda shape: shape[-1] ** -0.5,
+    # Half the size of the patches it is added to: seen by every layer, and not hiding them.
+    "pos_embed": lambda shape: 0.5,
 }
 CONSTANT = {"bias": 0.0, "scale": 1.0}
 
