@@ -8,6 +8,7 @@ import pytest
 
 from janus_jax.errors import UserError
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
+from janus_jax.processing.chat import render
 from janus_jax.processing.tokenizer import ASSISTANT, BOI, EOI, IMAGE, PAD, SPECIAL_TOKENS, USER
 
 CHAT = Path(__file__).parent / "data/golden/chat_prompts.json"
@@ -103,3 +104,24 @@ def test_bpe_keeps_spaces_newlines_and_chinese():
     text = "Two  spaces, a\nnewline and 两只猫 in the park."
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.unknown_words(text) == []
+
+
+@pytest.mark.parametrize("layout", ["words", "1b", "7b"])
+def test_turns_in_pieces_are_the_whole_conversation(layout):
+    words = build_word_tokenizer(["what is it? a red cat, left. where the"])
+    tokenizer = words if layout == "words" else official_tokenizer(layout)
+    processor = Processor(ProcessorConfig(system_prompt="a red cat."), tokenizer)
+    turns = ["what is it?", "A red cat, left.", "where is the cat?", "left"]
+    pieces = [
+        *processor.understanding_ids(turns[0]),
+        *processor.answer_ids(turns[1]),
+        *processor.next_question_ids(turns[2]),
+        *processor.answer_ids(turns[3]),
+    ]
+    rendered = render(
+        processor.template, [f"{IMAGE}\n{turns[0]}", *turns[1:]], processor.config.system_prompt
+    )
+    whole = [tokenizer.bos_id, *tokenizer.encode(rendered)]
+    assert processor.expand_image_slots(whole) == pieces
+    with pytest.raises(UserError, match="question is empty"):
+        processor.next_question_ids(" ")
