@@ -43,7 +43,11 @@ def parse_flags() -> argparse.Namespace:
     add("--num_images", type=int, default=1, metavar="N", help="pictures of each prompt")
     add("--seed", type=int, default=0, help="other seeds, other pictures")
     add("--cfg_weight", type=float, help="guidance; default: the checkpoint's own")
-    add("--temperature", type=float, help="0 is greedy; default: 1 for pictures, 0 for answers")
+    add(
+        "--temperature",
+        type=float,
+        help="0 is greedy; default: the checkpoint's for pictures, 0 for answers",
+    )
     add("--top_k", type=int, help="draw from the K most likely codes")
     add("--top_p", type=float, help="draw from the most likely codes of this total probability")
     add("--image", metavar="FILE", help="the picture to ask about")
@@ -96,11 +100,10 @@ def main() -> None:
 
     record = {"checkpoint": flags.checkpoint, "seed": flags.seed}
     if flags.prompt:
+        own = janus.processor.config
         settings = {
-            "cfg_weight": (
-                janus.processor.config.cfg_weight if flags.cfg_weight is None else flags.cfg_weight
-            ),
-            "temperature": 1.0 if flags.temperature is None else flags.temperature,
+            "cfg_weight": own.cfg_weight if flags.cfg_weight is None else flags.cfg_weight,
+            "temperature": own.temperature if flags.temperature is None else flags.temperature,
             "top_k": flags.top_k,
             "top_p": flags.top_p,
         }

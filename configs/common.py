@@ -44,7 +44,7 @@ def base(name: str, preset: str) -> ConfigDict:
             model=dict(preset=preset, overrides={}),
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
             tokenizer="",  # a tokenizer.json, or "builtin"
-            processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0),
+            processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
             policy=dict(param_dtype="float32", compute_dtype="bfloat16", remat="full"),
             mesh=dict(data=1, fsdp=-1, tensor=1),
             world=dict(image_size=384, grid=4, objects="all"),

@@ -287,6 +287,7 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
     evaluator.score(stage, {}, final=True, quiet=True)
     entry = json.loads((tmp_path / "scores.json").read_text())[stage.name]
     assert entry["cfg_weight"] == 2.0 and entry["train_seconds"] == 2.0
+    assert entry["temperature"] == config.processor.temperature
     assert {w: g["mean"]["plain"] for w, g in entry["guidance"].items()} == {
         "1.0": 0.0,
         "2.0": 1.0,

@@ -68,7 +68,8 @@ def random_params(config: JanusConfig) -> dict:
 @pytest.fixture(scope="module")
 def janus():
     processor = Processor(
-        ProcessorConfig.from_model(CONFIG, cfg_weight=2.0), build_word_tokenizer(WORDS)
+        ProcessorConfig.from_model(CONFIG, cfg_weight=2.0, temperature=0.8),
+        build_word_tokenizer(WORDS),
     )
     return Janus(CONFIG, random_params(CONFIG), processor)
 
@@ -182,9 +183,10 @@ def test_images_are_the_arrays(janus):
     np.testing.assert_array_equal(np.stack([np.asarray(i) for i in images]), arrays)
 
 
-def test_default_guidance_is_the_checkpoints_own(janus):
-    explicit = janus.generate_arrays(SHORT, cfg_weight=2.0)
-    np.testing.assert_array_equal(janus.generate_arrays(SHORT), explicit)
+def test_default_guidance_and_temperature_are_the_checkpoints_own(janus):
+    explicit = janus.generate_arrays(SHORT, n=3, cfg_weight=2.0, temperature=0.8)
+    np.testing.assert_array_equal(janus.generate_arrays(SHORT, n=3), explicit)
+    assert (janus.generate_arrays(SHORT, n=3, temperature=1.6) != explicit).any()
 
 
 def test_greedy_is_top_k_one(janus):

@@ -27,6 +27,7 @@ class ProcessorConfig:
       num_image_tokens: image slots of one understanding input.
       num_codes: image codes of one generated picture.
       cfg_weight: default guidance weight (5 in the official script).
+      temperature: default temperature of drawing (1 in the official script).
     """
 
     template: str = "deepseek"
@@ -36,6 +37,7 @@ class ProcessorConfig:
     num_image_tokens: int = 576
     num_codes: int = 576
     cfg_weight: float = 5.0
+    temperature: float = 1.0
 
     @classmethod
     def from_model(cls, config: JanusConfig, **fields: Any) -> ProcessorConfig:

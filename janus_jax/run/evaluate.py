@@ -114,6 +114,7 @@ class Evaluator:
                 best = max(entry["guidance"].items(), key=lambda item: item[1]["mean"]["plain"])
                 weight = float(best[0])
             entry["cfg_weight"] = weight
+            entry["temperature"] = self._experiment.processor.config.temperature
 
             def draw(texts):
                 return janus.generate_arrays(texts, cfg_weight=weight)

@@ -191,7 +191,8 @@ def _drawing(final: Mapping[str, Any], judge: Mapping[str, Any], stage: str | No
     rows = [[k, *(_both(part, k) for part in columns.values())] for k in [*kinds, "mean"]]
     text = "## Drawing: mini-GenEval\n\n"
     if stage:
-        text += f"After {stage}, with guidance {final.get('cfg_weight', 'unknown')}. "
+        text += f"After {stage}, drawn at random with guidance {final.get('cfg_weight', 'unknown')}"
+        text += f" and temperature {final.get('temperature', 1.0)}. "
     text += (
         "Each cell: share of pictures that show what the prompt asks for / that show nothing else as "
         "well. Held out: combinations that training never showed."

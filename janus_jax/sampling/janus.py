@@ -102,7 +102,7 @@ class Janus:
         n: int = 1,
         seed: int = 0,
         cfg_weight: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         progress: Progress | None = None,
@@ -119,7 +119,7 @@ class Janus:
         n: int = 1,
         seed: int = 0,
         cfg_weight: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         progress: Progress | None = None,
@@ -133,7 +133,8 @@ class Janus:
           n: pictures of each prompt.
           seed: 0 to 2**32 - 1.
           cfg_weight: guidance; None takes the checkpoint's own, 1 is without and twice as fast.
-          temperature: 0 takes the most likely code, so all pictures of a prompt are equal.
+          temperature: None takes the checkpoint's own; 0 takes the most likely code, so all pictures of a
+            prompt are equal.
           top_k, top_p: draw from the most likely codes only; None does not restrict.
           progress: wraps the list of batches, such as `tqdm.tqdm`.
 
@@ -149,6 +150,8 @@ class Janus:
             raise UserError(f"n, the number of pictures of each prompt, must be >= 1, got {n}")
         if cfg_weight is None:
             cfg_weight = self.processor.config.cfg_weight
+        if temperature is None:
+            temperature = self.processor.config.temperature
         knobs, mode = make_knobs(
             self.config.vq.codebook_size, cfg_weight, temperature, top_k, top_p
         )

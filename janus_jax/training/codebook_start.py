@@ -10,13 +10,16 @@ import jax.numpy as jnp
 
 from janus_jax.training.stages import Params
 
+_NEVER = -10.0  # logit of a code that cannot occur
+
 
 def start_from_codebook(params: Params, key: jax.Array) -> Params:
     """`params` whose embedding of image codes and image head start from the tokenizer's codebook.
 
     Codes that look alike start alike: the embedding is the codebook at unit size, and the head scores a
     code by the product of its vector with a random projection of the hidden state, plus half of what it had.
-    What is learnt about one code then moves those next to it, so rare ones come early.
+    What is learnt about one code then moves those next to it, so rare ones come early. A code whose vector an
+    earlier one has, too (`vq.merge_doubles`), is never chosen by the quantiser, so the head starts without it.
     """
     codebook = params["vq"]["quantize"]["embedding"]
     unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
@@ -24,7 +27,10 @@ def start_from_codebook(params: Params, key: jax.Array) -> Params:
     width, dim = head["kernel"].shape[0], unit.shape[-1]
     projection = jnp.linalg.qr(jax.random.normal(key, (width, dim)))[0]  # orthonormal columns
     kernel = projection @ unit.T + 0.5 * head["kernel"]
+    same = jnp.all(codebook[:, None] == codebook[None], axis=-1)
+    double = jnp.any(jnp.tril(same, -1), axis=-1)
+    bias = jnp.where(double, _NEVER, head["bias"])
     return params | {
         "gen_embed": {"embedding": unit * dim**0.5},
-        "image_head": params["image_head"] | {"head": head | {"kernel": kernel}},
+        "image_head": params["image_head"] | {"head": head | {"kernel": kernel, "bias": bias}},
     }
