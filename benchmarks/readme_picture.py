@@ -38,8 +38,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="runs/janus_tiny")
     parser.add_argument("--out", type=Path, default=Path("docs/images/samples.png"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cfg_weight", type=float, help="default: the checkpoint's own")
     args = parser.parse_args()
-    pictures = Janus.load(args.checkpoint).generate(list(PROMPTS), seed=args.seed)
+    pictures = Janus.load(args.checkpoint).generate(
+        list(PROMPTS), seed=args.seed, cfg_weight=args.cfg_weight
+    )
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (TILE + 8), rows * (TILE + LABEL)), "white")
     pen = ImageDraw.Draw(sheet)
