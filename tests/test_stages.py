@@ -30,7 +30,6 @@ from janus_jax.training import (
     run_stage,
     select_stages,
     split_params,
-    start_from_codebook,
 )
 
 WORLD = es.World()
@@ -282,36 +281,6 @@ def test_the_codebook_is_placed_after_the_warm_up_and_fixed_at_the_end(params):
     np.testing.assert_allclose(state.ema["vq"]["quantize"]["embedding"], fixed[0], atol=1e-6)
     # A code at the origin has no direction: its gradient would drown all others.
     assert max(norms) < 1e3, norms
-
-
-def test_codes_start_in_the_decoder_where_the_codebook_has_them(params):
-    codes, width = 64, MODEL.config.decoder.width
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-    book = np.asarray(params["vq"]["quantize"]["embedding"])
-    quiet = jax.tree.map(np.zeros_like, params["image_head"]["head"])
-    silent = params | {"image_head": params["image_head"] | {"head": quiet}}
-    started = start_from_codebook(silent, jax.random.key(3))
-    embedding = np.asarray(started["gen_embed"]["embedding"])
-    np.testing.assert_allclose(embedding, unit(book) * book.shape[-1] ** 0.5, rtol=1e-5)
-    # Two codes are as alike for the head as in the codebook.
-    kernel = np.asarray(started["image_head"]["head"]["kernel"])
-    assert kernel.shape == (width, len(book)) and len(book) >= codes
-    alike = unit(book[:codes]) @ unit(book[:codes]).T
-    np.testing.assert_allclose(kernel.T[:codes] @ kernel[:, :codes], alike, atol=1e-5)
-    # What the head had stays, at half its size; nothing else changes.
-    loud = start_from_codebook(params, jax.random.key(3))
-    had = np.asarray(params["image_head"]["head"]["kernel"])
-    np.testing.assert_allclose(loud["image_head"]["head"]["kernel"] - kernel, had / 2, atol=1e-5)
-    same = {k for k in params if loud[k] is params[k]}
-    assert same == set(params) - {"gen_embed", "image_head"}
-    was = params["image_head"]["head"]["bias"]
-    np.testing.assert_array_equal(loud["image_head"]["head"]["bias"], was)
-    # The second of two equal codes cannot occur.
-    twice = jnp.asarray(book).at[5].set(book[2]).at[9].set(book[2])
-    merged = params | {"vq": params["vq"] | {"quantize": {"embedding": twice}}}
-    bias = start_from_codebook(merged, jax.random.key(3))["image_head"]["head"]["bias"]
-    assert np.flatnonzero(bias != was).tolist() == [5, 9] and (bias[jnp.array([5, 9])] < -5).all()
-    assert loud["image_head"]["proj"] is params["image_head"]["proj"]
 
 
 # One device or eight
