@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ def _check(config: ConfigDict) -> None:
         )
     if config.policy.remat not in REMAT:
         raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
+    for name in ("cfg_weight", "temperature"):
+        value = config.processor[name]
+        if not 0 <= value < math.inf:
+            raise UserError(f"config.processor.{name} must be a finite number >= 0, not {value}")
     for name in ("save_every", "log_every"):
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
@@ -149,4 +154,20 @@ def _stage(name: str, fields: ConfigDict) -> Stage:
     unknown = set(scenes["tasks"]) - {*TASKS, "mixed", "dense"}
     if unknown or not scenes["tasks"]:
         raise UserError(f"config.stages.{name}.scenes.tasks: no task {sorted(unknown)}")
+    where = f"config.stages.{name}"
+    for field in ("detailed", "describe", "condition_dropout"):
+        if not 0 <= scenes[field] <= 1:
+            raise UserError(
+                f"{where}.scenes.{field} must be a share from 0 to 1, not {scenes[field]}"
+            )
+    if scenes["questions"] < 1:
+        raise UserError(f"{where}.scenes.questions must be at least 1, not {scenes['questions']}")
+    if values["objective"] == "vq":
+        # Otherwise the codebook would never be placed, or doubled codes never be merged.
+        warmup, fixed = values["options"]["warmup"], values["options"]["fixed_from"]
+        if not 0 <= warmup < fixed < values["steps"]:
+            raise UserError(
+                f"{where}.options: warmup ({warmup}) must come before fixed_from ({fixed}), and that "
+                f"before the last of the {values['steps']} steps"
+            )
     return Stage(name=name, **{**values, "scenes": scenes})

@@ -20,6 +20,13 @@ def start_from_codebook(params: Params, key: jax.Array) -> Params:
     code by the product of its vector with a random projection of the hidden state, plus half of what it had.
     What is learnt about one code then moves those next to it, so rare ones come early. A code whose vector an
     earlier one has, too (`vq.merge_doubles`), is never chosen by the quantiser, so the head starts without it.
+
+    Args:
+      params: full tree; codebook [V, c], embedding of codes [V, c], kernel of the head [D, V], bias [V].
+      key: of the projection [D, c].
+
+    Returns:
+      A new tree; everything but those three arrays is shared with `params`.
     """
     codebook = params["vq"]["quantize"]["embedding"]
     unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
