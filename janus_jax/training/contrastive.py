@@ -42,8 +42,12 @@ class TextTower(nn.Module):
 class PoolingHead(nn.Module):
     """SigLIP's attention pooling, one learnt query: [B, P, D] -> [B, E].
 
-    Janus drops it (`attn_pool` of the official checkpoints) and reads the patches. A plain mean in its
-    place would train the patches to be summed: what each one shows would be lost.
+    The MAP head of Zhai et al. 2023. Janus drops it (`attn_pool` of the official checkpoints) and reads the
+    patches.
+
+    Attributes:
+      heads: attention heads; divides D.
+      embed_dim: E, the size in which pictures and texts are compared.
     """
 
     heads: int
