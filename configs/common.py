@@ -16,7 +16,9 @@ def stage(objective: str, trainable: str, **fields) -> ConfigDict:
         "detailed": 0.0,
         "describe": 0.3,
         "questions": 1,
+        "yes_no": 0.0,
         "chat": False,
+        "drawings": 0.3,
         "condition_dropout": 0.1,
     }
     tasks = fields.pop("tasks", {})

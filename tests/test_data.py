@@ -57,7 +57,7 @@ def test_text_predicts_every_id_after_the_first():
 def test_understanding_predicts_the_answer_alone():
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     turns = [([1, 9, 9, 30, 9, 9, 31], [40, 41, 2])]
-    features = seq.understanding_sequence(turns, 9, images, 8)
+    features = seq.conversation(turns, 9, images, 8)
     assert features["tokens"].tolist() == [1, 9, 9, 30, 9, 9, 31, 40, 41, 2]
     assert features["slots"].tolist() == [0, 1, 1, 0, 1, 1, 0, 0, 0, 0]
     assert features["target_ids"].tolist() == [40, 41, 2]
@@ -70,7 +70,7 @@ def test_understanding_predicts_the_answer_alone():
 def test_later_turns_predict_their_answers_too():
     images = np.zeros((1, 4, 4, 3), np.uint8)
     turns = [([1, 9, 9, 31], [40, 2]), ([50, 51, 31], [41, 42, 2])]
-    features = seq.understanding_sequence(turns, 9, images, 8)
+    features = seq.conversation(turns, 9, images, 8)
     assert features["tokens"].tolist() == [1, 9, 9, 31, 40, 2, 50, 51, 31, 41, 42, 2]
     assert features["target_ids"].tolist() == [40, 2, 41, 42, 2]
     assert features["target_positions"].tolist() == [3, 4, 8, 9, 10]
@@ -106,8 +106,10 @@ def test_records_have_the_layout_of_their_kind(kind):
         prompt = tok.token_id("<|Assistant|>") in ids
         assert prompt == (kind == "und" or tok.token_id("<|User|>") in ids)
         if prompt:
-            end = ids.index(tok.token_id("<|Assistant|>")) + 1  # the colon
-            assert record["target_positions"][0] == end and ids[end] == tok.token_id(":")
+            end = ids.index(tok.token_id("<|Assistant|>")) + 1
+            assert ids[end] == tok.token_id(":")
+            end += ids[end + 1] == tok.boi_id  # a drawing in words
+            assert record["target_positions"][0] == end
         else:
             assert record["target_positions"][0] == 0
         if kind == "und":
@@ -127,6 +129,43 @@ def test_chat_and_describe_decide_the_form():
     assert share(SceneMix(DRAW.tasks, describe=1.0), "und", describes) == 1
     assert share(SceneMix(DRAW.tasks, describe=0.0), "und", describes) == 0
     assert 0.2 < share(DRAW, "und", describes) < 0.4
+
+
+def test_text_conversations_have_words_where_pictures_would_be():
+    names = {TOKENIZER.token_id(n) for n in (*WORLD.names, *es.BACKGROUNDS, *es.TINTS)}
+    begin, end = TOKENIZER.boi_id, TOKENIZER.eoi_id
+    for drawings in (0.0, 1.0):
+        mix = SceneMix(DRAW.tasks, describe=0.3, questions=3, chat=True, drawings=drawings)
+        for record in (source("text", mix)[i] for i in range(50)):
+            ids = record["tokens"].tolist()
+            assert set(record["target_tasks"].tolist()) == {seq.TASK_TEXT}
+            assert not len(record["und_images"]) and not len(record["gen_starts"])
+            first = ids.index(begin)
+            if drawings:  # as a request to draw: an answer of 36 words
+                assert ids[first - 1] == TOKENIZER.token_id(":") and end not in ids
+                assert set(ids[first + 1 : -1]) <= names and len(ids) - first == 38
+                assert record["target_positions"].tolist() == list(range(first, len(ids) - 1))
+            else:  # as a question about a picture: nine cells, some of two words
+                last = ids.index(end)
+                assert set(ids[first + 1 : last]) <= names and 10 <= last - first <= 12
+                assert record["target_positions"][0] > last
+
+
+def test_more_questions_can_ask_whether_something_is_there():
+    user, there = TOKENIZER.token_id("<|User|>"), TOKENIZER.token_id("is")
+
+    def share(yes_no):
+        mix = SceneMix(DRAW.tasks, describe=0.0, questions=5, yes_no=yes_no)
+        turns = asked = 0
+        for record in (source("und", mix)[i] for i in range(200)):
+            ids = record["tokens"].tolist()
+            turns += ids.count(user)
+            first = ids.index(TOKENIZER.eoi_id) + 1
+            starts = [first, *(i + 2 for i, t in enumerate(ids) if t == user and i > first)]
+            asked += sum(ids[i] == there for i in starts)
+        return asked / turns
+
+    assert share(0.0) < 0.3 < 0.5 < share(0.6) < 0.8
 
 
 def test_detailed_captions_tell_everything():
@@ -307,7 +346,8 @@ def test_rows_are_well_filled():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_sequence_fits_a_row_of_the_tiny_config(kind):
     room = janus_tiny.get_config().data.row
-    every = SceneMix(dict.fromkeys((*es.TASKS, "mixed"), 1.0), chat=True)
+    stage3 = dict(janus_tiny.get_config().stages.stage3.scenes)
+    every = SceneMix(**stage3)
     mixes = (DRAW, every) if kind == "text" else (DRAW,)
     longest = {"tokens": 0, "target_ids": 0}
     for mix in mixes:

@@ -258,25 +258,40 @@ def test_yes_and_no_are_equally_likely():
     assert 0.45 < np.mean([a.answer == "yes" for a in asked]) < 0.55
 
 
-def test_maps_and_descriptions_list_every_cell():
+def cells_of(scene, grid=3):
+    """The words of every cell, in reading order."""
+    cells = [[scene.background]] * grid**2
+    for p in scene.placements:
+        cells[grid * p.row + p.column] = [*filter(None, [p.tint]), p.name]
+    return cells
+
+
+def test_pictures_in_words_and_descriptions_list_every_cell():
     orders = set()
     for scene, rng in scenes("mixed", 200):
-        text = es.fact(scene, rng, WORLD)
-        mapped = re.search(r"top row: .* bottom row: [^.]*\.", text)[0]
-        described = text.replace(mapped, "").strip()
-        orders.add(text.startswith("there is"))
-        rows = re.findall(r"(top|middle|bottom) row: ([^.]*)\.", mapped)
-        assert [name for name, _ in rows] == ["top", "middle", "bottom"]
-        cells = [cell.split() for _, row in rows for cell in row.split(", ")]
-        wanted = [["empty"]] * 9
+        words = es.picture_in_words(scene, WORLD)
+        assert words.split() == [word for cell in cells_of(scene) for word in cell]
+        described = es.description(scene, WORLD)
         for p in scene.placements:
-            wanted[3 * p.row + p.column] = [*filter(None, [p.tint]), p.name]
-            where = es.place(p.row, p.column, 3)
-            assert f"{es.article(' '.join(wanted[3 * p.row + p.column]))} {where}" in described
-        assert cells == wanted
-        assert described == es.description(scene, WORLD)
+            thing = es.article(" ".join(filter(None, [p.tint, p.name])))
+            assert f"{thing} {es.place(p.row, p.column, 3)}" in described
         assert described.endswith(f" {scene.background} background.")
+        text = es.fact(scene, rng, WORLD)
+        orders.add(text.startswith("there is"))
+        assert text in (f"{described} picture: {words}.", f"picture: {words}. {described}")
     assert orders == {True, False}
+
+
+def test_drawings_in_words_have_one_word_for_each_code():
+    tinted = 0
+    for scene, _ in scenes("color_attr", 100):
+        words = np.array(es.drawing_in_words(scene, WORLD).split()).reshape(6, 6)
+        for i, cell in enumerate(cells_of(scene)):
+            row, column = divmod(i, 3)
+            shown = words[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            assert shown.tolist() == [(cell * 2)[:2]] * 2
+            tinted += len(cell) == 2
+    assert tinted == 200
 
 
 @pytest.mark.parametrize("world", [WORLD, es.World(96, 4, "all")], ids=["tiny", "all"])
@@ -325,8 +340,11 @@ def records(processor):
     """Kind -> the ids of some thousands of training records."""
     draw, every = dict.fromkeys(es.TASKS, 1.0), dict.fromkeys((*es.TASKS, "mixed"), 1.0)
     mixes = {
-        "und": [SceneMix(draw), SceneMix(draw, detailed=0.5, describe=0.5, questions=4)],
-        "text": [SceneMix(every), SceneMix(every, chat=True)],
+        "und": [SceneMix(draw), SceneMix(draw, 0.5, 0.5, questions=5, yes_no=0.5)],
+        "text": [
+            SceneMix(every),
+            SceneMix(every, detailed=0.3, questions=5, yes_no=0.5, chat=True),
+        ],
         "gen": [SceneMix(draw), SceneMix(draw, detailed=1.0)],
         "pairs": [SceneMix(every)],
     }

@@ -117,6 +117,18 @@ def close(a, b, rtol=1e-4):
 # The loss of packed rows
 
 
+def test_rows_without_room_for_pictures_have_the_loss_of_rows_with_blank_ones(params, sequences):
+    batch = packed_rows([f for kind, f in sequences if kind == TEXT], 1)
+    bare = batch | {k: v[:, :0] for k, v in batch.items() if k[:4] in ("und_", "gen_")}
+    assert bare["und_images"].shape[1] == bare["gen_images"].shape[1] == 0
+    wanted, grads, by_sequence = evaluate(params, batch)
+    found, bare_grads, bare_by_sequence = evaluate(params, bare)
+    for name, value in wanted.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
+        assert float(bare_by_sequence[name]) == pytest.approx(float(by_sequence[name]), rel=1e-5)
+    jax.tree.map(close, bare_grads, grads)
+
+
 def test_packing_changes_neither_loss_nor_gradients(params, sequences):
     features = [f for _, f in sequences]
     packed, loose = packed_rows(features, 2), one_a_row(features)

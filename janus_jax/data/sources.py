@@ -16,6 +16,7 @@ from PIL import Image
 from janus_jax.data import emoji_scenes as es
 from janus_jax.processing import Processor, generation_pixels, understanding_pixels
 from janus_jax.processing import sequence as seq
+from janus_jax.processing.tokenizer import BOI, EOI
 
 # Sequence kinds of one example get different random streams from the same record index.
 _STREAMS = {"und": 1, "text": 2, "gen": 3, "pictures": 4, "pairs": 5}
@@ -33,7 +34,11 @@ class SceneMix:
         says little about each code; this one leaves nothing open.
       describe: share of understanding examples that ask for a caption instead of a question.
       questions: most questions about one picture, asked one after the other in one conversation.
-      chat: whether text comes as question and answer in the chat template, or as plain text.
+      yes_no: share of these that ask whether something is there, besides those that do so by chance:
+        of all it is the hardest to learn, because nothing in the picture says "no".
+      chat: text comes as conversations like those about pictures and like requests to draw, but with the
+        picture in words; otherwise as plain text.
+      drawings: share of these conversations that draw.
       condition_dropout: share of generation examples whose prompt becomes padding (Janus paper,
         footnote 2: 10 %).
     """
@@ -42,7 +47,9 @@ class SceneMix:
     detailed: float = 0.0
     describe: float = 0.3
     questions: int = 1
+    yes_no: float = 0.0
     chat: bool = False
+    drawings: float = 0.3
     condition_dropout: float = 0.1
 
 
@@ -106,22 +113,28 @@ class SceneSource:
         return generation_pixels(picture, self._processor.config.gen_image_size)
 
     def _und(self, rng: np.random.Generator) -> seq.Features:
-        if rng.random() < self._mix.describe:
-            scene, answer, detailed = self._captioned(rng)
-            requests = es.DESCRIBE_IN_DETAIL if detailed else es.DESCRIBE
-            asked = [(requests[int(rng.integers(len(requests)))], answer)]
-        else:
-            scene, asked = self._questions(rng)
-        first, *later = asked
+        scene, asked = self._asked(rng)
         processor = self._processor
-        turns = [(processor.understanding_ids(first[0]), processor.answer_ids(first[1]))]
-        turns += [(processor.next_question_ids(q), processor.answer_ids(a)) for q, a in later]
-        return seq.understanding_sequence(
-            turns,
+        return seq.conversation(
+            self._turns(asked, processor.understanding_ids(asked[0][0])),
             processor.tokenizer.image_id,
             self._understanding_image(scene)[None],
             processor.config.gen_image_size,
         )
+
+    def _turns(self, asked: list[tuple[str, str]], first: list[int]) -> list[seq.Turn]:
+        """Ids of questions and answers; `first` are those of the first question."""
+        processor = self._processor
+        prompts = [first, *(processor.next_question_ids(q) for q, _ in asked[1:])]
+        return [(p, processor.answer_ids(a)) for p, (_, a) in zip(prompts, asked, strict=True)]
+
+    def _asked(self, rng: np.random.Generator) -> tuple[es.Scene, list[tuple[str, str]]]:
+        """A scene, and a request to describe it or some questions about it, with the answers."""
+        if rng.random() >= self._mix.describe:
+            return self._questions(rng)
+        scene, answer, detailed = self._captioned(rng)
+        requests = es.DESCRIBE_IN_DETAIL if detailed else es.DESCRIBE
+        return scene, [(requests[int(rng.integers(len(requests)))], answer)]
 
     def _questions(self, rng: np.random.Generator) -> tuple[es.Scene, list[tuple[str, str]]]:
         """A scene and up to `questions` different (question, answer) about it."""
@@ -130,30 +143,47 @@ class SceneSource:
         scene = es.random_scene(rng, self._world, tasks[int(rng.integers(len(tasks)))])
         fitting = [k for k in es.QUESTION_KINDS if scene.task in es.KIND_TASKS[k]]
         asked: dict[str, str] = {}
+        absent: list[str] = []  # two of them could be a held-out pair, too
         for _ in range(self._mix.questions):
-            qa = es.question(scene, kind, rng, self._world)
+            if rng.random() < self._mix.yes_no:
+                kind = "yes_no"
+            qa = es.question(scene, kind, rng, self._world, absent)
             asked.setdefault(qa.text, qa.answer)
-            # Two absent objects could be a held-out pair, so one question of that kind is enough.
-            fitting = [k for k in fitting if k != "yes_no" or kind != "yes_no"]
+            if qa.answer == "no":
+                absent.append(qa.text.rstrip("?").split()[-1])
             kind = fitting[int(rng.integers(len(fitting)))]
         return scene, list(asked.items())
 
     def _text(self, rng: np.random.Generator) -> seq.Features:
         config, tokenizer = self._processor.config, self._processor.tokenizer
-        sizes = (config.und_image_size, config.gen_image_size)
-        scene = self._scene(rng)
         if self._mix.chat:
-            kinds = [k for k in es.QUESTION_KINDS if scene.task in es.KIND_TASKS[k]]
-            if kinds:
-                kind = kinds[int(rng.integers(len(kinds)))]
-                qa = es.question(scene, kind, rng, self._world)
-                prompt = f"{es.description(scene, self._world)} {qa.text}"
-                ids = self._processor.text_ids(prompt)
-                answer = self._processor.answer_ids(qa.answer)
-                return seq.text_sequence([*ids, *answer], *sizes, first_target=len(ids))
-        text = es.fact(scene, rng, self._world)
+            return self._text_conversation(rng)
+        text = es.fact(self._scene(rng), rng, self._world)
         return seq.text_sequence(
-            [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], *sizes
+            [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id],
+            config.und_image_size,
+            config.gen_image_size,
+        )
+
+    def _text_conversation(self, rng: np.random.Generator) -> seq.Features:
+        """Words stand where a picture would, between `<begin_of_image>` and `<end_of_image>`."""
+        processor, world = self._processor, self._world
+        config = processor.config
+        if rng.random() < self._mix.drawings:
+            scene, caption, _ = self._captioned(rng)
+            drawing = es.drawing_in_words(scene, world)
+            turns = [(processor.generation_ids(caption), processor.answer_ids(drawing))]
+        else:
+            scene, asked = self._asked(rng)
+            words = f"{BOI}{es.picture_in_words(scene, world)}{EOI}"
+            turns = self._turns(asked, processor.text_ids(f"{words}\n{asked[0][0]}"))
+        side = config.und_image_size
+        return seq.conversation(
+            turns,
+            processor.tokenizer.image_id,
+            np.zeros((0, side, side, 3), np.uint8),
+            config.gen_image_size,
+            seq.TASK_TEXT,
         )
 
     def _gen(self, rng: np.random.Generator) -> seq.Features:

@@ -17,9 +17,9 @@ from janus_jax.processing.sequence import (
     TASK_TEXT,
     TASK_UND,
     Features,
+    conversation,
     generation_sequence,
     text_sequence,
-    understanding_sequence,
 )
 from janus_jax.processing.tokenizer import Tokenizer, build_word_tokenizer
 
@@ -35,6 +35,7 @@ __all__ = [
     "ProcessorConfig",
     "Tokenizer",
     "build_word_tokenizer",
+    "conversation",
     "generation_pixels",
     "generation_sequence",
     "grid",
@@ -43,5 +44,4 @@ __all__ = [
     "to_float",
     "to_uint8",
     "understanding_pixels",
-    "understanding_sequence",
 ]

@@ -25,6 +25,7 @@ SLOT_TEXT, SLOT_UND, SLOT_GEN = 0, 1, 2
 TASK_UND, TASK_TEXT = 0, 1
 
 Features = dict[str, np.ndarray]
+Turn = tuple[Sequence[int], Sequence[int]]  # ids of a prompt, and of its answer
 
 
 def text_sequence(
@@ -52,13 +53,14 @@ def text_sequence(
     }
 
 
-def understanding_sequence(
-    turns: Sequence[tuple[Sequence[int], Sequence[int]]],
+def conversation(
+    turns: Sequence[Turn],
     image_id: int,
     images: np.ndarray,
     gen_size: int,
+    task: int = TASK_UND,
 ) -> Features:
-    """A conversation about pictures; only the answers are predicted (`mask_prompt`).
+    """A conversation, about pictures or not; only the answers are predicted (`mask_prompt`).
 
     Args:
       turns: (prompt ids, answer ids) of each turn. The first prompt goes from BOS to the end of
@@ -67,12 +69,13 @@ def understanding_sequence(
       image_id: of `<image_placeholder>`.
       images: uint8 [U, h, w, 3].
       gen_size: side of the (absent) pictures to generate, pixels.
+      task: TASK_UND or TASK_TEXT.
     """
     ids, positions = [], []
     for prompt, answer in turns:
         ids += [*prompt, *answer]
         positions += range(len(ids) - len(answer) - 1, len(ids) - 1)
-    features = text_sequence(ids, images.shape[1], gen_size, task=TASK_UND)
+    features = text_sequence(ids, images.shape[1], gen_size, task=task)
     for name in ("target_ids", "target_tasks"):
         features[name] = features[name][positions]
     features["target_positions"] = np.asarray(positions, np.int32)

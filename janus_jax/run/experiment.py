@@ -103,6 +103,11 @@ def batches(experiment: Experiment, stage: Stage) -> grain.DatasetIterator:
         return _ahead(plain_batches(source, rows, **common))
     sources = {k: SceneSource(k, world, processor, mix, seed) for k in ("und", "text", "gen")}
     row = RowShape(**config.data.row)
+    # No room for pictures that never come: the step would work on blank ones.
+    und, _, gen = stage.ratio
+    row = dataclasses.replace(
+        row, und_images=row.und_images if und else 0, gen_images=row.gen_images if gen else 0
+    )
     return _ahead(mixed_batches(sources, stage.ratio, row, rows, **common))
 
 

@@ -49,11 +49,13 @@ def janus_loss(
     )  # [B, M]
 
     codes = batch["codes"]  # [B, G, N]
-    steps = batch["gen_starts"][..., None] + jnp.arange(codes.shape[-1])
-    at_codes = hidden[rows[:, None, None], jnp.minimum(steps, hidden.shape[1] - 1)]
-    image_ce = optax.softmax_cross_entropy_with_integer_labels(
-        apply("image_logits", at_codes), codes
-    )  # [B, G, N]
+    image_ce = jnp.zeros(codes.shape)
+    if codes.size:
+        steps = batch["gen_starts"][..., None] + jnp.arange(codes.shape[-1])
+        at_codes = hidden[rows[:, None, None], jnp.minimum(steps, hidden.shape[1] - 1)]
+        image_ce = optax.softmax_cross_entropy_with_integer_labels(
+            apply("image_logits", at_codes), codes
+        )  # [B, G, N]
 
     tasks, weights = batch["target_tasks"], batch["target_weights"]
     und, text = weights * (tasks == TASK_UND), weights * (tasks == TASK_TEXT)
@@ -62,7 +64,7 @@ def janus_loss(
         scale_text, scale_gen = weights, gen
     else:
         scale_text = weights / _targets_per_sequence(batch)
-        scale_gen = gen / codes.shape[-1]
+        scale_gen = gen / max(codes.shape[-1], 1)
     total = jnp.sum(text_ce * scale_text) + jnp.sum(image_ce * scale_gen)
     loss = total / jnp.maximum(jnp.sum(scale_text) + jnp.sum(scale_gen), 1.0)
     mean = lambda ce, w: jnp.sum(ce * w) / jnp.maximum(jnp.sum(w), 1.0)
@@ -78,6 +80,8 @@ def janus_loss(
 def _picture_codes(model: Janus, params: dict, batch: dict) -> dict[str, jax.Array]:
     """Codes int32 [B, G, N] of the pictures to generate."""
     images = batch["gen_images"]
+    if not images.size:  # a stage that draws nothing
+        return {"codes": jnp.zeros((*images.shape[:2], 0), jnp.int32)}
     flat = rearrange(to_float(images), "B G h w c -> (B G) h w c")
     codes = model.apply({"params": params}, flat, method="encode_codes")
     codes = rearrange(codes, "(B G) N -> B G N", B=images.shape[0])
@@ -90,13 +94,15 @@ def _hidden(model: Janus, params: dict, batch: dict) -> jax.Array:
     embeds = apply("embed_text", batch["tokens"])  # [B, T, D]
     slots = batch["slots"]
 
-    images = rearrange(to_float(batch["und_images"]), "B U h w c -> (B U) h w c")
-    features = apply("embed_images", images)
-    features = rearrange(features, "(B U) P D -> B (U P) D", B=slots.shape[0])
-    embeds = _fill(embeds, slots == SLOT_UND, features)
+    if batch["und_images"].size:
+        images = rearrange(to_float(batch["und_images"]), "B U h w c -> (B U) h w c")
+        features = apply("embed_images", images)
+        features = rearrange(features, "(B U) P D -> B (U P) D", B=slots.shape[0])
+        embeds = _fill(embeds, slots == SLOT_UND, features)
 
-    codes = apply("embed_codes", batch["codes"][..., :-1])
-    embeds = _fill(embeds, slots == SLOT_GEN, rearrange(codes, "B G N D -> B (G N) D"))
+    if batch["codes"].size:
+        codes = apply("embed_codes", batch["codes"][..., :-1])
+        embeds = _fill(embeds, slots == SLOT_GEN, rearrange(codes, "B G N D -> B (G N) D"))
 
     mask = segment_mask(batch["segment_ids"])
     hidden, _ = apply("decode", embeds, batch["positions"], mask)

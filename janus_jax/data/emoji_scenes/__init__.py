@@ -1,7 +1,7 @@
 """Emoji scenes: a small world with exact ground truth, built in.
 
 `World` says what exists and what is held out, `random_scene` draws a scene, `render` makes its picture,
-and `caption`, `question`, `fact`, `description` put it into words.
+and `caption`, `question`, `description`, `picture_in_words`, `fact` put it into words.
 """
 
 from janus_jax.data.emoji_scenes.language import (
@@ -15,7 +15,9 @@ from janus_jax.data.emoji_scenes.language import (
     caption,
     description,
     detailed_caption,
+    drawing_in_words,
     fact,
+    picture_in_words,
     place,
     plural,
     question,
@@ -53,7 +55,9 @@ __all__ = [
     "caption",
     "description",
     "detailed_caption",
+    "drawing_in_words",
     "fact",
+    "picture_in_words",
     "place",
     "plural",
     "question",

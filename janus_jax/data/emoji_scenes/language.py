@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 
 import numpy as np
 
@@ -29,7 +30,6 @@ KIND_TASKS = {
 DESCRIBE = ("describe the picture.", "what does the picture show?")
 DESCRIBE_IN_DETAIL = ("describe the picture in detail.", "what is where in the picture?")
 _PREFIXES = ("", "a photo of ", "a picture of ")
-_MAP_ROWS = ("top", "middle", "bottom")
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
 
@@ -87,8 +87,13 @@ def caption(scene: Scene, rng: np.random.Generator, background: float = 0.25) ->
     return text
 
 
-def question(scene: Scene, kind: str, rng: np.random.Generator, world: World) -> Question:
-    """A question of `kind` about a scene of one of `KIND_TASKS[kind]`, with its only right answer."""
+def question(
+    scene: Scene, kind: str, rng: np.random.Generator, world: World, asked: Collection[str] = ()
+) -> Question:
+    """A question of `kind` about a scene of one of `KIND_TASKS[kind]`, with its only right answer.
+
+    `asked` are absent objects that the same conversation already asked for.
+    """
     p = scene.placements[int(rng.integers(len(scene.placements)))]
     if kind == "what":
         text = _choose(rng, ["what is in the picture?", "what can you see?"])
@@ -117,7 +122,8 @@ def question(scene: Scene, kind: str, rng: np.random.Generator, world: World) ->
         absent = [
             n
             for n in world.names
-            if n not in present and not any(world.is_held_out_pair(n, q) for q in present)
+            if n not in present
+            and not any(world.is_held_out_pair(n, q) for q in (*present, *asked))
         ]
         return Question(kind, f"is there {article(_choose(rng, absent))}?", "no")
     raise ValueError(f"unknown kind of question {kind!r}")
@@ -137,24 +143,39 @@ def description(scene: Scene, world: World) -> str:
     return f"there is {detailed_caption(scene, world)}."
 
 
-def fact(scene: Scene, rng: np.random.Generator, world: World) -> str:
-    """Plain text about the same world, no picture: a scene in words and as a map of its cells, either
-    one first, or one of them with a question and its answer.
+def picture_in_words(scene: Scene, world: World) -> str:
+    """What each cell shows, in reading order: "pink pink red cat pink ..."; an empty one its background.
 
-    A map is to a caption what a picture is, and to a question, too: what is learnt here about the one
-    helps with the other.
+    To a text it is what the patches of a picture are: what is learnt from it about captions and questions
+    needs only new words when pictures come.
     """
-    told = [description(scene, world), _map(scene, world)]
+    return " ".join(word for row in _cells(scene, world) for cell in row for word in cell)
+
+
+def drawing_in_words(scene: Scene, world: World) -> str:
+    """Twice as many words each way as there are cells: "pink pink red cat ... pink pink red cat ...".
+
+    To a text it is what the codes of a picture are: one word for each, row by row.
+    """
+    lines = []
+    for row in _cells(scene, world):
+        line = [word for cell in row for word in (cell * 2)[:2]]
+        lines += [*line, *line]
+    return " ".join(lines)
+
+
+def fact(scene: Scene, rng: np.random.Generator, world: World) -> str:
+    """Plain text about the same world, no picture: a scene described and as a picture in words, either one
+    first, or one of them with a question and its answer."""
+    told = [description(scene, world), f"picture: {picture_in_words(scene, world)}."]
     if rng.random() < 0.5:
         told.reverse()
-    if scene.task == "mixed":
+    if scene.task in ("mixed", "dense"):
         return " ".join(told)
     if rng.random() < 0.4:
-        return f"{caption(scene, rng)}. {_map(scene, world)}"
+        return f"{caption(scene, rng)}. picture: {picture_in_words(scene, world)}."
     kind = _choose(rng, [k for k in QUESTION_KINDS if scene.task in KIND_TASKS[k]])
     asked = question(scene, kind, rng, world)
-    if kind == "background":  # not on the map
-        told = [description(scene, world)]
     return f"{told[0]} {asked.text} {asked.answer}."
 
 
@@ -162,7 +183,7 @@ def fact(scene: Scene, rng: np.random.Generator, world: World) -> str:
 def vocabulary(world: World) -> tuple[str, ...]:
     """Every word and punctuation mark that can occur, sorted: the tiny model's word list."""
     templates = (
-        "a an one photo picture of with and that is on background to the . , ? : row empty zero "
+        "a an one photo picture of with and that is on background to the . , ? : zero "
         "what which where how many are there can you see in colour does show describe yes no not "
         "there detail centre middle top bottom left right above below it"
     )
@@ -184,15 +205,12 @@ def _inventory(scene: Scene) -> str:
     return " and ".join(article(thing(p.name, p.tint)) for p in ordered)
 
 
-def _map(scene: Scene, world: World) -> str:
-    """The grid row by row: "top row: empty, cat, empty. ..."; on larger grids "row one: ..."."""
-    cells = {(p.row, p.column): thing(p.name, p.tint) for p in scene.placements}
-    rows = []
-    for row in range(world.grid):
-        name = f"{_MAP_ROWS[row]} row" if world.grid == 3 else f"row {NUMBERS[row + 1]}"
-        contents = ", ".join(cells.get((row, c), "empty") for c in range(world.grid))
-        rows.append(f"{name}: {contents}.")
-    return " ".join(rows)
+def _cells(scene: Scene, world: World) -> list[list[list[str]]]:
+    """The words of each cell, by row and column: background, object, or tint and object."""
+    cells = [[[scene.background] for _ in range(world.grid)] for _ in range(world.grid)]
+    for p in scene.placements:
+        cells[p.row][p.column] = [p.tint, p.name] if p.tint else [p.name]
+    return cells
 
 
 __all__ = [
@@ -207,7 +225,9 @@ __all__ = [
     "caption",
     "description",
     "detailed_caption",
+    "drawing_in_words",
     "fact",
+    "picture_in_words",
     "place",
     "plural",
     "question",
