@@ -17,9 +17,9 @@ FLOORS = {
     "processing": 1,
     "checkpoints": 1,
     "data": 2,  # sources lay out sequences with `processing`
+    "weights": 2,
     "training": 3,
     "sampling": 3,
-    "weights": 3,
     "evaluation": 3,
     "run": 4,
 }

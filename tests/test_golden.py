@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from janus_jax.errors import UserError
 from janus_jax.models import Janus, causal_mask, init_cache, init_params
-from janus_jax.weights import config_from_official, params_from_official, params_to_official
-from janus_jax.weights.names import is_dropped
+from janus_jax.weights import config_from_official, params_from_torch, params_to_torch
+from janus_jax.weights.names import OFFICIAL
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TOLERANCE = 1e-4
@@ -43,7 +43,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def variables(model, state):
-    params = params_from_official(state, model.config, "float32")
+    params = params_from_torch(state, model.config, "float32")
     return {"params": jax.tree.map(jnp.asarray, params)}
 
 
@@ -197,9 +197,9 @@ def test_image_tokenizer_through_im2col(model, variables, expected):
 
 
 def test_conversion_is_reversible(model, state):
-    params = params_from_official(state, model.config)
-    back = params_to_official(params, model.config)
-    assert set(state) - set(back) == {name for name in state if is_dropped(name)}
+    params = params_from_torch(state, model.config)
+    back = params_to_torch(params, model.config)
+    assert set(state) - set(back) == {name for name in state if OFFICIAL.is_dropped(name)}
     for name, value in back.items():
         assert value.dtype == state[name].dtype  # bfloat16, not widened on the way
         np.testing.assert_array_equal(value, state[name])
@@ -207,7 +207,7 @@ def test_conversion_is_reversible(model, state):
 
 def test_conversion_to_scanned_layers(model, state):
     config = model.config.replace(scan_layers=True)
-    params = params_from_official(state, config, "float32")
+    params = params_from_torch(state, config, "float32")
     want = jax.eval_shape(lambda key: init_params(Janus(config), key), jax.random.key(0))
     assert jax.tree.structure(params) == jax.tree.structure(want)
     assert [a.shape for a in jax.tree.leaves(params)] == [a.shape for a in jax.tree.leaves(want)]
@@ -223,7 +223,7 @@ def test_conversion_reports_every_problem_at_once(model, state):
     bad["surprise"] = np.zeros(1)
     bad["gen_embed.weight"] = np.zeros((8, 256))
     with pytest.raises(UserError) as error:
-        params_from_official(bad, model.config)
+        params_from_torch(bad, model.config)
     message = str(error.value)
     assert "1 missing: language_model.lm_head.weight" in message
     assert "2 unexpected: language_model.model.layers.7.mlp.up_proj.weight, surprise" in message

@@ -19,7 +19,7 @@ from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenize
 from janus_jax.sampling import ImageEngine, Janus, TextEngine, make_knobs
 from janus_jax.sampling.batching import left_pad, padded_size
 from janus_jax.sampling.logits import filter_logits, sample
-from janus_jax.weights import config_from_official, params_from_official
+from janus_jax.weights import config_from_official, params_from_torch
 
 OFFICIAL = Path(__file__).parent / "data/golden/official_tiny"
 
@@ -126,7 +126,7 @@ def test_image_engine_reproduces_the_official_pictures():
     config = config_from_official(json.loads((OFFICIAL / "config.json").read_text()))
     config = config.replace(scan_layers=False)
     state = load_file(OFFICIAL / "model.safetensors")
-    params = models.unstack_layers(params_from_official(state, config, "float32"), config)
+    params = models.unstack_layers(params_from_torch(state, config, "float32"), config)
     with np.load(OFFICIAL / "expected.npz") as arrays:
         expected = dict(arrays)
     engine = ImageEngine(models.Janus(config), int(expected["gen_pad_id"]))

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def save_model(
     tokenizer_json: str,
     params: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
+    save: Callable[[Path, Any], None] = storage.save_tree,
 ) -> None:
     """Writes a model directory next to its place and renames it, so no half of one ever loads.
 
@@ -103,6 +104,7 @@ def save_model(
       tokenizer_json: text of the tokenizer file.
       params: parameters; a top-level "aux" is left out.
       origin: free JSON-ready facts about where the weights come from.
+      save: writes the parameters; `streaming.save_lazily` where they are not in memory.
 
     Raises:
       UserError: the place is taken by something else, `params` do not fit, or the disk is full.
@@ -116,7 +118,7 @@ def save_model(
     try:
         with storage.writing(directory, "nothing there was changed", params):
             write_card(temporary, config, processor, tokenizer_json, origin)
-            storage.save_tree(temporary / PARAMS, params)
+            save(temporary / PARAMS, params)
         _replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

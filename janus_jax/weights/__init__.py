@@ -1,6 +1,15 @@
-"""Reading and writing the official PyTorch formats."""
+"""Reading and writing the PyTorch formats."""
 
-from janus_jax.weights.convert import params_from_official, params_to_official
+from janus_jax.weights.convert import params_from_torch, params_to_torch
+from janus_jax.weights.names import HF, OFFICIAL, TABLES, NameTable
 from janus_jax.weights.official_config import config_from_official
 
-__all__ = ["config_from_official", "params_from_official", "params_to_official"]
+__all__ = [
+    "HF",
+    "OFFICIAL",
+    "TABLES",
+    "NameTable",
+    "config_from_official",
+    "params_from_torch",
+    "params_to_torch",
+]

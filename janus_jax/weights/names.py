@@ -1,16 +1,16 @@
-"""The one table between the official PyTorch names and ours.
+"""The one table between the PyTorch names and ours, for both formats that exist.
 
 Each row names a torch module, the place of its parameters in our (unrolled) tree, and the kind of
 module, which fixes the tensors it has and how their layouts differ. `{i}` and `{j}` stand for
-indices. Source of the names: `janus/models/` of deepseek-ai/Janus and the state dicts of the
-releases.
+indices. Sources of the names: `janus/models/` of deepseek-ai/Janus and the state dicts of the releases
+(OFFICIAL); `transformers.models.janus.modeling_janus` and its conversion script (HF).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
+from collections.abc import Callable
 
 import numpy as np
 from einops import rearrange
@@ -42,6 +42,7 @@ TABLE = Layout("v d", "v d")
 LINEAR = Layout("o i", "i o")
 CONV = Layout("o i h w", "h w i o")
 POSITIONS = Layout("1 p d", "p d")
+POSITION_TABLE = Layout("p d", "p d")
 
 # Kind of torch module -> {torch tensor: (our tensor, layout)}. "" is a bare parameter.
 KINDS: dict[str, dict[str, tuple[str, Layout]]] = {
@@ -52,13 +53,55 @@ KINDS: dict[str, dict[str, tuple[str, Layout]]] = {
     "rms_norm": {"weight": ("scale", VECTOR)},
     "embedding": {"weight": ("embedding", TABLE)},
     "positions": {"": ("", POSITIONS)},
+    "position_table": {"weight": ("", POSITION_TABLE)},
 }
 
+WHOLE = (0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The other side of one tensor.
+
+    Attributes:
+      name: torch name, or path in our tree such as "decoder/layers_3/attn/q_proj/kernel".
+      layout: how the torch tensor lies in ours.
+      part: (k, n): the torch tensor is the k-th of n equal parts of our array, along its last axis.
+    """
+
+    name: str
+    layout: Layout
+    part: tuple[int, int] = WHOLE
+
+    def cut(self, value: np.ndarray) -> np.ndarray:
+        """The part of our array that this torch tensor holds, in our layout."""
+        return np.split(value, self.part[1], axis=-1)[self.part[0]]
+
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the torch tensor for an array of ours of `shape`."""
+        return self.layout.torch_shape((*shape[:-1], shape[-1] // self.part[1]))
+
+
+# (torch module, our module, kind[, part])
+Rows = tuple[tuple, ...]
+
 _TOWER = "vision_model.vision_tower"
-_LAYER = "language_model.model.layers.{i}"
 
 
-def _vq_rows(torch: str, ours: str) -> list[tuple[str, str, str]]:
+@dataclasses.dataclass(frozen=True)
+class _VQNames:
+    """What the two formats call the same parts of the VQ encoder and decoder."""
+
+    level: str
+    res: str
+    mid: tuple[str, str, str]
+
+
+_OFFICIAL_VQ = _VQNames("conv_blocks.{i}", "res.{j}", ("mid.0", "mid.1", "mid.2"))
+_HF_MID = ("mid.block_1", "mid.attn_1", "mid.block_2")
+
+
+def _vq_rows(torch: str, ours: str, names: _VQNames) -> Rows:
     """Rows of the VQ encoder or decoder, which have the same parts."""
 
     def res(torch: str, ours: str) -> list[tuple[str, str, str]]:
@@ -78,24 +121,44 @@ def _vq_rows(torch: str, ours: str) -> list[tuple[str, str, str]]:
             (f"{torch}.proj_out", f"{ours}/proj", "conv"),
         ]
 
-    level, our_level = f"{torch}.conv_blocks.{{i}}", f"{ours}/level_{{i}}"
-    return [
+    level, our_level = f"{torch}.{names.level}", f"{ours}/level_{{i}}"
+    first, middle, last = (f"{torch}.{name}" for name in names.mid)
+    return (
         (f"{torch}.conv_in", f"{ours}/conv_in", "conv"),
-        *res(f"{level}.res.{{j}}", f"{our_level}/res_{{j}}"),
-        (f"{level}.res.{{j}}.nin_shortcut", f"{our_level}/res_{{j}}/shortcut", "conv"),
+        *res(f"{level}.{names.res}", f"{our_level}/res_{{j}}"),
+        (f"{level}.{names.res}.nin_shortcut", f"{our_level}/res_{{j}}/shortcut", "conv"),
         *attention(f"{level}.attn.{{j}}", f"{our_level}/attn_{{j}}"),
         (f"{level}.downsample.conv", f"{our_level}/downsample", "conv"),
         (f"{level}.upsample.conv", f"{our_level}/upsample", "conv"),
-        *res(f"{torch}.mid.0", f"{ours}/mid_0"),
-        *attention(f"{torch}.mid.1", f"{ours}/mid_1"),
-        *res(f"{torch}.mid.2", f"{ours}/mid_2"),
+        *res(first, f"{ours}/mid_0"),
+        *attention(middle, f"{ours}/mid_1"),
+        *res(last, f"{ours}/mid_2"),
         (f"{torch}.norm_out", f"{ours}/norm_out", "norm"),
         (f"{torch}.conv_out", f"{ours}/conv_out", "conv"),
-    ]
+    )
 
 
-# (torch module, our module, kind)
-MODULES: tuple[tuple[str, str, str], ...] = (
+def _decoder_rows(model: str, head: str) -> Rows:
+    """Rows of the language model, whose parts both formats take from transformers' Llama."""
+    layer, ours = f"{model}.layers.{{i}}", "decoder/layers_{i}"
+    return (
+        (f"{model}.embed_tokens", "decoder/embed", "embedding"),
+        (f"{layer}.input_layernorm", f"{ours}/attn_norm", "rms_norm"),
+        *(
+            (f"{layer}.self_attn.{p}_proj", f"{ours}/attn/{p}_proj", "projection")
+            for p in ("q", "k", "v", "o")
+        ),
+        (f"{layer}.post_attention_layernorm", f"{ours}/mlp_norm", "rms_norm"),
+        *(
+            (f"{layer}.mlp.{p}_proj", f"{ours}/mlp/{p}_proj", "projection")
+            for p in ("gate", "up", "down")
+        ),
+        (f"{model}.norm", "decoder/final_norm", "rms_norm"),
+        (head, "decoder/lm_head", "projection"),
+    )
+
+
+OFFICIAL_ROWS: Rows = (
     (f"{_TOWER}.patch_embed.proj", "siglip/patch_embed", "conv"),
     (f"{_TOWER}.pos_embed", "siglip/pos_embed", "positions"),
     (f"{_TOWER}.blocks.{{i}}.norm1", "siglip/blocks_{i}/norm1", "norm"),
@@ -112,65 +175,111 @@ MODULES: tuple[tuple[str, str, str], ...] = (
     ("gen_aligner.layers.2", "gen_adaptor/fc2", "linear"),
     ("gen_head.output_mlp_projector", "image_head/proj", "linear"),
     ("gen_head.vision_head", "image_head/head", "linear"),
-    ("language_model.model.embed_tokens", "decoder/embed", "embedding"),
-    (f"{_LAYER}.input_layernorm", "decoder/layers_{i}/attn_norm", "rms_norm"),
-    (f"{_LAYER}.self_attn.q_proj", "decoder/layers_{i}/attn/q_proj", "projection"),
-    (f"{_LAYER}.self_attn.k_proj", "decoder/layers_{i}/attn/k_proj", "projection"),
-    (f"{_LAYER}.self_attn.v_proj", "decoder/layers_{i}/attn/v_proj", "projection"),
-    (f"{_LAYER}.self_attn.o_proj", "decoder/layers_{i}/attn/o_proj", "projection"),
-    (f"{_LAYER}.post_attention_layernorm", "decoder/layers_{i}/mlp_norm", "rms_norm"),
-    (f"{_LAYER}.mlp.gate_proj", "decoder/layers_{i}/mlp/gate_proj", "projection"),
-    (f"{_LAYER}.mlp.up_proj", "decoder/layers_{i}/mlp/up_proj", "projection"),
-    (f"{_LAYER}.mlp.down_proj", "decoder/layers_{i}/mlp/down_proj", "projection"),
-    ("language_model.model.norm", "decoder/final_norm", "rms_norm"),
-    ("language_model.lm_head", "decoder/lm_head", "projection"),
-    *_vq_rows("gen_vision_model.encoder", "vq/encoder"),
-    *_vq_rows("gen_vision_model.decoder", "vq/decoder"),
+    *_decoder_rows("language_model.model", "language_model.lm_head"),
+    *_vq_rows("gen_vision_model.encoder", "vq/encoder", _OFFICIAL_VQ),
+    *_vq_rows("gen_vision_model.decoder", "vq/decoder", _OFFICIAL_VQ),
     ("gen_vision_model.quantize.embedding", "vq/quantize", "embedding"),
     ("gen_vision_model.quant_conv", "vq/quant_conv", "conv"),
     ("gen_vision_model.post_quant_conv", "vq/post_quant_conv", "conv"),
 )
 
-# Stored in the releases, used by nothing: SigLIP's pooling head and a training statistic.
-DROPPED = ("vision_model.vision_tower.attn_pool.", "gen_vision_model.quantize.codebook_used")
+_HF_BLOCK, _BLOCK = "model.vision_model.encoder.layers.{i}", "siglip/blocks_{i}"
+HF_ROWS: Rows = (
+    ("model.vision_model.embeddings.patch_embedding", "siglip/patch_embed", "conv"),
+    ("model.vision_model.embeddings.position_embedding", "siglip/pos_embed", "position_table"),
+    (f"{_HF_BLOCK}.layer_norm1", f"{_BLOCK}/norm1", "norm"),
+    *(
+        (f"{_HF_BLOCK}.self_attn.{p}_proj", f"{_BLOCK}/qkv", "linear", (k, 3))
+        for k, p in enumerate("qkv")
+    ),
+    (f"{_HF_BLOCK}.self_attn.projection_layer", f"{_BLOCK}/proj", "linear"),
+    (f"{_HF_BLOCK}.layer_norm2", f"{_BLOCK}/norm2", "norm"),
+    (f"{_HF_BLOCK}.mlp.fc1", f"{_BLOCK}/fc1", "linear"),
+    (f"{_HF_BLOCK}.mlp.fc2", f"{_BLOCK}/fc2", "linear"),
+    ("model.vision_model.post_layernorm", "siglip/norm", "norm"),
+    ("model.aligner.fc1", "und_adaptor/fc1", "linear"),
+    ("model.aligner.hidden_layers.0", "und_adaptor/fc2", "linear"),
+    ("model.generation_embeddings", "gen_embed", "embedding"),
+    ("model.generation_aligner.fc1", "gen_adaptor/fc1", "linear"),
+    ("model.generation_aligner.hidden_layers.0", "gen_adaptor/fc2", "linear"),
+    ("model.generation_head.proj_out", "image_head/proj", "linear"),
+    ("model.generation_head.vision_head", "image_head/head", "linear"),
+    *_decoder_rows("model.language_model", "lm_head"),
+    *_vq_rows("model.vqmodel.encoder", "vq/encoder", _VQNames("down.{i}", "block.{j}", _HF_MID)),
+    *_vq_rows("model.vqmodel.decoder", "vq/decoder", _VQNames("up.{i}", "block.{j}", _HF_MID)),
+    ("model.vqmodel.quantize.embedding", "vq/quantize", "embedding"),
+    ("model.vqmodel.quant_conv", "vq/quant_conv", "conv"),
+    ("model.vqmodel.post_quant_conv", "vq/post_quant_conv", "conv"),
+)
 
 
-def is_dropped(official: str) -> bool:
-    """Whether this tensor of a released checkpoint is ignored on purpose."""
-    return official.startswith(DROPPED)
+def _old_hf(name: str) -> str:
+    """Names from before transformers moved everything under `model.`."""
+    if name.startswith(("model.", "lm_head.")):
+        return name
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
+    return f"model.{name.replace('language_model.model.', 'language_model.', 1)}"
 
 
-def to_ours(official: str) -> tuple[str, Layout] | None:
-    """Our path ("decoder/layers_3/attn/q_proj/kernel") and the layout; None for an unknown name."""
-    return _lookup(official, _tables()[0])
+class NameTable:
+    """The bijection between one format's tensors and our arrays.
+
+    Args:
+      key: "official" or "hf".
+      rows: the table.
+      dropped: prefixes of tensors that are stored and used by nothing.
+      rename: maps older spellings of a name to the one in `rows`.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        rows: Rows,
+        dropped: tuple[str, ...] = (),
+        rename: Callable[[str], str] = lambda name: name,
+    ):
+        self.key, self._dropped, self._rename = key, dropped, rename
+        self._to_ours: list[tuple[re.Pattern[str], Slot]] = []
+        self._to_torch: list[tuple[re.Pattern[str], Slot]] = []
+        for torch, ours, kind, *part in rows:
+            for torch_leaf, (our_leaf, layout) in KINDS[kind].items():
+                name = f"{torch}.{torch_leaf}" if torch_leaf else torch
+                path = f"{ours}/{our_leaf}" if our_leaf else ours
+                self._to_ours.append((_pattern(name), Slot(path, layout, *part)))
+                self._to_torch.append((_pattern(path), Slot(name, layout, *part)))
+
+    def is_dropped(self, name: str) -> bool:
+        """Whether this tensor of a released checkpoint is ignored on purpose."""
+        return bool(self._dropped) and name.startswith(self._dropped)
+
+    def to_ours(self, name: str) -> Slot | None:
+        """Where a torch tensor belongs in our tree; None for an unknown name."""
+        found = _lookup(self._rename(name), self._to_ours)
+        return found[0] if found else None
+
+    def to_torch(self, path: str) -> list[Slot]:
+        """The torch tensors that make up one of our (unrolled) arrays, in order of their parts."""
+        return sorted(_lookup(path, self._to_torch), key=lambda slot: slot.part)
 
 
-def to_official(path: str) -> tuple[str, Layout] | None:
-    """The torch name of one of our (unrolled) paths, and the layout; None for an unknown path."""
-    return _lookup(path, _tables()[1])
-
-
-_Row = tuple[re.Pattern[str], str, Layout]
-
-
-def _lookup(name: str, rows: list[_Row]) -> tuple[str, Layout] | None:
-    for pattern, template, layout in rows:
-        if match := pattern.fullmatch(name):
-            return template.format(**match.groupdict()), layout
-    return None
-
-
-@functools.cache
-def _tables() -> tuple[list[_Row], list[_Row]]:
-    forward, backward = [], []
-    for torch, ours, kind in MODULES:
-        for torch_leaf, (our_leaf, layout) in KINDS[kind].items():
-            official = f"{torch}.{torch_leaf}" if torch_leaf else torch
-            path = f"{ours}/{our_leaf}" if our_leaf else ours
-            forward.append((_pattern(official), path, layout))
-            backward.append((_pattern(path), official, layout))
-    return forward, backward
+def _lookup(name: str, rows: list[tuple[re.Pattern[str], Slot]]) -> list[Slot]:
+    return [
+        dataclasses.replace(slot, name=slot.name.format(**match.groupdict()))
+        for pattern, slot in rows
+        if (match := pattern.fullmatch(name))
+    ]
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template)))
+    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>0|[1-9]\\d*)", re.escape(template)))
+
+
+# Dropped: SigLIP's pooling head and a training statistic.
+OFFICIAL = NameTable(
+    "official",
+    OFFICIAL_ROWS,
+    dropped=(f"{_TOWER}.attn_pool.", "gen_vision_model.quantize.codebook_used"),
+)
+HF = NameTable("hf", HF_ROWS, rename=_old_hf)
+TABLES = {table.key: table for table in (OFFICIAL, HF)}

@@ -16,37 +16,18 @@ from typing import Any
 from janus_jax.config import (
     SIGLIP_LARGE_384,
     VQ_16,
-    DecoderConfig,
     JanusConfig,
     SigLIPConfig,
     VQConfig,
 )
 from janus_jax.errors import UserError, nearest
+from janus_jax.weights.hf_config import check_vq
+from janus_jax.weights.llama_config import decoder_from_llama, decoder_to_llama, integer
 
 SIGLIP_MODELS: dict[str, SigLIPConfig] = {
     "siglip_large_patch16_384": SIGLIP_LARGE_384,
 }
 VQ_MODELS: dict[str, VQConfig] = {"VQ-16": VQ_16}
-
-# transformers.LlamaConfig: the releases leave out what equals these.
-_LLAMA_DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-}
-# What this implementation does not do; any other value would silently compute something else.
-_LLAMA_FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-}
 
 
 def config_from_official(
@@ -69,12 +50,76 @@ def config_from_official(
             "config.json is not an official Janus config: its model_type must be 'multi_modality'"
         )
     siglip = _siglip(_params(official, "vision_config"))
-    decoder = _decoder(_section(official, "language_config"))
+    decoder = decoder_from_llama(_section(official, "language_config"), "language_config")
     vq = _vq(_section(official, "gen_vision_config"), siglip.image_size)
     _check_adaptor(official, "aligner_config", siglip.width, decoder.width)
     _check_adaptor(official, "gen_aligner_config", vq.codebook_dim, decoder.width)
-    _check_image_head(_params(official, "gen_head_config"), vq, decoder)
+    _check_image_head(_params(official, "gen_head_config"), vq, decoder.width)
     return JanusConfig(name, siglip, vq, decoder, scan_layers)
+
+
+def config_to_official(config: JanusConfig, dtype: str) -> dict[str, Any]:
+    """The official `config.json` for this model.
+
+    A geometry that the official code knows by name is named; any other is spelled out in the extra keys
+    that `config_from_official` reads.
+
+    Args:
+      config: the architecture.
+      dtype: of the weights, "float32" or "bfloat16".
+
+    Raises:
+      UserError: the official code has no such image tokenizer.
+    """
+    check_vq(config, "the official code")
+    siglip, vq, decoder = config.siglip, config.vq, config.decoder
+    vision: dict[str, Any] = {
+        "image_size": siglip.image_size,
+        "model_name": _name_of(siglip, SIGLIP_MODELS),
+        "select_feature": "same",
+        "select_layer": -1,
+    }
+    if vision["model_name"] not in SIGLIP_MODELS:
+        fields = ("width", "layers", "heads", "patch_size", "mlp_ratio")
+        vision |= {field: getattr(siglip, field) for field in fields}
+    codes: dict[str, Any] = {"image_token_size": vq.codebook_size, "n_embed": vq.codebook_dim}
+    known = _name_of(vq, VQ_MODELS)
+    if known not in VQ_MODELS:
+        fields = ("ch", "ch_mult", "num_res_blocks", "z_channels")
+        codes |= {f: v for f, v in vq.to_dict().items() if f in fields}
+        codes["image_size"] = vq.image_size
+    adaptor = lambda width: {
+        "depth": 2,
+        "input_dim": width,
+        "n_embed": decoder.width,
+        "projector_type": "mlp_gelu",
+    }
+    part = lambda cls, kind, params: {"cls": cls, "model_type": kind, "params": params}
+    head = {
+        "image_token_embed": decoder.width,
+        "image_token_size": vq.codebook_size,
+        "n_embed": decoder.width,
+    }
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": dtype,
+        "vision_config": part("CLIPVisionTower", "vision", vision),
+        "aligner_config": part("MlpProjector", "aligner", adaptor(siglip.width)),
+        "gen_vision_config": part(known, "gen_vision", codes),
+        "gen_aligner_config": part("MlpProjector", "gen_aligner", adaptor(vq.codebook_dim)),
+        "gen_head_config": part("vision_head", "gen_head", head),
+        "language_config": decoder_to_llama(decoder) | {"torch_dtype": dtype},
+    }
+
+
+def _name_of(config: SigLIPConfig | VQConfig, models: Mapping[str, Any]) -> str:
+    """What the official code calls this geometry, or a name it does not know."""
+    ignored = {"conv_impl": "lax"} if isinstance(config, VQConfig) else {}
+    for name, known in models.items():
+        if config.replace(**ignored) == known:
+            return name
+    return f"custom_{config.image_size}"
 
 
 def _section(official: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -102,13 +147,6 @@ def _geometry(
     return geometry
 
 
-def _integer(values: Mapping[str, Any], key: str, default: int | None, where: str) -> int:
-    value = values.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"config.json {where}: {key} must be an integer, not {value!r}")
-    return value
-
-
 def _siglip(params: Mapping[str, Any]) -> SigLIPConfig:
     name = str(params.get("model_name", ""))
     keys = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
@@ -118,8 +156,8 @@ def _siglip(params: Mapping[str, Any]) -> SigLIPConfig:
     if params.get("select_feature", "patch") != "same":
         raise UserError("config.json vision_config: only select_feature 'same' is supported")
     # `create_siglip_vit`: a negative layer counts from the end and the tower stops there.
-    select = _integer(params, "select_layer", -2, "vision_config")
-    layers = _integer(geometry, "layers", None, "vision_config")
+    select = integer(params, "select_layer", -2, "vision_config")
+    layers = integer(geometry, "layers", None, "vision_config")
     geometry["layers"] = min(layers, layers + select + 1 if select <= 0 else select)
     return SigLIPConfig.from_dict(geometry)
 
@@ -139,33 +177,6 @@ def _vq(section: Mapping[str, Any], image_size: int) -> VQConfig:
     )
 
 
-def _decoder(section: Mapping[str, Any]) -> DecoderConfig:
-    for key, value in _LLAMA_FIXED.items():
-        if section.get(key, value) != value:
-            raise UserError(
-                f"config.json language_config: {key} = {section[key]!r} is not supported"
-            )
-    values = {key: section.get(key, default) for key, default in _LLAMA_DEFAULTS.items()}
-    width = _integer(values, "hidden_size", None, "language_config")
-    heads = _integer(values, "num_attention_heads", None, "language_config")
-    if heads < 1:
-        raise UserError("config.json language_config: num_attention_heads must be positive")
-    return DecoderConfig.from_dict(
-        {
-            "vocab_size": values["vocab_size"],
-            "width": width,
-            "ffw": values["intermediate_size"],
-            "layers": values["num_hidden_layers"],
-            "heads": heads,
-            "kv_heads": section.get("num_key_value_heads") or heads,
-            "head_dim": section.get("head_dim") or width // heads,
-            "rope_theta": values["rope_theta"],
-            "norm_eps": values["rms_norm_eps"],
-            "max_position": values["max_position_embeddings"],
-        }
-    )
-
-
 def _check_adaptor(official: Mapping[str, Any], name: str, width_in: int, width_out: int) -> None:
     params = _params(official, name)
     want = {
@@ -179,11 +190,11 @@ def _check_adaptor(official: Mapping[str, Any], name: str, width_in: int, width_
             raise UserError(f"config.json {name}: {key} must be {value!r}, not {params[key]!r}")
 
 
-def _check_image_head(params: Mapping[str, Any], vq: VQConfig, decoder: DecoderConfig) -> None:
+def _check_image_head(params: Mapping[str, Any], vq: VQConfig, width: int) -> None:
     want = {
         "image_token_size": vq.codebook_size,
-        "image_token_embed": decoder.width,
-        "n_embed": decoder.width,
+        "image_token_embed": width,
+        "n_embed": width,
     }
     for key, value in want.items():
         if params.get(key, value) != value:

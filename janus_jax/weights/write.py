@@ -1,0 +1,190 @@
+"""Writing an opened model: to a directory of ours, or to one that PyTorch programs read.
+
+All write next to the place they are given and rename at the end; what is interrupted never loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from janus_jax.checkpoints import save_model
+from janus_jax.checkpoints.streaming import LazyArray, save_lazily
+from janus_jax.config import JanusConfig
+from janus_jax.errors import UserError
+from janus_jax.processing import ProcessorConfig, Tokenizer
+from janus_jax.weights.convert import nest, to_torch
+from janus_jax.weights.hf_config import config_to_hf
+from janus_jax.weights.names import NameTable
+from janus_jax.weights.official_config import config_to_official
+from janus_jax.weights.processor_files import processor_files
+from janus_jax.weights.source import Source
+
+SHARD_BYTES = 2 * 10**9
+
+# Called with the bytes of every array as it is done.
+Progress = Callable[[int], None]
+
+
+def write_ours(
+    source: Source,
+    directory: Path,
+    processor: ProcessorConfig,
+    tokenizer: Tokenizer,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Writes a model directory of ours, array by array.
+
+    Raises:
+      UserError: a value is not finite, the place is taken by something else, or the disk is full;
+        nothing is left.
+    """
+
+    def save(path: Path, tree: Any) -> None:
+        save_lazily(path, tree)
+        source.check_finite()  # before the directory gets its name
+
+    save_model(
+        directory,
+        source.config,
+        processor.to_dict(),
+        tokenizer.to_json(),
+        nest(_watched(source.arrays, progress)),
+        origin={"from": str(source.directory), "format": source.format},
+        save=save,
+    )
+
+
+def write_torch(
+    source: Source,
+    directory: Path,
+    table: NameTable,
+    processor: ProcessorConfig,
+    tokenizer: Tokenizer,
+    progress: Progress = lambda _: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes safetensors with the config, processor and tokenizer files of a PyTorch format.
+
+    Args:
+      source: what to write.
+      directory: the new directory; it must not exist or be empty.
+      table: the format, `names.OFFICIAL` or `names.HF`.
+      processor, tokenizer: of the model.
+      progress: called with the bytes of every array.
+      shard_bytes: a file takes no further tensor once it has this many bytes.
+
+    Raises:
+      UserError: the format cannot express the model, a value is not finite, or the place is taken;
+        nothing is left.
+    """
+    directory = Path(os.path.abspath(directory))
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"cannot write to {directory}: it exists and is not empty")
+    dtypes = {array.dtype.name for array in source.arrays.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    config = _config(source.config, table, tokenizer, dtype)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        files = {"config.json": json.dumps(config, indent=2)}
+        files |= processor_files(source.config, processor, tokenizer, table.key)
+        if table.key == "hf":
+            files["generation_config.json"] = json.dumps(
+                _generation(processor, tokenizer), indent=2
+            )
+        for name, text in files.items():
+            (temporary / name).write_text(text + "\n", encoding="utf-8")
+        _write_shards(source, temporary, table, progress, shard_bytes)
+        source.check_finite()
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def summary(arrays: Mapping[str, LazyArray]) -> list[tuple[str, int, int]]:
+    """(sub-module, parameters, bytes) for each top-level group, and the total."""
+    groups: dict[str, list[int]] = {}
+    for path, array in arrays.items():
+        group = groups.setdefault(path.split("/")[0], [0, 0])
+        group[0] += array.size
+        group[1] += array.nbytes
+    rows = [(name, *numbers) for name, numbers in groups.items()]
+    return [*rows, ("total", sum(r[1] for r in rows), sum(r[2] for r in rows))]
+
+
+def _watched(arrays: Mapping[str, LazyArray], progress: Progress) -> dict[str, LazyArray]:
+    def watch(array: LazyArray) -> LazyArray:
+        def load() -> np.ndarray:
+            value = array.load()
+            progress(array.nbytes)
+            return value
+
+        return dataclasses.replace(array, load=load)
+
+    return {path: watch(array) for path, array in arrays.items()}
+
+
+def _config(
+    config: JanusConfig, table: NameTable, tokenizer: Tokenizer, dtype: str
+) -> dict[str, Any]:
+    if table.key == "hf":
+        return config_to_hf(config, tokenizer.image_id, dtype)
+    return config_to_official(config, dtype)
+
+
+def _generation(processor: ProcessorConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """transformers' `generation_config.json`; without these it draws with a top-k of 50."""
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "guidance_scale": processor.cfg_weight,
+        "generation_kwargs": {"boi_token_id": tokenizer.boi_id},
+    }
+
+
+def _write_shards(
+    source: Source, directory: Path, table: NameTable, progress: Progress, shard_bytes: int
+) -> None:
+    arrays = _watched(source.arrays, progress)
+    groups = list(_groups(arrays, shard_bytes))
+    listed: dict[str, str] = {}
+    for i, paths in enumerate(groups):
+        name = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
+        name = name if len(groups) > 1 else "model.safetensors"
+        state: dict[str, np.ndarray] = {}
+        for path in paths:
+            state |= to_torch(path, arrays[path].load(), table)
+        save_file(state, directory / name, metadata={"format": "pt"})
+        listed |= dict.fromkeys(state, name)
+    if len(groups) > 1:
+        total = sum(array.nbytes for array in arrays.values())
+        index = {"metadata": {"total_size": total}, "weight_map": listed}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (directory / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _groups(arrays: Mapping[str, LazyArray], shard_bytes: int) -> Iterator[list[str]]:
+    """Paths of each shard, in the order in which the arrays are best read."""
+    group: list[str] = []
+    size = 0
+    for path in sorted(arrays, key=lambda p: arrays[p].turn):
+        group.append(path)
+        size += arrays[path].nbytes
+        if size >= shard_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
