@@ -3,18 +3,23 @@
   python convert_torch_weights.py --src deepseek-ai/Janus-Pro-1B --dst models/janus-pro-1b
   python convert_torch_weights.py --src runs/my_run --to hf --dst my_model_for_transformers
   python convert_torch_weights.py --src DIR --parity expected.npz
+  python convert_torch_weights.py --src DIR --record expected.npz
 
---src is a directory or a hub id, in the official format, in that of transformers, or in ours.
+--src is a directory or a hub id, in the official format, in that of transformers, or in ours. --record lets
+PyTorch compute on this machine what --parity compares on another. Exit code 1: --parity found a difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import math
 from pathlib import Path
 
 from tqdm import tqdm
 
-from janus_jax.errors import UserError, run_main
+from janus_jax.errors import RunError, UserError, run_main
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,28 +41,37 @@ def parse_flags() -> argparse.Namespace:
     add("--dst", metavar="DIR", help="the new directory")
     add("--to", choices=("janus_jax", "official", "hf"), default="janus_jax", help="its format")
     add("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead of the one in --src")
+    add("--parity", metavar="FILE", help="compute again what this .npz recorded, and compare")
+    add(
+        "--record",
+        metavar="FILE",
+        help="record a .npz with PyTorch (official package or transformers)",
+    )
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of --parity")
+    add(
+        "--tolerance", type=float, default=1e-4, help="of --parity in float32; default: %(default)s"
+    )
+    add("--json", metavar="FILE", help="writes the result of --parity as JSON, too")
     flags = parser.parse_args()
     if not flags.src:
         raise UserError("nothing to convert: give --src, a directory or a hub id")
-    if not flags.dst:
-        raise UserError("nothing to do: give --dst, where the converted model goes")
+    if not (flags.dst or flags.parity or flags.record):
+        raise UserError("nothing to do: give --dst, --parity or --record")
+    if flags.json and not flags.parity:
+        raise UserError("--json holds the result of --parity: give both")
+    if not 0 < flags.tolerance < math.inf:
+        raise UserError(f"--tolerance must be a positive number, not {flags.tolerance}")
     return flags
 
 
-def main() -> None:
-    flags = parse_flags()
-    # After the flags, so that --help and bad flags answer at once.
-    from janus_jax.weights.hub import local_directory
+def convert(source, flags: argparse.Namespace) -> None:
+    """Writes the model to --dst and says what is in it."""
     from janus_jax.weights.names import TABLES
-    from janus_jax.weights.source import open_source
     from janus_jax.weights.write import summary, write_ours, write_torch
 
-    source = open_source(local_directory(flags.src), name=Path(flags.src).name.lower())
     processor, tokenizer = source.processor(Path(flags.tokenizer) if flags.tokenizer else None)
-    rows = summary(source.arrays)
-    with tqdm(
-        total=rows[-1][2], unit="B", unit_scale=True, desc=f"{source.format} -> {flags.to}"
-    ) as bar:
+    rows, label = summary(source.arrays), f"{source.format} -> {flags.to}"
+    with tqdm(total=rows[-1][2], unit="B", unit_scale=True, desc=label) as bar:
         if flags.to == "janus_jax":
             write_ours(source, Path(flags.dst), processor, tokenizer, bar.update)
         else:
@@ -67,6 +81,48 @@ def main() -> None:
     for name, parameters, nbytes in rows:
         print(f"{name:16}{parameters:16,}{nbytes:18,}")
     print(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})")
+
+
+def compare(source, flags: argparse.Namespace) -> None:
+    """Prints the table of --parity; raises RunError if a key is beyond tolerance."""
+    from janus_jax.checkpoints import write_text
+    from janus_jax.weights.parity import check_parity, read_recording
+
+    rows = check_parity(source, read_recording(flags.parity), flags.dtype, flags.tolerance)
+    number = lambda value: "" if value is None else f"{value:.3g}"
+    verdict = {True: "ok", False: "FAIL", None: "-"}
+    print(f"{'':22}{'max abs':>10}{'max rel':>10}{'match':>8}{'KL':>10}{'top-1':>7}  verdict")
+    for r in rows:
+        cells = f"{number(r.max_abs):>10}{number(r.max_rel):>10}{number(r.match):>8}"
+        cells += f"{number(r.kl):>10}{number(r.top1):>7}"
+        print(f"{r.key:22}{cells}  {verdict[r.ok]} {r.note}".rstrip())
+    failed = [r.key for r in rows if r.ok is False]
+    if flags.json:
+        result = {"dtype": flags.dtype, "tolerance": flags.tolerance, "ok": not failed}
+        result["keys"] = [dataclasses.asdict(r) for r in rows]
+        write_text(Path(flags.json), json.dumps(result, indent=1) + "\n")
+    if failed:
+        raise RunError(f"beyond tolerance: {', '.join(failed)}")
+    print(f"all {len(rows)} recorded keys agree ({flags.dtype})")
+
+
+def main() -> None:
+    flags = parse_flags()
+    # After the flags, so that --help and bad flags answer at once.
+    from janus_jax.weights.hub import local_directory
+    from janus_jax.weights.source import open_source
+
+    directory = local_directory(flags.src)
+    source = open_source(directory, name=Path(flags.src).name.lower())
+    if flags.record:
+        from janus_jax.weights.record import record
+
+        record(source, Path(flags.record))
+        print(f"recorded {flags.src} in {flags.record}")
+    if flags.dst:
+        convert(source, flags)
+    if flags.parity:
+        compare(source, flags)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from janus_jax.checkpoints.model_dir import (
     save_model,
     write_card,
 )
+from janus_jax.checkpoints.storage import write_text
 
 __all__ = [
     "LoadedModel",
@@ -16,4 +17,5 @@ __all__ = [
     "load_model",
     "save_model",
     "write_card",
+    "write_text",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def local_directory(src: str) -> Path:
             f"{src} is no directory here, and to download it huggingface_hub is needed: pip install "
             '"janus-jax[convert]"'
         ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries say nothing new
     try:
         files = HfApi().list_repo_files(src)
         weights = _SAFETENSORS if any(f.endswith(".safetensors") for f in files) else _BIN
