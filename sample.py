@@ -2,7 +2,9 @@
 
   python sample.py --checkpoint runs/janus_tiny --prompt "a red apple on the left" --num_images 4
   python sample.py --checkpoint runs/janus_tiny --image out/image_000.png --question "what is it?"
+  python sample.py --checkpoint models/janus-pro-1b --interactive
 
+A checkpoint is a model or run directory, or PyTorch weights (a directory or a hub id), converted on first use.
 Writes image_000.png, ..., grid.png (more than one picture) and samples.json to --out.
 """
 
@@ -38,7 +40,7 @@ def parse_flags() -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", default="runs/janus_tiny", help="default: %(default)s")
+    add("--checkpoint", metavar="DIR|ID", default="runs/janus_tiny", help="default: %(default)s")
     add("--prompt", action="append", default=[], help="what to draw; may be repeated")
     add("--num_images", type=int, default=1, metavar="N", help="pictures of each prompt")
     add("--seed", type=int, default=0, help="other seeds, other pictures")
@@ -52,11 +54,17 @@ def parse_flags() -> argparse.Namespace:
     add("--top_p", type=float, help="draw from the most likely codes of this total probability")
     add("--image", metavar="FILE", help="the picture to ask about")
     add("--question", action="append", default=[], help="asked about --image; may be repeated")
+    add("--interactive", action="store_true", help="a chat in the terminal, with pictures")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
     add("--max_new_tokens", type=int, default=512, metavar="N", help="of an answer")
     add("--out", metavar="DIR", default="out", help="default: %(default)s")
     flags = parser.parse_args()
-    if not flags.prompt and not flags.image and not flags.question:
-        raise UserError("nothing to do: give --prompt, or --image and --question")
+    if flags.interactive and (flags.prompt or flags.image or flags.question):
+        raise UserError(
+            "--interactive goes without --prompt, --image and --question: type them there"
+        )
+    if not (flags.prompt or flags.image or flags.question or flags.interactive):
+        raise UserError("nothing to do: give --prompt, or --image and --question, or --interactive")
     if bool(flags.image) != bool(flags.question):
         raise UserError("--image and --question go together: give both")
     if flags.num_images < 1:
@@ -82,13 +90,49 @@ def progress(batches: list) -> tqdm:
     return tqdm(batches, unit="batch", disable=len(batches) < 2)
 
 
+def policy(dtype: str | None):
+    """Parameters and arithmetic in `dtype`; what suits the device by default."""
+    import jax
+
+    from janus_jax.config import Policy
+
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return Policy(dtype, dtype)
+
+
+def chat(janus, flags: argparse.Namespace) -> None:
+    """The chat in the terminal, until /quit or the end of the input."""
+    from janus_jax.run.terminal import Terminal
+
+    def lines():
+        while True:
+            try:
+                yield input("> ")
+            except EOFError:
+                print()
+                return
+
+    temperature = flags.temperature or 0.0
+    Terminal(
+        janus,
+        Path(flags.out),
+        temperature,
+        flags.top_p,
+        flags.seed,
+        flags.max_new_tokens,
+    ).run(lines())
+
+
 def main() -> None:
     flags = parse_flags()
     asked = load_image(flags.image) if flags.image else None
 
     from janus_jax import Janus  # after the flags: JAX takes seconds to import
 
-    janus = Janus.load(flags.checkpoint)
+    janus = Janus.load(flags.checkpoint, policy=policy(flags.dtype))
+    if flags.interactive:
+        chat(janus, flags)
+        return
     out = Path(flags.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -108,15 +108,16 @@ class Processor:
         )
         return self.expand_image_slots([self.tokenizer.bos_id, *self.tokenizer.encode(text)])
 
-    def next_question_ids(self, question: str) -> list[int]:
+    def next_question_ids(self, question: str, num_images: int = 0) -> list[int]:
         """[question.., `<|Assistant|>:`]: a later turn, after the EOS of the answer before it.
 
         Raises:
-          UserError: the question is empty.
+          UserError: empty question, or the wrong number of `<image_placeholder>` in it.
         """
         if not question.strip():
             raise UserError("the question is empty")
-        return self.tokenizer.encode(chat.render(self.template, [question, ""]))
+        text = chat.understanding_prompt(self.template, question, num_images=num_images)
+        return self.expand_image_slots(self.tokenizer.encode(text))
 
     def answer_ids(self, answer: str) -> list[int]:
         """[answer.., EOS], as they follow `<|Assistant|>:` in a rendered conversation."""

@@ -25,9 +25,11 @@ from janus_jax.processing import (
 )
 from janus_jax.processing.image import ImageLike
 from janus_jax.sampling.batching import left_pad, padded_size, round_up
+from janus_jax.sampling.conversation import Conversation
 from janus_jax.sampling.image_engine import ImageEngine
 from janus_jax.sampling.logits import make_knobs
 from janus_jax.sampling.text_engine import TextEngine
+from janus_jax.weights import our_directory
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]  # such as tqdm.tqdm
 
@@ -60,7 +62,7 @@ class Janus:
         self.processor = processor
         self.max_batch = max_batch
         tokenizer = processor.tokenizer
-        model = models.Janus(self.config, policy or Policy())
+        self._model = model = models.Janus(self.config, policy or Policy())
         self._images = ImageEngine(model, tokenizer.pad_id)
         self._texts = TextEngine(model, tokenizer.image_id, tokenizer.eos_id)
         self.params = self._prepare(params)
@@ -75,11 +77,14 @@ class Janus:
     ) -> Janus:
         """Reads a model directory or a training run's directory (newest step unless `step`).
 
+        A directory in the official or in the Hugging Face format, or a hub id such as
+        "deepseek-ai/Janus-Pro-1B", is converted on first use into a cache (`weights.cache`).
+
         Raises:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
         """
         policy = policy or Policy()
-        loaded = checkpoints.load_model(directory, step=step)
+        loaded = checkpoints.load_model(our_directory(directory), step=step)
         processor = Processor(
             ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
         )
@@ -235,6 +240,17 @@ class Janus:
             tokens = np.asarray(tokens)[: len(batch)]
             answers += [self.processor.tokenizer.decode(row).strip() for row in tokens]
         return answers
+
+    def conversation(
+        self, temperature: float = 0.0, top_p: float | None = None, seed: int = 0
+    ) -> Conversation:
+        """A new conversation of several turns, with pictures and streamed answers.
+
+        Raises:
+          UserError: a bad argument; the message names it.
+        """
+        _key(seed)
+        return Conversation(self._model, self.params, self.processor, temperature, top_p, seed)
 
     def _prepare(self, params: models.Params) -> models.Params:
         """Unrolled layers, on the device."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -29,7 +31,7 @@ class Plan:
       problems: kind of problem -> what is affected, e.g. {"missing": [torch names]}; empty if all fits.
     """
 
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
     sources: dict[str, list[tuple[str, Slot]]]
     problems: dict[str, list[str]]
 
@@ -144,7 +146,8 @@ def to_torch(path: str, value: np.ndarray, table: NameTable = OFFICIAL) -> dict[
     return {s.name: np.ascontiguousarray(s.layout.to_torch(s.cut(value))) for s in slots}
 
 
-def expected_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def expected_shapes(config: JanusConfig) -> Mapping[str, tuple[int, ...]]:
     """Our unrolled path -> shape, for every parameter of the model."""
     scanned = config.replace(scan_layers=True)
 
@@ -152,7 +155,7 @@ def expected_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
         return unstack_layers(init_params(Janus(scanned), key), scanned)
 
     tree = jax.eval_shape(init, jax.random.key(0))
-    return {path: leaf.shape for path, leaf in leaves(tree)}
+    return MappingProxyType({path: leaf.shape for path, leaf in leaves(tree)})
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

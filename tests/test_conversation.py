@@ -1,0 +1,197 @@
+"""Conversations of several turns, the chat in the terminal, and checkpoints used directly."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_sampling import CONFIG, WORDS, random_params
+
+from janus_jax import models
+from janus_jax.checkpoints import save_model
+from janus_jax.errors import UserError
+from janus_jax.models import causal_mask
+from janus_jax.processing import (
+    Processor,
+    ProcessorConfig,
+    build_word_tokenizer,
+    understanding_pixels,
+)
+from janus_jax.run.terminal import Terminal
+from janus_jax.sampling import Janus
+from janus_jax.weights import HF
+from janus_jax.weights.cache import ENVIRONMENT, our_directory
+from janus_jax.weights.source import open_source
+from janus_jax.weights.write import write_torch
+
+LONGER = CONFIG.replace(decoder=CONFIG.decoder.replace(max_position=400))
+
+
+@pytest.fixture(scope="module")
+def janus():
+    processor = Processor(ProcessorConfig.from_model(LONGER), build_word_tokenizer(WORDS))
+    return Janus(LONGER, random_params(LONGER), processor)
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def next_ids(janus, ids, pictures):
+    """The most likely id after each position, from one pass without a cache."""
+    apply = lambda method, *args: janus._model.apply({"params": janus.params}, *args, method=method)
+    embeds = np.array(apply("embed_text", jnp.asarray(ids)[None]))
+    slots = np.asarray(ids) == janus.processor.tokenizer.image_id
+    if pictures:
+        pixels = np.stack([understanding_pixels(p, LONGER.siglip.image_size) for p in pictures])
+        features = np.asarray(apply("embed_images", jnp.asarray(pixels / 127.5 - 1, jnp.float32)))
+        embeds[0, slots] = features.reshape(-1, features.shape[-1])
+    length = len(ids)
+    mask = causal_mask(length)
+    hidden, _ = apply("decode", jnp.asarray(embeds), jnp.arange(length)[None], mask)
+    return np.asarray(jnp.argmax(apply("text_logits", hidden), -1))[0]
+
+
+def test_turns_from_the_cache_equal_one_pass_over_everything(janus):
+    conversation = janus.conversation()
+    turns = [
+        ("what is it?", [picture(0), picture(1)], 5),
+        ("a red dog", [], 20),
+        ("is the cat on the left?", [picture(2)], 3),
+    ]
+    answers = [("".join(conversation.ask(*turn)), turn) for turn in turns]
+    ids, tok = conversation.ids, janus.processor.tokenizer
+    assert ids.count(tok.image_id) == 3 * LONGER.siglip.num_patches
+    best = next_ids(janus, ids, [p for _, images, _ in turns for p in images])
+    ends = [i for i, t in enumerate(ids) if t == tok.eos_id]
+    starts = [
+        i + 2 for i, t in enumerate(ids) if t == tok.token_id("<|Assistant|>")
+    ]  # after the colon
+    assert len(ends) == len(starts) == 3
+    for (text, (_, _, limit)), start, end in zip(answers, starts, ends, strict=True):
+        assert text == tok.decode(ids[start:end]).strip()
+        assert ids[start:end] == best[start - 1 : end - 1].tolist()
+        assert end - start == limit or best[end - 1] == tok.eos_id
+    assert any(end - start > 9 for start, end in zip(starts, ends, strict=True))  # several blocks
+
+
+def test_the_first_turn_is_what_the_batched_engine_answers(janus):
+    for seed in range(3):
+        text = "".join(janus.conversation().ask("what is it?", [picture(seed)], 12))
+        assert text == janus.answer(picture(seed), "what is it?", max_new_tokens=12)
+
+
+def test_draws_depend_on_the_seed(janus):
+    draw = lambda seed: "".join(janus.conversation(1.5, seed=seed).ask("what is it?", [], 12))
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_an_answer_that_is_not_waited_for_still_ends(janus):
+    whole, cut = janus.conversation(), janus.conversation()
+    pieces = cut.ask("a red dog", [], 60)
+    next(pieces)
+    pieces.close()
+    "".join(whole.ask("a red dog", [], 60))
+    eos = janus.processor.tokenizer.eos_id
+    assert cut.ids[-1] == eos and cut.ids[:-1] == whole.ids[: len(cut.ids) - 1]
+    assert len(cut.ids) < len(whole.ids)
+    ids = [*cut.ids]
+    "".join(cut.ask("is it?", [], 4))
+    assert cut.ids[: len(ids)] == ids
+    best = next_ids(janus, cut.ids, [])
+    start = len(cut.ids) - 1 - cut.ids[::-1].index(janus.processor.tokenizer.token_id(":"))
+    assert cut.ids[start + 1 : -1] == best[start : len(cut.ids) - 2].tolist()
+
+
+def test_what_does_not_fit_is_refused(janus):
+    conversation = janus.conversation()
+    with pytest.raises(UserError, match="the conversation is too long"):
+        conversation.ask("a red cat " * 200)
+    with pytest.raises(UserError, match="placeholder"):
+        conversation.ask("<image_placeholder> and <image_placeholder>", [picture(0)])
+    with pytest.raises(UserError, match="empty"):
+        conversation.ask("  ")
+    assert conversation.ids == []
+
+
+# The terminal
+
+
+def test_a_chat_in_the_terminal(janus, tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    said = []
+    terminal = Terminal(janus, tmp_path / "out", max_new_tokens=6, write=said.append)
+    lines = [
+        f"/image {tmp_path / 'a.png'}",
+        "what is it?",
+        "",
+        "/image nowhere.png",
+        "/dance",
+        "is it a zebra?",
+        "/draw a red cat",
+        "/quit",
+        "never read",
+    ]
+    terminal.run(iter(lines))
+    text = "".join(said)
+    assert "cannot read image nowhere.png" in text and "no command /dance" in text
+    assert "does not know: zebra" in text
+    first = janus.answer(picture(0), "what is it?", max_new_tokens=6)
+    assert f"now ask about it\n{first}\n" in text
+    assert text.endswith(f"{tmp_path / 'out' / 'chat_000.png'}\n")
+    assert Image.open(tmp_path / "out" / "chat_000.png").size == (16, 16)
+
+
+# PyTorch checkpoints, used directly
+
+
+@pytest.fixture
+def hf_directory(tmp_path):
+    vq = models.Janus(LONGER).config.vq.replace(
+        image_size=32, ch=32, ch_mult=(1, 1, 1, 1, 1), norm_groups=32, patch_size=1
+    )
+    config = LONGER.replace(vq=vq)
+    processor = Processor(ProcessorConfig.from_model(config), build_word_tokenizer(WORDS))
+    params = jax.tree.map(np.float32, random_params(config))
+    save_model(
+        tmp_path / "ours", config, processor.config.to_dict(), processor.tokenizer.to_json(), params
+    )
+    write_torch(
+        open_source(tmp_path / "ours"),
+        tmp_path / "hf",
+        HF,
+        processor.config,
+        processor.tokenizer,
+    )
+    return tmp_path / "hf"
+
+
+def test_a_pytorch_directory_loads_and_is_converted_once(
+    hf_directory, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "cache"))
+    loaded = Janus.load(hf_directory)
+    assert "once" in capsys.readouterr().err
+    ours = Janus.load(tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, ours.params)
+    place = our_directory(hf_directory)
+    assert capsys.readouterr().err == "" and place.parent == tmp_path / "cache"
+    assert our_directory(tmp_path / "ours") == tmp_path / "ours"
+    # Other weights in the same place are another checkpoint.
+    shutil.copyfile(hf_directory / "config.json", tmp_path / "copy.json")
+    config = json.loads((hf_directory / "config.json").read_text())
+    (hf_directory / "config.json").write_text(json.dumps(config, indent=4))
+    assert our_directory(hf_directory) != place
+
+
+def test_what_is_no_checkpoint_keeps_its_own_message(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        Janus.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is empty"):
+        Janus.load(tmp_path / "empty")
