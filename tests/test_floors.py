@@ -23,7 +23,7 @@ FLOORS = {
     "evaluation": 3,
     "run": 4,
 }
-ENTRY_POINTS = {"train", "sample", "configs", "tests"}
+ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
 HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", *NEVER}
 
