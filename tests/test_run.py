@@ -83,6 +83,8 @@ def test_a_config_becomes_an_experiment():
         ({"processor__cfg_weight": float("nan")}, "processor.cfg_weight"),
         ({"processor__template": "llama"}, "llama"),
         ({"log__save_every": 0}, "save_every"),
+        ({"stages__stage2__scenes__yes_no": 1.5}, "yes_no"),
+        ({"stages__stage2__scenes__drawings": -0.1}, "drawings"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
 )

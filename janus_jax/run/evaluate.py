@@ -111,8 +111,9 @@ class Evaluator:
                     )
                     for w in settings.cfg_weights
                 }
-                best = max(entry["guidance"].items(), key=lambda item: item[1]["mean"]["plain"])
-                weight = float(best[0])
+                # Strict as well, because more guidance adds what nobody asked for.
+                means = {w: scores["mean"] for w, scores in entry["guidance"].items()}
+                weight = float(max(means, key=lambda w: means[w]["plain"] + means[w]["strict"]))
             entry["cfg_weight"] = weight
             entry["temperature"] = self._experiment.processor.config.temperature
 

@@ -160,7 +160,7 @@ def _stage(name: str, fields: ConfigDict) -> Stage:
     if unknown or not scenes["tasks"]:
         raise UserError(f"config.stages.{name}.scenes.tasks: no task {sorted(unknown)}")
     where = f"config.stages.{name}"
-    for field in ("detailed", "describe", "condition_dropout"):
+    for field in ("detailed", "describe", "yes_no", "drawings", "condition_dropout"):
         if not 0 <= scenes[field] <= 1:
             raise UserError(
                 f"{where}.scenes.{field} must be a share from 0 to 1, not {scenes[field]}"
