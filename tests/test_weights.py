@@ -71,14 +71,18 @@ def convert(src, dst, to, **kwargs):
         write_torch(source, dst, TABLES[to], processor, tokenizer, **kwargs)
 
 
-def random_state(config, table, dtype=np.float32, seed=0):
-    """Random tensors with the names and shapes of a format."""
+def random_state(config, table, seed=0):
+    """Random tensors of unit gain with the names and shapes of a format; the same on every machine."""
     rng = np.random.default_rng(seed)
-    return {
-        slot.name: rng.standard_normal(slot.torch_shape(shape)).astype(dtype)
-        for path, shape in expected_shapes(config).items()
-        for slot in table.to_torch(path)
-    }
+    state = {}
+    for path, shape in expected_shapes(config).items():
+        for slot in table.to_torch(path):
+            value = rng.standard_normal(slot.torch_shape(shape), np.float32)
+            leaf = path.rsplit("/", 1)[-1]
+            scale = np.prod(value.shape[1:]) ** -0.5 if leaf == "kernel" else 1.0
+            scale = 0.1 if leaf in ("bias", "scale") else scale
+            state[slot.name] = (value * scale + (leaf == "scale")).astype(np.float32)
+    return state
 
 
 def write_hf(directory, state, config, tokenizer):
