@@ -91,7 +91,7 @@ def save_model(
     tokenizer_json: str,
     params: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
-    save: Callable[[Path, Any], None] = storage.save_tree,
+    save: Callable[[Path, Any], None] | None = None,
 ) -> None:
     """Writes a model directory next to its place and renames it, so no half of one ever loads.
 
@@ -104,7 +104,8 @@ def save_model(
       tokenizer_json: text of the tokenizer file.
       params: parameters; a top-level "aux" is left out.
       origin: free JSON-ready facts about where the weights come from.
-      save: writes the parameters; `streaming.save_lazily` where they are not in memory.
+      save: writes the parameters; `streaming.save_lazily` where they are not in memory. The default
+        writes arrays.
 
     Raises:
       UserError: the place is taken by something else, `params` do not fit, or the disk is full.
@@ -118,7 +119,7 @@ def save_model(
     try:
         with storage.writing(directory, "nothing there was changed", params):
             write_card(temporary, config, processor, tokenizer_json, origin)
-            save(temporary / PARAMS, params)
+            (save or storage.save_tree)(temporary / PARAMS, params)
         _replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
