@@ -19,23 +19,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from janus_jax.cli import Parser
 from janus_jax.errors import RunError, UserError, run_main
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag as one line."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see convert_torch_weights.py --help)")
 
 
 def parse_flags() -> argparse.Namespace:
     """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--src", metavar="DIR|ID", help="the model: a directory, or a hub id")
     add("--dst", metavar="DIR", help="the new directory")

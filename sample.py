@@ -19,26 +19,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from janus_jax.cli import Parser
 from janus_jax.errors import UserError, run_main
 from janus_jax.processing import grid, load_image
 
 MIN_TILE = 192  # pixels of a picture in grid.png, so that small ones can be seen
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag as one line."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see sample.py --help)")
-
-
 def parse_flags() -> argparse.Namespace:
     """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", metavar="DIR|ID", default="runs/janus_tiny", help="default: %(default)s")
     add("--prompt", action="append", default=[], help="what to draw; may be repeated")

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
@@ -340,7 +341,7 @@ def test_refused(place, name):
     refused(prepare(place, name), place)
 
 
-# Pickles. They need torch to be read at all; without it they are refused for that reason.
+# Pickles
 
 
 class Hostile:
@@ -384,7 +385,6 @@ def test_a_pickle_without_tensors_is_refused(place, value):
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
 def test_a_truncated_state_dict_is_refused(place, share):
-    torch = pytest.importorskip("torch")
     directory = prepare(place, None)
     (directory / WEIGHTS).unlink()
     as_torch = lambda v: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16)

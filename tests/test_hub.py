@@ -1,11 +1,10 @@
 """Hub ids: which files are asked for, and what happens without a network."""
 
+import huggingface_hub as hub
 import pytest
 
 from janus_jax.errors import UserError
 from janus_jax.weights.hub import is_hub_id, local_directory
-
-hub = pytest.importorskip("huggingface_hub")
 
 
 class Api:

@@ -14,6 +14,7 @@ from janus_jax.errors import UserError
 from janus_jax.processing import build_word_tokenizer
 from janus_jax.weights import HF
 from janus_jax.weights.parity import TOLERANCE, check_parity, read_recording
+from janus_jax.weights.record import record
 from janus_jax.weights.source import Source, open_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,10 +213,6 @@ def test_transformers_and_ours_agree_on_another_geometry(odd):
 
 
 def test_the_recording_can_be_made_again(odd, tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    from janus_jax.weights.record import record
-
     record(odd, tmp_path / "expected.npz")
     kept, again = read_recording(RECORDING), read_recording(tmp_path / "expected.npz")
     assert set(kept) == set(again)

@@ -8,7 +8,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers import JanusConfig as JanusConfig_hf
+from transformers import JanusForConditionalGeneration
 
 from janus_jax.checkpoints import load_model
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY, JanusConfig, VQConfig
@@ -192,6 +195,50 @@ def test_hf_to_official_to_hf_is_bit_identical(tmp_path, tokenizer):
     assert same(load_file(tmp_path / "back" / "model.safetensors"), state)
     generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
     assert generation["generation_kwargs"]["boi_token_id"] == tokenizer.boi_id
+
+
+def test_transformers_computes_the_same_after_a_round_trip(tmp_path, tokenizer):
+    config = JanusConfig_hf.from_dict(config_to_hf(SMALL, tokenizer.image_id, "float32"))
+    torch.manual_seed(0)
+    original = JanusForConditionalGeneration(config).eval()
+    original.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text(tokenizer.to_json())
+    convert(tmp_path / "hf", tmp_path / "ours", "janus_jax")
+    convert(tmp_path / "ours", tmp_path / "back", "hf")
+    back = JanusForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
+    ids = torch.arange(9, 29).reshape(2, 10)
+    with torch.no_grad():
+        wanted, found = (m(input_ids=ids).logits for m in (original, back))
+        pixels = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+        seen = [m.model.get_image_features(pixels).pooler_output for m in (original, back)]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=1e-5)
+    assert wanted.std() > 0.01
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_pickled_state_dicts_are_read_like_safetensors(official, tmp_path, shards):
+    state = load_file(official / "model.safetensors")
+    (official / "model.safetensors").unlink()
+    as_torch = lambda v: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16)
+    tensors = {
+        k: as_torch(v) if v.dtype.itemsize == 2 else torch.from_numpy(v) for k, v in state.items()
+    }
+    if shards == 1:
+        torch.save(tensors, official / "pytorch_model.bin")
+    else:
+        listed = {}
+        for i in range(shards):
+            name = f"pytorch_model-{i}.bin"
+            part = dict(list(tensors.items())[i::shards])
+            torch.save(part, official / name)
+            listed |= dict.fromkeys(part, name)
+        text = json.dumps({"weight_map": listed})
+        (official / "pytorch_model.bin.index.json").write_text(text)
+    convert(official, tmp_path / "ours", "janus_jax")
+    loaded = load_model(tmp_path / "ours")
+    wanted = params_from_torch(state, loaded.config)
+    assert same(dict(leaves(loaded.params)), dict(leaves(wanted)))
 
 
 def test_old_hf_names_are_understood(tmp_path, tokenizer):

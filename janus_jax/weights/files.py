@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from janus_jax.checkpoints import storage
 from janus_jax.errors import UserError
 
 # (single file, its index) in order of preference.
@@ -212,12 +212,23 @@ def _find(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     )
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      UserError: it cannot be read or parsed, or is no object.
+    """
+    values = storage.read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold one JSON object")
+    return values
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(k): str(v) for k, v in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no index of shards, it may be damaged: {error}") from error
+        names = {str(k): str(v) for k, v in read_object(path)["weight_map"].items()}
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no index of shards: it has no weight_map") from error
     for file in set(names.values()):
         if Path(file).name != file or not file.endswith((".safetensors", ".bin")):
             raise UserError(f"{path} names the file {file!r}, which is no weight file beside it")

@@ -26,6 +26,7 @@ from janus_jax.processing.tokenizer import (
     PAD,
     USER,
 )
+from janus_jax.weights.files import read_object
 
 # What our image processing does; other numbers would silently give the model other pixels.
 _PIXELS = {
@@ -186,12 +187,4 @@ def _equal(value: Any, want: Any) -> bool:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """A JSON object; {} if the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON, it may be damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold one JSON object")
-    return values
+    return read_object(path) if path.is_file() else {}

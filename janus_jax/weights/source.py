@@ -7,7 +7,6 @@ Formats: "official" (deepseek-ai/Janus), "hf" (transformers' `JanusForConditiona
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from janus_jax.errors import UserError
 from janus_jax.models import unstack_layers
 from janus_jax.processing import ProcessorConfig, Tokenizer
 from janus_jax.weights.convert import check, leaves, make_plan
-from janus_jax.weights.files import CheckpointFiles
+from janus_jax.weights.files import CheckpointFiles, read_object
 from janus_jax.weights.hf_config import config_from_hf
 from janus_jax.weights.names import HF, OFFICIAL, TABLES, NameTable
 from janus_jax.weights.official_config import config_from_official
@@ -131,7 +130,7 @@ def open_source(directory: str | Path, name: str | None = None) -> Source:
 
 def load_card(directory: Path) -> tuple[dict[str, Any], str]:
     """(processor fields, tokenizer JSON) of a directory of ours."""
-    card = json.loads((directory / "janus.json").read_text(encoding="utf-8"))
+    card = read_object(directory / "janus.json")
     return card["processor"], (directory / "tokenizer.json").read_text(encoding="utf-8")
 
 
@@ -175,10 +174,4 @@ def _read_config(directory: Path) -> Mapping[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is no model: it has neither janus.json nor config.json")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON, it may be damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold one JSON object")
-    return values
+    return read_object(path)
