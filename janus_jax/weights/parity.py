@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.config import Policy
@@ -97,11 +98,12 @@ def check_parity(
       UserError: the recording does not fit the model.
     """
     policy = Policy(dtype, dtype)
-    params = {p: a.load().astype(policy.param) for p, a in source.arrays.items()}
+    # One by one on the device: the model is held once, not twice.
+    params = {p: jnp.asarray(a.load(), policy.param) for p, a in source.arrays.items()}
     source.check_finite()
     model = Janus(source.config, policy=policy)
     exact = dtype == "float32"
-    recompute = Recomputer(model, jax.tree.map(jax.numpy.asarray, nest(params)), forced=not exact)
+    recompute = Recomputer(model, nest(params), forced=not exact)
     with jax.default_matmul_precision("highest" if exact else "default"):
         try:
             computed = recompute(recorded)
