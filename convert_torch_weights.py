@@ -49,6 +49,10 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("nothing to do: give --dst, --parity or --record")
     if flags.json and not flags.parity:
         raise UserError("--json holds the result of --parity: give both")
+    for name in ("record", "json"):  # before anything is computed for a long time
+        path = getattr(flags, name)
+        if path and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"--{name} {path}: there is no such directory to write it in")
     if not 0 < flags.tolerance < math.inf:
         raise UserError(f"--tolerance must be a positive number, not {flags.tolerance}")
     return flags

@@ -160,6 +160,7 @@ def test_the_command_compares_converts_and_fails(tmp_path, recorded):
         (["--src", "x", "--dst", "y", "--to", "gguf"], "invalid choice"),
         (["--src", "x", "--dst", "y", "--json", "z"], "--parity"),
         (["--src", "x", "--parity", "y", "--tolerance", "0"], "--tolerance"),
+        (["--src", "x", "--record", "no/such/y.npz"], "no such directory to write"),
         (["--src", "nowhere/at/all", "--dst", "y"], "no such directory"),
         (["--src", str(GOLDEN), "--dst", "y"], "--tokenizer"),
         (["--src", str(GOLDEN), "--parity", "nowhere.npz"], "no recording"),

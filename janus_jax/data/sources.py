@@ -150,7 +150,8 @@ class SceneSource:
             qa = es.question(scene, kind, rng, self._world, absent)
             asked.setdefault(qa.text, qa.answer)
             if qa.answer == "no":
-                absent.append(qa.text.rstrip("?").split()[-1])
+                _, _, _, name = qa.text.rstrip("?").split(" ", 3)  # "is there a panda face?"
+                absent.append(name)
             kind = fitting[int(rng.integers(len(fitting)))]
         return scene, list(asked.items())
 

@@ -51,8 +51,11 @@ class Source:
     def processor(self, tokenizer_file: Path | None = None) -> tuple[ProcessorConfig, Tokenizer]:
         """Tokenizer and settings; see `processor_files.read_processor` for what is refused."""
         if self.format == OURS:
-            loaded = load_card(self.directory)
-            return ProcessorConfig.from_dict(loaded[0]), Tokenizer.from_json(loaded[1])
+            fields, text = load_card(self.directory)
+            own = (
+                Tokenizer.from_file(tokenizer_file) if tokenizer_file else Tokenizer.from_json(text)
+            )
+            return ProcessorConfig.from_dict(fields), own
         return read_processor(self.directory, self.config, tokenizer_file)
 
     def check_finite(self) -> None:
