@@ -43,7 +43,8 @@ def picture(seed):
 
 def next_ids(janus, ids, pictures):
     """The most likely id after each position, from one pass without a cache."""
-    apply = lambda method, *args: janus._model.apply({"params": janus.params}, *args, method=method)
+    model, params = models.Janus(LONGER), {"params": random_params(LONGER)}
+    apply = lambda method, *args: model.apply(params, *args, method=method)
     embeds = np.array(apply("embed_text", jnp.asarray(ids)[None]))
     slots = np.asarray(ids) == janus.processor.tokenizer.image_id
     if pictures:
@@ -178,7 +179,7 @@ def test_a_pytorch_directory_loads_and_is_converted_once(
     loaded = Janus.load(hf_directory)
     assert "once" in capsys.readouterr().err
     ours = Janus.load(tmp_path / "ours")
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, ours.params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.weights, ours.weights)
     place = our_directory(hf_directory)
     assert capsys.readouterr().err == "" and place.parent == tmp_path / "cache"
     assert our_directory(tmp_path / "ours") == tmp_path / "ours"

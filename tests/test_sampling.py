@@ -3,7 +3,6 @@
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from janus_jax import models
-from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
+from janus_jax.config import DecoderConfig, JanusConfig, Policy, SigLIPConfig, VQConfig
 from janus_jax.errors import UserError
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 from janus_jax.sampling import ImageEngine, Janus, TextEngine, make_knobs
 from janus_jax.sampling.batching import left_pad, padded_size
+from janus_jax.sampling.dialogue import Dialogue
+from janus_jax.sampling.drawing import Request
+from janus_jax.sampling.image_engine import Prompts, plan_prompts
 from janus_jax.sampling.logits import filter_logits, sample
+from janus_jax.sampling.weights import pack
 from janus_jax.weights import config_from_official, params_from_torch
 
 OFFICIAL = Path(__file__).parent / "data/golden/official_tiny"
@@ -45,6 +48,7 @@ WORDS = ["a red green cat dog car on the left right of what is it ? yes no ."]
 SHORT, LONG = "a cat", "a red cat on the left of a green car on the right of the dog"
 
 
+@functools.cache
 def random_params(config: JanusConfig) -> dict:
     """Random parameters of unit gain; drawn by NumPy, since compiling `init_params` is slow."""
     model, rng = models.Janus(config), np.random.default_rng(0)
@@ -82,16 +86,16 @@ def pictures():
 def draw_codes(janus, prompts, seed=0, **settings):
     """Codes of one picture a prompt, straight from the engine."""
     knobs, mode = make_knobs(CONFIG.vq.codebook_size, **settings)
-    rows = [janus.processor.generation_ids(p) for p in prompts]
-    ids, mask = left_pad(rows, len(rows), 0)
-    keys = jax.random.split(jax.random.key(seed), len(rows))
-    return np.asarray(janus._images.codes(janus.params, ids, mask, keys, knobs, mode=mode))
+    requests = [Request(janus.processor.generation_ids(p), 0) for p in prompts]
+    plan, keys = janus._drawer().arrange(requests, 64, mode.guided, jax.random.key(seed))
+    codes, _ = janus._images.draw(janus.weights, plan, keys, knobs, mode=mode)
+    return np.asarray(codes)[: len(prompts)]
 
 
 @functools.cache
 def uncached_logits(janus, prompt):
     """A function (codes drawn so far, guidance) -> guided logits of all codes."""
-    model, params = models.Janus(janus.config), {"params": janus.params}
+    model, params = models.Janus(janus.config), {"params": random_params(CONFIG)}
     cond = janus.processor.generation_ids(prompt)
     ids = jnp.array([cond, janus.processor.unconditional_ids(cond)])
     T, length = len(cond), len(cond) + CONFIG.vq.num_codes - 1
@@ -129,17 +133,28 @@ def test_image_engine_reproduces_the_official_pictures():
     params = models.unstack_layers(params_from_torch(state, config, "float32"), config)
     with np.load(OFFICIAL / "expected.npz") as arrays:
         expected = dict(arrays)
-    engine = ImageEngine(models.Janus(config), int(expected["gen_pad_id"]))
+    engine = ImageEngine(config, Policy())
     knobs, mode = make_knobs(256, float(expected["gen_cfg_weight"]), temperature=0)
-    ids, mask = left_pad([*expected["gen_prompt_ids"], *expected["short_prompt_ids"]], 4, fill=0)
+    asked = [row.tolist() for key in ("gen", "short") for row in expected[f"{key}_prompt_ids"]]
+    prompts, rows = plan_prompts(asked, 4, True, int(expected["gen_pad_id"]))
+    ids, mask = left_pad(prompts, len(prompts), fill=0)
     keys = jax.random.split(jax.random.key(0), 4)
     with jax.default_matmul_precision("highest"):
-        codes = engine.codes(params, ids, mask, keys, knobs, mode=mode)
-        pixels = np.asarray(engine.pixels(params, codes[:2]))
+        weights = pack(params, config, Policy())
+        codes, pixels = engine.draw(weights, Prompts(ids, mask, np.array(rows)), keys, knobs, mode)
+    pixels = np.asarray(pixels[:2])
     np.testing.assert_array_equal(codes[:2], expected["gen_codes_greedy"])
     np.testing.assert_array_equal(codes[2:], expected["short_codes_greedy"])
     difference = np.abs(pixels.astype(int) - expected["gen_pixels_uint8"])
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # truncation may flip
+
+
+def test_prompts_and_unconditional_rows_are_shared():
+    a, b, c = [1, 5, 6, 2], [1, 7, 8, 2], [1, 5, 2]
+    prompts, rows = plan_prompts([a, a, b, c], 5, True, pad_id=9)
+    assert prompts == [a, b, c, [1, 9, 9, 2], [1, 9, 2]]  # one unconditional prompt a length
+    assert rows == [[0, 0, 1, 2, 2], [3, 3, 3, 4, 4]]
+    assert plan_prompts([a, b], 2, False, pad_id=9) == ([a, b], [[0, 1]])
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
@@ -159,9 +174,10 @@ def test_guidance_one_skips_the_unconditional_half_without_changing_anything(jan
 
 
 def test_guidance_zero_depends_on_the_length_of_the_prompt_alone(janus):
-    same = draw_codes(janus, ["a red cat"], cfg_weight=0.0)
-    np.testing.assert_array_equal(same, draw_codes(janus, ["the green dog"], cfg_weight=0.0))
-    assert (same != draw_codes(janus, [SHORT], cfg_weight=0.0)).any()
+    unguided = lambda prompt: draw_codes(janus, [prompt], cfg_weight=0.0, temperature=0)
+    same = unguided("a red cat")
+    np.testing.assert_array_equal(same, unguided("the green dog"))
+    assert (same != unguided(SHORT)).any()
 
 
 def test_a_picture_does_not_depend_on_what_else_is_drawn(janus):
@@ -170,7 +186,7 @@ def test_a_picture_does_not_depend_on_what_else_is_drawn(janus):
     together = janus.generate_arrays([LONG, SHORT], n=2, seed=5)
     np.testing.assert_array_equal(alone, together[2:])
     np.testing.assert_array_equal(alone[:1], janus.generate_arrays(SHORT, n=1, seed=5))
-    split = janus.with_params(janus.params)
+    split = janus.with_params(random_params(CONFIG))
     split.max_batch = 2
     np.testing.assert_array_equal(together, split.generate_arrays([LONG, SHORT], n=2, seed=5))
     assert (alone[0] != alone[1]).any()
@@ -197,29 +213,29 @@ def test_greedy_is_top_k_one(janus):
 
 def test_pixels_are_decoded_in_chunks(janus):
     codes = np.random.default_rng(1).integers(0, 40, (32, CONFIG.vq.num_codes))
-    pixels = np.asarray(janus._images.pixels(janus.params, codes))
-    few = np.asarray(janus._images.pixels(janus.params, codes[30:]))
+    pixels = np.asarray(janus._images.pixels(janus.weights, codes))
+    few = np.asarray(janus._images.pixels(janus.weights, codes[30:]))
     assert np.abs(pixels[30:].astype(int) - few).max() <= 1
 
 
 def test_other_parameters_share_compiled_functions(janus):
     janus.generate_arrays(SHORT, n=2)
-    compiled = janus._images.codes._cache_size()
-    other = janus.with_params(jax.tree.map(lambda x: x * 0.9, janus.params))
+    compiled = janus._images.draw._cache_size()
+    other = janus.with_params(jax.tree.map(lambda x: x * 0.9, random_params(CONFIG)))
     assert (other.generate_arrays(SHORT, n=2) != janus.generate_arrays(SHORT, n=2)).any()
-    assert janus._images.codes._cache_size() == compiled
+    assert janus._images.draw._cache_size() == compiled
 
 
 def test_scanned_parameters_are_unrolled(janus):
     scanned = CONFIG.replace(scan_layers=True)
-    other = Janus(scanned, models.stack_layers(janus.params, CONFIG), janus.processor)
+    other = Janus(scanned, models.stack_layers(random_params(CONFIG), CONFIG), janus.processor)
     assert not other.config.scan_layers
-    jax.tree.map(np.testing.assert_array_equal, other.params, janus.params)
+    jax.tree.map(np.testing.assert_array_equal, other.weights, janus.weights)
 
 
 def reference_answer(janus, picture, question, steps):
     """Greedy answer ids of one question: no padding, no cache."""
-    model, params = models.Janus(janus.config), {"params": janus.params}
+    model, params = models.Janus(janus.config), {"params": random_params(CONFIG)}
     ids = janus.processor.understanding_ids(question)
     features = model.apply(params, picture[None] / 127.5 - 1, method="embed_images")
     start = ids.index(janus.processor.tokenizer.image_id)
@@ -244,41 +260,28 @@ def reference_answer(janus, picture, question, steps):
 QUESTIONS = ["what is it?", "is the red cat on the left of the green car?"]
 
 
-def answer_tokens(janus, engine, pictures, limits):
-    """Greedy answer ids [2, 16] to QUESTIONS, straight from the engine."""
+def answer_tokens(janus, pictures, limits, eos_id):
+    """Greedy answer ids to QUESTIONS up to `limits`, straight from the engine."""
     knobs, mode = make_knobs(CONFIG.decoder.vocab_size, temperature=0)
-    ids, mask = left_pad([janus.processor.understanding_ids(q) for q in QUESTIONS], 2, 0)
+    engine = TextEngine(janus.config, Policy(), janus.processor.tokenizer.image_id, eos_id)
+    dialogue = Dialogue(engine, janus.weights, 2, knobs, mode, pad_id=0, eos_id=eos_id)
+    ids = [janus.processor.understanding_ids(q) for q in QUESTIONS]
     keys = jnp.broadcast_to(jax.random.key(0), (2,))
-    return np.asarray(
-        engine.answer(
-            janus.params,
-            pictures,
-            ids,
-            mask,
-            np.array(limits, np.int32),
-            keys,
-            knobs,
-            mode=mode,
-            max_new_tokens=16,
-        )
-    )
+    pieces = list(dialogue.turn(ids, [[p] for p in pictures], limits, keys))
+    tokens = np.concatenate(pieces, axis=1)
+    return [dialogue.cut(row, limit) for row, limit in zip(tokens, limits, strict=True)]
 
 
 def test_greedy_answers_equal_uncached_decoding_in_a_padded_batch(janus, pictures):
-    model = models.Janus(janus.config)
-    expected = [reference_answer(janus, pictures[i], QUESTIONS[i], 16) for i in range(2)]
-    engine = TextEngine(model, janus.processor.tokenizer.image_id, eos_id=-1)  # never drawn
-    free = answer_tokens(janus, engine, pictures[:2], [16, 16])
-    np.testing.assert_array_equal(free, expected)
-    swapped = answer_tokens(janus, engine, pictures[1::-1], [16, 16])
-    assert (swapped != free).any(axis=1).all()  # the picture matters
+    expected = [reference_answer(janus, pictures[i], QUESTIONS[i], 20).tolist() for i in range(2)]
+    free = answer_tokens(janus, pictures[:2], [20, 20], eos_id=-1)  # never drawn
+    assert free == expected
+    swapped = answer_tokens(janus, pictures[1::-1], [20, 20], eos_id=-1)
+    assert swapped[0] != free[0] and swapped[1] != free[1]  # the picture matters
 
-    eos = int(free[0, 3])  # an answer ends with its first EOS, or at its limit
-    first = int(np.argmax(free[0] == eos))
-    engine = TextEngine(model, janus.processor.tokenizer.image_id, eos_id=eos)
-    cut = answer_tokens(janus, engine, pictures[:2], [16, 1])
-    np.testing.assert_array_equal(cut[0, :first], free[0, :first])
-    assert (cut[0, first:] == eos).all() and (cut[1, 1:] == eos).all()
+    eos = free[0][3]  # an answer ends with its first EOS, or at its limit
+    cut = answer_tokens(janus, pictures[:2], [20, 1], eos_id=eos)
+    assert cut[0] == free[0][: free[0].index(eos)] and cut[1] in (free[1][:1], [])
 
 
 def test_an_answer_does_not_depend_on_the_batch(janus, pictures):
@@ -289,19 +292,18 @@ def test_an_answer_does_not_depend_on_the_batch(janus, pictures):
     assert janus.answer_batch([], []) == []
 
 
-def test_a_long_answer_stops_where_positions_end(janus, pictures):
+def test_a_long_answer_stops_where_positions_end(janus, pictures, monkeypatch):
     asked = {}
 
-    def answer(params, pixels, ids, mask, limits, keys, knobs, mode, max_new_tokens):
-        asked.update(limits=limits, lengths=mask.sum(1), longest=max_new_tokens)
-        return np.zeros((len(ids), max_new_tokens), int)
+    class Silent(Dialogue):
+        def turn(self, ids, pixels, limits, keys):
+            asked.update(limits=np.array(limits), lengths=np.array([len(i) for i in ids]))
+            yield np.zeros((len(ids), 1), np.int32)
 
-    limited = janus.with_params(janus.params)
-    limited._texts = SimpleNamespace(answer=answer)
-    limited.answer_batch(pictures[:2], QUESTIONS, max_new_tokens=1000)
+    monkeypatch.setattr("janus_jax.sampling.janus.Dialogue", Silent)
+    janus.answer_batch(pictures[:2], QUESTIONS, max_new_tokens=1000)
     # The last token takes no position, for it is never fed back.
     assert (asked["limits"] + asked["lengths"] - 1).tolist() == [64, 64]
-    assert asked["longest"] >= max(asked["limits"])
 
 
 def test_filter_keeps_the_right_classes():
@@ -369,4 +371,4 @@ def test_bad_questions(janus, pictures):
 def test_a_processor_of_another_model_is_refused(janus):
     config = ProcessorConfig.from_model(CONFIG, num_codes=99)
     with pytest.raises(UserError, match="num_codes is 99, but test needs 16"):
-        Janus(CONFIG, janus.params, Processor(config, janus.processor.tokenizer))
+        Janus(CONFIG, random_params(CONFIG), Processor(config, janus.processor.tokenizer))

@@ -49,9 +49,15 @@ def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array
 
 
 def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates [B, T, N, H] heads by the angles of `rotary`; float32 inside, dtype of x outside."""
+    """Rotates heads by the angles of `rotary`; float32 inside, dtype of x outside.
+
+    Args:
+      x: [B, T, ..., H], such as [B, T, N, H].
+      cos, sin: [B, T, H/2].
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
+    over_heads = tuple(range(cos.ndim - 1, x.ndim - 1))
+    cos, sin = jnp.expand_dims(cos, over_heads), jnp.expand_dims(sin, over_heads)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 

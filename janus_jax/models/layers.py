@@ -93,8 +93,15 @@ class Embed(nn.Module):
         return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
 
 
-class RMSNorm(nn.Module):
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, dtype: jnp.dtype) -> jax.Array:
     """x / rms(x) over the last axis, in float32, cast to `dtype` BEFORE the weight (LLaMA)."""
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return x.astype(dtype) * scale.astype(dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with its weight."""
 
     eps: float
     dtype: jnp.dtype = jnp.float32
@@ -103,9 +110,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", initializer("scale"), (x.shape[-1],), self.param_dtype)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        return x.astype(self.dtype) * scale.astype(self.dtype)
+        return rms_norm(x, scale, self.eps, self.dtype)
 
 
 class LayerNorm(nn.LayerNorm):

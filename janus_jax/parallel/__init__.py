@@ -1,6 +1,13 @@
 """Where arrays live: the mesh, the sharding rules and multi-process set-up."""
 
-from janus_jax.parallel.mesh import AXES, batch_sharding, global_batch, make_mesh, replicated
+from janus_jax.parallel.mesh import (
+    AXES,
+    BATCH_AXES,
+    batch_sharding,
+    global_batch,
+    make_mesh,
+    replicated,
+)
 from janus_jax.parallel.multihost import initialize
 from janus_jax.parallel.rules import (
     param_shardings,
@@ -11,6 +18,7 @@ from janus_jax.parallel.rules import (
 
 __all__ = [
     "AXES",
+    "BATCH_AXES",
     "batch_sharding",
     "global_batch",
     "initialize",

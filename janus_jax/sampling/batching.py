@@ -21,14 +21,21 @@ def padded_size(count: int, max_batch: int) -> int:
     return min(max_batch, 1 << (count - 1).bit_length())
 
 
+def bucket(length: int, least: int = BUCKET) -> int:
+    """`length` rounded up to one of four sizes an octave: few programs, at most a quarter too long."""
+    return round_up(length, max(least, (1 << length.bit_length()) // 8))
+
+
 def left_pad(rows: Sequence[Sequence[int]], size: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
     """Right-aligns `rows` in a bucketed length; repeats the last row up to `size` rows.
+
+    Lengths are multiples of `BUCKET`, few as prompts are; `bucket` makes fewer of long ones.
 
     Returns:
       ids int32 [size, T] and mask bool [size, T], False on the padding.
     """
     rows = [*rows, *[rows[-1]] * (size - len(rows))]
-    length = round_up(max(map(len, rows)))
+    length = bucket(max(map(len, rows)))
     ids = np.full((size, length), fill, np.int32)
     mask = np.zeros((size, length), bool)
     for i, row in enumerate(rows):
@@ -58,9 +65,3 @@ def prefill_mask(mask: jax.Array, length: int) -> jax.Array:
     query, key = jnp.arange(T)[:, None], jnp.arange(length)[None]
     keys = jnp.pad(mask, ((0, 0), (0, length - T)))
     return (keys[:, None] & (key <= query)) | (key == query)
-
-
-def step_mask(mask: jax.Array, length: int, index: jax.Array) -> jax.Array:
-    """Attention of the token at cache slot `index` over S = `length` slots: bool [B, 1, S]."""
-    keys = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])), constant_values=True)
-    return (keys & (jnp.arange(length) <= index))[:, None]

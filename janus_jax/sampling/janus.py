@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from janus_jax import checkpoints, models
@@ -24,11 +24,15 @@ from janus_jax.processing import (
     understanding_pixels,
 )
 from janus_jax.processing.image import ImageLike
-from janus_jax.sampling.batching import left_pad, padded_size, round_up
-from janus_jax.sampling.conversation import Conversation
+from janus_jax.sampling.batching import bucket, padded_size
+from janus_jax.sampling.conversation import Conversation, Conversations
+from janus_jax.sampling.dialogue import Dialogue
+from janus_jax.sampling.drawing import Drawer, OnPreview, Preview, Request
 from janus_jax.sampling.image_engine import ImageEngine
-from janus_jax.sampling.logits import make_knobs
+from janus_jax.sampling.logits import Knobs, Mode, make_knobs
+from janus_jax.sampling.memory import answer_bytes, decode_bytes, most_rows, picture_bytes
 from janus_jax.sampling.text_engine import TextEngine
+from janus_jax.sampling.weights import Weights, pack
 from janus_jax.weights import our_directory
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]  # such as tqdm.tqdm
@@ -40,8 +44,9 @@ class Janus:
     Attributes:
       config: architecture, with unrolled layers.
       processor: tokenizer and prompt layouts.
-      params: parameter tree, layers unrolled, on the device.
+      weights: packed parameters, on the device (`weights.pack`).
       max_batch: most pictures or answers computed at once; more are split.
+      memory_limit: bytes that a batch may take beside the weights; None takes what is free.
     """
 
     def __init__(
@@ -51,21 +56,42 @@ class Janus:
         processor: Processor,
         policy: Policy | None = None,
         max_batch: int = 64,
+        mesh: Mesh | None = None,
+        int8: Collection[str] = (),
+        memory_limit: int | None = None,
     ):
-        """Takes parameters of either layout (scanned ones are unstacked once).
+        """Takes parameters of either layout and packs them once (`weights.pack`).
+
+        Args:
+          config: architecture.
+          params: parameter tree. It is not kept: drop your reference, and the language model is never
+            in memory twice.
+          processor: tokenizer and prompt layouts.
+          policy: dtypes.
+          max_batch: most pictures or answers at once.
+          mesh: from `parallel.make_mesh`: pictures over `data` x `fsdp`, heads over `tensor`.
+          int8: "weights", "cache" or both: smaller and, where memory is the limit, faster; not exact.
+          memory_limit: bytes that a batch may take beside the weights; None takes what is free.
 
         Raises:
-          UserError: the processor does not fit the architecture.
+          UserError: the processor does not fit the architecture, or an unknown or impossible option.
         """
         _check_fit(config, processor)
+        if unknown := set(int8) - {"weights", "cache"}:
+            raise UserError(f"int8 can be 'weights' and 'cache', not {sorted(unknown)}")
         self.config = config.replace(scan_layers=False)
         self.processor = processor
         self.max_batch = max_batch
+        self.memory_limit = memory_limit
+        self._policy = policy or Policy()
+        self._mesh, self._int8 = mesh, "weights" in int8
+        self._cache_dtype = _cache_dtype(self._policy, "cache" in int8)
         tokenizer = processor.tokenizer
-        self._model = model = models.Janus(self.config, policy or Policy())
-        self._images = ImageEngine(model, tokenizer.pad_id)
-        self._texts = TextEngine(model, tokenizer.image_id, tokenizer.eos_id)
-        self.params = self._prepare(params)
+        self._images = ImageEngine(self.config, self._policy, self._cache_dtype, mesh)
+        self._texts = TextEngine(
+            self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, self._cache_dtype
+        )
+        self.weights = self._pack(params)
 
     @classmethod
     def load(
@@ -73,12 +99,18 @@ class Janus:
         directory: str | Path,
         step: int | None = None,
         policy: Policy | None = None,
-        max_batch: int = 64,
+        **options: Any,
     ) -> Janus:
         """Reads a model directory or a training run's directory (newest step unless `step`).
 
         A directory in the official or in the Hugging Face format, or a hub id such as
         "deepseek-ai/Janus-Pro-1B", is converted on first use into a cache (`weights.cache`).
+
+        Args:
+          directory: what to read.
+          step: of a training run.
+          policy: dtypes.
+          **options: `max_batch`, `mesh`, `int8` and `memory_limit` of `Janus`.
 
         Raises:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
@@ -88,35 +120,21 @@ class Janus:
         processor = Processor(
             ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
         )
-        params = {
-            # The image tokenizer stays in float32: see `Policy`.
-            name: part if name == "vq" else jax.tree.map(lambda x: x.astype(policy.param), part)
-            for name, part in loaded.params.items()
-        }
-        return cls(loaded.config, params, processor, policy, max_batch)
+        params, config = loaded.params, loaded.config
+        del loaded  # holds the parameters, too
+        return cls(config, params, processor, policy, **options)
 
     def with_params(self, params: models.Params) -> Janus:
         """The same model with other parameters; shares everything that is compiled."""
         other = copy.copy(self)
-        other.params = self._prepare(params)
+        other.weights = self._pack(params)
         return other
 
     def generate(
-        self,
-        prompt: str | Sequence[str],
-        n: int = 1,
-        seed: int = 0,
-        cfg_weight: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        progress: Progress | None = None,
+        self, prompt: str | Sequence[str], n: int = 1, **settings: Any
     ) -> list[Image.Image]:
-        """Draws `n` pictures of each prompt; see `generate_arrays`."""
-        arrays = self.generate_arrays(
-            prompt, n, seed, cfg_weight, temperature, top_k, top_p, progress
-        )
-        return [Image.fromarray(array) for array in arrays]
+        """Draws `n` pictures of each prompt as PIL images; `settings` are those of `generate_arrays`."""
+        return [Image.fromarray(array) for array in self.generate_arrays(prompt, n, **settings)]
 
     def generate_arrays(
         self,
@@ -128,13 +146,15 @@ class Janus:
         top_k: int | None = None,
         top_p: float | None = None,
         progress: Progress | None = None,
+        preview: OnPreview | None = None,
+        preview_every: int | None = None,
     ) -> np.ndarray:
         """Draws `n` pictures of each prompt.
 
         Picture i of a prompt depends on (prompt, seed, i) alone, not on what else is drawn.
 
         Args:
-          prompt: one prompt or several.
+          prompt: one prompt or several, of any lengths.
           n: pictures of each prompt.
           seed: 0 to 2**32 - 1.
           cfg_weight: guidance; None takes the checkpoint's own, 1 is without and twice as fast.
@@ -142,34 +162,45 @@ class Janus:
             prompt are equal.
           top_k, top_p: draw from the most likely codes only; None does not restrict.
           progress: wraps the list of batches, such as `tqdm.tqdm`.
+          preview: is called with a `Preview` while pictures grow; what it raises stops the drawing.
+          preview_every: codes between two previews; None is an eighth of a picture.
 
         Returns:
           uint8 [len(prompts) * n, H, W, 3], the pictures of the first prompt first.
 
         Raises:
-          UserError: a bad argument; the message names it.
+          UserError: a bad argument, or not even one picture fits into memory; the message says which.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        size = self.config.vq.image_size
+        size, total = self.config.vq.image_size, self.config.vq.num_codes
+        if not prompts:
+            raise UserError("prompt is an empty list: give at least one prompt")
         if n < 1:
             raise UserError(f"n, the number of pictures of each prompt, must be >= 1, got {n}")
-        if cfg_weight is None:
-            cfg_weight = self.processor.config.cfg_weight
-        if temperature is None:
-            temperature = self.processor.config.temperature
+        every = max(1, total // 8) if preview_every is None else preview_every
+        if every < 1:
+            raise UserError(f"preview_every must be >= 1 codes, got {every}")
+        own = self.processor.config
         knobs, mode = make_knobs(
-            self.config.vq.codebook_size, cfg_weight, temperature, top_k, top_p
+            self.config.vq.codebook_size,
+            own.cfg_weight if cfg_weight is None else cfg_weight,
+            own.temperature if temperature is None else temperature,
+            top_k,
+            top_p,
         )
         key = _key(seed)
-        requests = [(ids, i) for ids in map(self._generation_ids, prompts) for i in range(n)]
+        requests = [Request(ids, i) for ids in map(self._generation_ids, prompts) for i in range(n)]
+        most = self._most_pictures(max(len(r.ids) for r in requests), mode.guided)
+        drawer = self._drawer()
         out = [np.zeros((0, size, size, 3), np.uint8)]
-        for batch in _batches(requests, self.max_batch, progress):
-            rows = padded_size(len(batch), self.max_batch)
-            ids, mask = left_pad([row for row, _ in batch], rows, self.processor.tokenizer.pad_id)
-            keys = _picture_keys(key, batch, rows)
-            codes = self._images.codes(self.params, ids, mask, keys, knobs, mode=mode)
-            pixels = self._images.pixels(self.params, codes)
-            out.append(np.asarray(pixels)[: len(batch)])
+        for batch in _batches(requests, most, progress):
+            if preview is None:
+                out.append(drawer.draw(batch, most, key, knobs, mode))
+                continue
+            first = sum(map(len, out))
+            for done, pixels in drawer.draw_seen(batch, most, key, knobs, mode, every):
+                preview(Preview(first, done, total, pixels))
+            out.append(pixels)
         return np.concatenate(out)
 
     def answer(
@@ -208,6 +239,7 @@ class Janus:
         Raises:
           UserError: a bad argument; the message names it.
         """
+        images = list(images)  # one object a picture, also of an array of pictures
         if len(images) != len(questions):
             raise UserError(f"there are {len(images)} images, but {len(questions)} questions")
         if max_new_tokens < 1:
@@ -216,29 +248,30 @@ class Janus:
             self.config.decoder.vocab_size, temperature=temperature, top_p=top_p
         )
         key = _key(seed)
+        asked = list(map(self._understanding_ids, questions))
         size = self.config.siglip.image_size
-        requests = list(zip(images, map(self._understanding_ids, questions), strict=True))
+        # A picture that is asked about several times is read, resized and encoded once.
+        pixels = {id(i): understanding_pixels(load_image(i), size) for i in images}
+        requests = [([pixels[id(image)]], ids) for image, ids in zip(images, asked, strict=True)]
+        limits = [min(max_new_tokens, self._room(ids)) for ids in asked]
+        slots = max((len(ids) + n for ids, n in zip(asked, limits, strict=True)), default=0)
+        most = self._most_answers(slots)
         answers: list[str] = []
-        for batch in _batches(requests, self.max_batch, progress):
-            rows = padded_size(len(batch), self.max_batch)
+        for batch in _batches(list(zip(requests, limits, strict=True)), most, progress):
+            rows = padded_size(len(batch), most)
             padded = [*batch, *[batch[-1]] * (rows - len(batch))]
-            pixels = [understanding_pixels(load_image(image), size) for image, _ in batch]
-            pixels += [pixels[-1]] * (rows - len(batch))
-            ids, mask = left_pad([row for _, row in padded], rows, self.processor.tokenizer.pad_id)
-            limits = np.array([min(max_new_tokens, self._room(row)) for _, row in padded], np.int32)
-            tokens = self._texts.answer(
-                self.params,
-                np.stack(pixels),
-                ids,
-                mask,
-                limits,
+            dialogue = self._dialogue(rows, knobs, mode)
+            lengths = [limit for _, limit in padded]
+            pieces = dialogue.turn(
+                [ids for (_, ids), _ in padded],
+                [shown for (shown, _), _ in padded],
+                lengths,
                 jnp.broadcast_to(key, (rows,)),
-                knobs,
-                mode=mode,
-                max_new_tokens=round_up(int(limits.max())),
             )
-            tokens = np.asarray(tokens)[: len(batch)]
-            answers += [self.processor.tokenizer.decode(row).strip() for row in tokens]
+            tokens = np.concatenate(list(pieces), axis=1)
+            for row in range(len(batch)):
+                text = self.processor.tokenizer.decode(dialogue.cut(tokens[row], lengths[row]))
+                answers.append(text.strip())
         return answers
 
     def conversation(
@@ -249,12 +282,62 @@ class Janus:
         Raises:
           UserError: a bad argument; the message names it.
         """
-        _key(seed)
-        return Conversation(self._model, self.params, self.processor, temperature, top_p, seed)
+        return Conversation(self.conversations(1, temperature, top_p, seed))
 
-    def _prepare(self, params: models.Params) -> models.Params:
-        """Unrolled layers, on the device."""
-        return jax.tree.map(jnp.asarray, models.unstack_layers(params, self.config))
+    def conversations(
+        self, count: int, temperature: float = 0.0, top_p: float | None = None, seed: int = 0
+    ) -> Conversations:
+        """`count` new conversations that are answered together.
+
+        Raises:
+          UserError: a bad argument; the message names it.
+        """
+        if count < 1:
+            raise UserError(f"count, the number of conversations, must be >= 1, got {count}")
+        _key(seed)
+        vocab = self.config.decoder.vocab_size
+        knobs, mode = make_knobs(vocab, temperature=temperature, top_p=top_p)
+        return Conversations(
+            self._dialogue(count, knobs, mode),
+            self.processor,
+            self.config.siglip.image_size,
+            self.config.decoder.max_position,
+            seed,
+        )
+
+    def _pack(self, params: models.Params) -> Weights:
+        return pack(params, self.config, self._policy, self._mesh, self._int8)
+
+    def _drawer(self) -> Drawer:
+        return Drawer(
+            self._images,
+            self.weights,
+            self.processor.tokenizer.pad_id,
+            self.config.vq.num_codes,
+            self._data_shards(),
+        )
+
+    def _dialogue(self, rows: int, knobs: Knobs, mode: Mode) -> Dialogue:
+        tokenizer = self.processor.tokenizer
+        return Dialogue(
+            self._texts, self.weights, rows, knobs, mode, tokenizer.pad_id, tokenizer.eos_id
+        )
+
+    def _data_shards(self) -> int:
+        return 1 if self._mesh is None else self._mesh.size // self._mesh.shape["tensor"]
+
+    def _most_pictures(self, prompt_length: int, guided: bool) -> int:
+        """Pictures at once: what memory allows, at most `max_batch`."""
+        each = picture_bytes(self.config, bucket(prompt_length), guided, self._cache_dtype)
+        shards = self._data_shards()
+        fixed = decode_bytes(self.config, 1)
+        return shards * most_rows(
+            each, fixed, self.memory_limit, max(1, self.max_batch // shards), "picture"
+        )
+
+    def _most_answers(self, slots: int) -> int:
+        each = answer_bytes(self.config, bucket(slots), self._cache_dtype)
+        return most_rows(each, 0, self.memory_limit, self.max_batch, "answer")
 
     def _room(self, ids: Sequence[int]) -> int:
         """Tokens that fit after `ids`; the last one is never fed back."""
@@ -277,20 +360,17 @@ class Janus:
         return ids
 
 
+def _cache_dtype(policy: Policy, int8: bool) -> jnp.dtype:
+    """The compute dtype, but float32 on a CPU, where attention in bfloat16 is far slower."""
+    if int8:
+        return jnp.dtype(jnp.int8)
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else policy.compute
+
+
 def _key(seed: int) -> jax.Array:
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
     return jax.random.key(seed)
-
-
-def _picture_keys(key: jax.Array, batch: Sequence[tuple[list[int], int]], rows: int) -> jax.Array:
-    """One key [rows] for each (prompt ids, index): another prompt draws other noise, too."""
-    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    prompts = [zlib.crc32(np.asarray(ids, np.int32).tobytes()) for ids, _ in batch]
-    indices = [index for _, index in batch]
-    padding = [0] * (rows - len(batch))
-    keys = fold(key, jnp.array(prompts + padding, jnp.uint32))
-    return jax.vmap(jax.random.fold_in)(keys, jnp.array(indices + padding, jnp.uint32))
 
 
 def _batches(requests: list[Any], size: int, progress: Progress | None) -> Iterable[list[Any]]:

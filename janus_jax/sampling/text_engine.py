@@ -1,97 +1,211 @@
-"""Pictures and questions -> answer tokens: prefill, then a while loop until every row is done.
+"""Pictures and questions -> answer tokens: prefill of a turn, then blocks of decode steps.
 
-Source: deepseek-ai/Janus `inference.py` and `MultiModalityCausalLM.prepare_inputs_embeds`.
+Source: deepseek-ai/Janus `inference.py` and `MultiModalityCausalLM.prepare_inputs_embeds`. A turn's
+prompts are left-padded, so that all rows write the same slots of the cache; `valid` remembers which of
+them hold something. A block ends without asking the host anything: rows that are done go on with
+end-of-sentence, which is not valid and hence not seen.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from janus_jax import models
-from janus_jax.sampling.batching import positions_of, prefill_mask, step_mask
+from janus_jax.config import JanusConfig, Policy
+from janus_jax.sampling import decoder, kv_cache
 from janus_jax.sampling.logits import Knobs, Mode, fold_in, sample
+from janus_jax.sampling.weights import Weights
+
+BLOCK = 16  # tokens between two looks at whether all rows are done
+
+
+class State(NamedTuple):
+    """What was said so far, in all rows.
+
+    Attributes:
+      cache: [B, ...].
+      valid: bool [B, S], slots that hold a token.
+      positions: int32 [B], of the next token.
+      index: int32, the next slot to write.
+    """
+
+    cache: kv_cache.Cache
+    valid: jax.Array
+    positions: jax.Array
+    index: jax.Array
+
+
+class Answer(NamedTuple):
+    """An answer that is being given.
+
+    Attributes:
+      last: int32 [B] tokens drawn last, not in the cache yet.
+      done: bool [B], the row has drawn its end-of-sentence or as many tokens as it may.
+      ended: bool [B], its end-of-sentence is drawn: a limit brings it about one step later.
+      over: bool [B], it was drawn before `last`, which hence belongs to nothing.
+      step: int32, tokens drawn so far.
+    """
+
+    last: jax.Array
+    done: jax.Array
+    ended: jax.Array
+    over: jax.Array
+    step: jax.Array
 
 
 class TextEngine:
-    """Compiled answering of one architecture. Compiles once for each shape and `Mode`."""
+    """Compiled answering of one architecture. Compiles once for each shape and `Mode`.
 
-    def __init__(self, model: models.Janus, image_id: int, eos_id: int):
-        self._model = model
-        self._image_id = image_id
-        self._eos_id = eos_id
-        self.answer = jax.jit(self._answer, static_argnames=("max_new_tokens", "mode"))
+    Args:
+      config: architecture.
+      policy: dtypes.
+      image_id: token at the image slots.
+      eos_id: token that ends an answer.
+      cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
+    """
 
-    def _answer(
+    def __init__(
         self,
-        params: Any,
-        pixels: jax.Array,
+        config: JanusConfig,
+        policy: Policy,
+        image_id: int,
+        eos_id: int,
+        cache_dtype: str | None = None,
+    ):
+        self._config = config
+        self._model = models.Janus(config.replace(scan_layers=False), policy)
+        self._dtype = policy.compute
+        self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
+        self._image_id, self._eos_id = image_id, eos_id
+        self.features = jax.jit(self._features)
+        self.grow = jax.jit(_grow, static_argnames="length")
+        self.prefill = jax.jit(self._prefill, static_argnames="mode", donate_argnames="state")
+        self.block = jax.jit(
+            self._block, static_argnames="mode", donate_argnames=("state", "answer")
+        )
+
+    def empty(self, rows: int, length: int) -> State:
+        """Nothing said yet."""
+        cache = kv_cache.empty(self._config.decoder, (rows,), length, self._cache_dtype)
+        return State(
+            cache, jnp.zeros((rows, length), bool), jnp.zeros(rows, jnp.int32), jnp.int32(0)
+        )
+
+    def _features(self, weights: Weights, pixels: jax.Array) -> jax.Array:
+        """Pictures uint8 [U, H, W, 3] -> tokens for the decoder [U, P, D]."""
+        pixels = (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
+        features = self._model.apply({"params": weights["vision"]}, pixels, method="embed_images")
+        return features.astype(self._dtype)
+
+    def _prefill(
+        self,
+        weights: Weights,
+        state: State,
         ids: jax.Array,
         mask: jax.Array,
+        features: jax.Array | None,
+        pictures: jax.Array,
         limits: jax.Array,
         keys: jax.Array,
         knobs: Knobs,
         mode: Mode,
-        max_new_tokens: int,
-    ) -> jax.Array:
-        """Generates one answer a row.
+    ) -> tuple[State, Answer]:
+        """Adds one turn to every row and draws the first token of the answers.
 
         Args:
-          params: parameter tree, layers unrolled.
-          pixels: uint8 [B, H, W, 3] understanding inputs.
-          ids: int32 [B, T] prompts, left-padded, with `image_id` at the image slots.
+          weights: from `weights.pack`.
+          state: donated; has at least T free slots.
+          ids: int32 [B, T], left-padded, with `image_id` at the image slots.
           mask: bool [B, T], False on the left padding.
-          limits: int32 [B] most tokens of each answer, from 1 to `max_new_tokens`.
+          features: [U, P, D] of all pictures of the turn; None without any.
+          pictures: int32 [B, M], which of them each row shows, in order; rows with fewer repeat any.
+          limits: int32 [B] most tokens of each answer, >= 1.
           keys: [B] random keys.
-
-        Returns:
-          int32 [B, max_new_tokens]; from the first EOS or the limit on, everything is EOS.
         """
-        model, config = self._model, self._model.config
-        apply = partial(model.apply, {"params": params})
-        B, T = ids.shape
-        length = T + max_new_tokens - 1  # the last token is never fed back
-        lengths = mask.sum(axis=-1, dtype=jnp.int32)
-        cache = models.init_cache(config, B, length, model.policy.compute)
+        x = decoder.embed_text(weights, ids)
+        if features is not None:
+            shown = features[pictures].reshape(len(ids), -1, features.shape[-1])
+            x = fill_slots(x, shown, (ids == self._image_id) & mask)
+        T, length = ids.shape[1], state.valid.shape[1]
+        start = state.index
+        valid = jax.lax.dynamic_update_slice(state.valid, mask, (0, start))
+        slot, query = jnp.arange(length), start + jnp.arange(T)
+        seen = valid[:, None] & (slot <= query[:, None])
+        seen |= slot == query[:, None]  # a padding token sees itself: no row without any key
+        positions = state.positions[:, None] + jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+        hidden, cache = decoder.decode(
+            weights, self._config.decoder, x, positions, seen, state.cache, start
+        )
+        state = State(cache, valid, state.positions + mask.sum(-1, dtype=jnp.int32), start + T)
+        nobody = jnp.zeros(len(ids), bool)
+        silent = Answer(ids[:, -1], nobody, nobody, nobody, jnp.int32(0))
+        answer = self._draw(weights, hidden[:, -1], silent, limits, keys, knobs, mode)
+        return state, answer
 
-        def draw(hidden: jax.Array, step: jax.Array, done: jax.Array):
-            """Hidden states [B, D] -> tokens [B] and which rows are done after them."""
-            logits = apply(hidden, method="text_logits")
-            tokens = sample(logits, fold_in(keys, step), knobs, mode)
-            tokens = jnp.where(done, self._eos_id, tokens)
-            return tokens, done | (tokens == self._eos_id) | (step + 1 >= limits)
+    def _block(
+        self,
+        weights: Weights,
+        state: State,
+        answer: Answer,
+        limits: jax.Array,
+        keys: jax.Array,
+        knobs: Knobs,
+        mode: Mode,
+    ) -> tuple[State, Answer, jax.Array]:
+        """Draws `BLOCK` more tokens of every row: (state, answer, int32 [B, BLOCK]).
 
-        def unfinished(state):
-            return ~jnp.all(state[1])
+        `state` and `answer` are donated; `BLOCK` slots are free.
+        """
+        slot = jnp.arange(state.valid.shape[1])
 
-        def next_token(state):
-            step, done, answer, last, cache = state
-            index = T + step - 1
-            hidden, cache = apply(
-                apply(last[:, None], method="embed_text"),
-                (lengths + step - 1)[:, None],
-                step_mask(mask, length, index),
-                cache,
+        def step(carry, _):
+            state, answer = carry
+            index = state.index
+            valid = jax.lax.dynamic_update_slice(state.valid, ~answer.over[:, None], (0, index))
+            seen = valid | (slot == index)
+            hidden, cache = decoder.decode(
+                weights,
+                self._config.decoder,
+                decoder.embed_text(weights, answer.last)[:, None],
+                state.positions[:, None],
+                seen[:, None],
+                state.cache,
                 index,
-                method="decode",
             )
-            tokens, done = draw(hidden[:, 0], step, done)
-            return step + 1, done, answer.at[:, step].set(tokens), tokens, cache
+            positions = state.positions + ~answer.over
+            answer = self._draw(weights, hidden[:, 0], answer, limits, keys, knobs, mode)
+            return (State(cache, valid, positions, index + 1), answer), answer.last
 
-        features = apply((pixels.astype(jnp.float32) / 255 - 0.5) / 0.5, method="embed_images")
-        embeds = fill_slots(
-            apply(ids, method="embed_text"), features, (ids == self._image_id) & mask
-        )
-        hidden, cache = apply(
-            embeds, positions_of(mask), prefill_mask(mask, length), cache, 0, method="decode"
-        )
-        tokens, done = draw(hidden[:, -1], jnp.int32(0), jnp.zeros(B, bool))
-        answer = jnp.full((B, max_new_tokens), self._eos_id, jnp.int32).at[:, 0].set(tokens)
-        state = (jnp.int32(1), done, answer, tokens, cache)
-        return jax.lax.while_loop(unfinished, next_token, state)[2]
+        (state, answer), tokens = jax.lax.scan(step, (state, answer), length=BLOCK)
+        return state, answer, tokens.T
+
+    def _draw(
+        self,
+        weights: Weights,
+        hidden: jax.Array,
+        answer: Answer,
+        limits: jax.Array,
+        keys: jax.Array,
+        knobs: Knobs,
+        mode: Mode,
+    ) -> Answer:
+        """Hidden states [B, D] -> the next token; rows that are done draw end-of-sentence."""
+        logits = decoder.text_logits(weights, hidden)
+        tokens = sample(logits, fold_in(keys, answer.step), knobs, mode)
+        tokens = jnp.where(answer.done, self._eos_id, tokens)
+        ended = answer.ended | (tokens == self._eos_id)
+        step = answer.step + 1
+        return Answer(tokens, ended | (step >= limits), ended, answer.ended, step)
+
+
+def _grow(state: State, length: int) -> State:
+    """The same state with room for `length` slots."""
+    extra = length - state.valid.shape[1]
+    valid = jnp.pad(state.valid, ((0, 0), (0, extra)))
+    return state._replace(cache=kv_cache.grow(state.cache, length), valid=valid)
 
 
 def fill_slots(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Array:
@@ -99,8 +213,8 @@ def fill_slots(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.
 
     Args:
       embeds: [B, T, D] text embeddings.
-      features: [B, P, D], one for each slot.
-      slots: bool [B, T], P True in each row.
+      features: [B, P, D], one for each slot; more than there are slots are not used.
+      slots: bool [B, T].
     """
     order = jnp.maximum(jnp.cumsum(slots, axis=-1) - 1, 0)
     at_slots = jnp.take_along_axis(features, order[..., None], axis=1)

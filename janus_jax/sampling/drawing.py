@@ -1,0 +1,132 @@
+"""Requests for pictures on the host: keys, batches, and pictures that are seen while they grow."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.sampling.batching import left_pad, padded_size
+from janus_jax.sampling.image_engine import WINDOW, ImageEngine, Prompts, plan_prompts
+from janus_jax.sampling.logits import Knobs, Mode
+from janus_jax.sampling.weights import Weights
+
+GREY = 127  # of what is not drawn yet
+
+
+class Request(NamedTuple):
+    """One picture: prompt ids from BOS to BOI, and its number among those of the prompt."""
+
+    ids: list[int]
+    index: int
+
+
+class Preview(NamedTuple):
+    """Pictures that are still being drawn.
+
+    Attributes:
+      first: number of the first of them among all that were asked for.
+      done: codes drawn so far, of each.
+      total: codes of a picture.
+      pixels: uint8 [n, H, W, 3], grey where nothing is drawn yet.
+    """
+
+    first: int
+    done: int
+    total: int
+    pixels: np.ndarray
+
+
+# Sees the pictures while they are drawn. What it raises stops the drawing and reaches the caller.
+OnPreview = Callable[[Preview], None]
+
+
+class Drawer:
+    """Draws batches of requests with one engine and one set of weights.
+
+    Args:
+      engine: compiled functions.
+      weights: from `weights.pack`.
+      pad_id: of the unconditional prompt, and of left padding.
+      num_codes: codes of a picture.
+      multiple: the number of pictures of a batch is a multiple of this (the mesh's `data` x `fsdp`).
+    """
+
+    def __init__(
+        self, engine: ImageEngine, weights: Weights, pad_id: int, num_codes: int, multiple: int = 1
+    ):
+        self._engine, self._weights = engine, weights
+        self._pad_id, self._num_codes, self._multiple = pad_id, num_codes, multiple
+
+    def arrange(
+        self, batch: Sequence[Request], most: int, guided: bool, key: jax.Array
+    ) -> tuple[Prompts, jax.Array]:
+        """Host arrays of one program call for `batch`, padded to a bucketed size, and its keys [B]."""
+        columns = padded_size(len(batch), most)
+        columns = -(-columns // self._multiple) * self._multiple
+        prompts, rows = plan_prompts([r.ids for r in batch], columns, guided, self._pad_id)
+        ids, mask = left_pad(prompts, padded_size(len(prompts), 1 << 30), self._pad_id)
+        keys = picture_keys(key, batch, columns)
+        return Prompts(ids, mask, np.asarray(rows, np.int32)), keys
+
+    def draw(
+        self, batch: Sequence[Request], most: int, key: jax.Array, knobs: Knobs, mode: Mode
+    ) -> np.ndarray:
+        """Pixels uint8 [len(batch), H, W, 3], in one program."""
+        prompts, keys = self.arrange(batch, most, mode.guided, key)
+        _, pixels = self._engine.draw(self._weights, prompts, keys, knobs, mode=mode)
+        return np.asarray(pixels)[: len(batch)]
+
+    def draw_seen(
+        self,
+        batch: Sequence[Request],
+        most: int,
+        key: jax.Array,
+        knobs: Knobs,
+        mode: Mode,
+        every: int,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The same pictures in blocks of `every` codes: (codes drawn so far, pixels), the whole last."""
+        prompts, keys = self.arrange(batch, most, mode.guided, key)
+        engine, weights = self._engine, self._weights
+        T, total = prompts.ids.shape[1], self._num_codes
+        state, first = engine.start(weights, prompts, keys, knobs, mode=mode)
+        codes = np.zeros((keys.shape[0], total), np.int32)
+        codes[:, :1] = first
+        done = 1
+        while done < total:
+            steps = min(every - done % every, total - done)
+            # A window of the one-program engine, so that few programs serve any `every`.
+            end = min(1 + -(-(done + steps - 1) // WINDOW) * WINDOW, total)
+            state, new = engine.advance(
+                weights, state, done, keys, knobs, T + end - 1, steps, mode, T
+            )
+            codes[:, done : done + steps] = new
+            done += steps
+            pixels = np.array(engine.pixels(weights, codes))[: len(batch)]
+            yield done, _hide(pixels, done, total)
+
+
+def picture_keys(key: jax.Array, batch: Sequence[Request], rows: int) -> jax.Array:
+    """One key [rows] for each (prompt ids, index): another prompt draws other noise, too."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    prompts = [zlib.crc32(np.asarray(ids, np.int32).tobytes()) for ids, _ in batch]
+    indices = [index for _, index in batch]
+    padding = [0] * (rows - len(batch))
+    keys = fold(key, jnp.array(prompts + padding, jnp.uint32))
+    return jax.vmap(jax.random.fold_in)(keys, jnp.array(indices + padding, jnp.uint32))
+
+
+def _hide(pixels: np.ndarray, done: int, total: int) -> np.ndarray:
+    """Grey where codes, row by row over the square grid, are not drawn yet."""
+    if done == total:
+        return pixels
+    grid = int(total**0.5)
+    side = pixels.shape[1] // grid
+    drawn = (np.arange(total) < done).reshape(grid, grid)
+    drawn = np.kron(drawn, np.ones((side, side), bool))
+    return np.where(drawn[..., None], pixels, np.uint8(GREY))
