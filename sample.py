@@ -2,7 +2,8 @@
 
   python sample.py --checkpoint runs/janus_tiny --prompt "a red apple on the left" --num_images 4
   python sample.py --checkpoint runs/janus_tiny --image out/image_000.png --question "what is it?"
-  python sample.py --checkpoint models/janus-pro-1b --interactive
+  python sample.py --checkpoint models/janus-pro-1b --prompt "a fox in the snow" --num_images 16 --preview
+  python sample.py --checkpoint models/janus-pro-1b --interactive --warmup
 
 A checkpoint is a model or run directory, or PyTorch weights (a directory or a hub id), converted on first use.
 Writes image_000.png, ..., grid.png (more than one picture) and samples.json to --out.
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from janus_jax.cli import Parser
@@ -46,6 +48,18 @@ def parse_flags() -> argparse.Namespace:
     add("--question", action="append", default=[], help="asked about --image; may be repeated")
     add("--interactive", action="store_true", help="a chat in the terminal, with pictures")
     add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    add(
+        "--int8",
+        default="",
+        metavar="PARTS",
+        help="'weights', 'cache' or 'weights,cache': less memory",
+    )
+    add("--mesh", default="", metavar="SIZES", help="several devices, such as data=2,tensor=4")
+    add(
+        "--memory_gb", type=float, metavar="GB", help="of a batch, beside the weights; default: all"
+    )
+    add("--preview", action="store_true", help="image_000.png, ... grow while they are drawn")
+    add("--warmup", action="store_true", help="compile everything first, then draw, answer or chat")
     add("--max_new_tokens", type=int, default=512, metavar="N", help="of an answer")
     add("--out", metavar="DIR", default="out", help="default: %(default)s")
     flags = parser.parse_args()
@@ -59,6 +73,8 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("--image and --question go together: give both")
     if flags.num_images < 1:
         raise UserError(f"--num_images must be at least 1, got {flags.num_images}")
+    if flags.memory_gb is not None and not flags.memory_gb > 0:
+        raise UserError(f"--memory_gb must be above 0, got {flags.memory_gb}")
     for name, texts in (("--prompt", flags.prompt), ("--question", flags.question)):
         if not all(text.strip() for text in texts):
             raise UserError(f"{name} is empty")
@@ -75,9 +91,42 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def progress(batches: list) -> tqdm:
-    """A bar on stderr when there is more than one batch."""
-    return tqdm(batches, unit="batch", disable=len(batches) < 2)
+def progress(items: list) -> tqdm:
+    """A bar on stderr when there is more than one item."""
+    return tqdm(items, unit="batch", disable=len(items) < 2)
+
+
+class Growing:
+    """Shows pictures while they are drawn: a bar of codes, and with `files` the files themselves."""
+
+    def __init__(self, total: int, files: list[Path] | None):
+        self._files = files
+        self._bar = tqdm(total=total, unit="code", disable=None)
+
+    def __call__(self, preview) -> None:
+        self._bar.update(preview.first * preview.total + preview.count * preview.done - self._bar.n)
+        if self._files is None or preview.done == preview.total:
+            return
+        for i, pixels in enumerate(preview.pixels(), preview.first):
+            write(self._files[i], lambda path, p=pixels: Image.fromarray(p).save(path, "PNG"))
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def parse_mesh(text: str):
+    """ "data=2,tensor=4" -> a mesh; "" is None."""
+    from janus_jax.parallel import make_mesh
+
+    if not text:
+        return None
+    try:
+        sizes = {name: int(size) for name, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        sizes = {}
+    if not sizes or set(sizes) - {"data", "tensor"}:
+        raise UserError(f"--mesh must look like data=2,tensor=4, not {text!r}")
+    return make_mesh(**sizes)
 
 
 def policy(dtype: str | None):
@@ -113,13 +162,38 @@ def chat(janus, flags: argparse.Namespace) -> None:
     ).run(lines())
 
 
+def warm_up(janus, flags: argparse.Namespace, previews: bool) -> None:
+    """Compiles the programs that these flags lead to, with a bar."""
+    count = janus.warmup(
+        pictures=[flags.num_images] if flags.prompt or flags.interactive else [],
+        answers=[1] if flags.question or flags.interactive else [],
+        max_new_tokens=flags.max_new_tokens,
+        cfg_weight=flags.cfg_weight,
+        temperature=flags.temperature,
+        previews=previews and not flags.interactive,
+        progress=lambda programs: tqdm(programs, unit="program", desc="compiling", disable=None),
+    )
+    print(f"compiled {count} programs")
+
+
 def main() -> None:
     flags = parse_flags()
     asked = load_image(flags.image) if flags.image else None
 
     from janus_jax import Janus  # after the flags: JAX takes seconds to import
+    from janus_jax.sampling import keep_programs
 
-    janus = Janus.load(flags.checkpoint, policy=policy(flags.dtype))
+    keep_programs()
+    janus = Janus.load(
+        flags.checkpoint,
+        policy=policy(flags.dtype),
+        int8=[part for part in flags.int8.split(",") if part],
+        mesh=parse_mesh(flags.mesh),
+        memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
+    )
+    seen = flags.preview or sys.stderr.isatty()
+    if flags.warmup:
+        warm_up(janus, flags, seen)
     if flags.interactive:
         chat(janus, flags)
         return
@@ -141,10 +215,15 @@ def main() -> None:
             "top_k": flags.top_k,
             "top_p": flags.top_p,
         }
+        count = len(flags.prompt) * flags.num_images
+        files = [f"image_{i:03d}.png" for i in range(count)]
+        paths = [out / file for file in files] if flags.preview else None
+        growing = Growing(count * janus.config.vq.num_codes, paths) if seen else None
         images = janus.generate(
-            flags.prompt, flags.num_images, flags.seed, progress=progress, **settings
+            flags.prompt, flags.num_images, seed=flags.seed, preview=growing, **settings
         )
-        files = [f"image_{i:03d}.png" for i in range(len(images))]
+        if growing:
+            growing.close()
         for file, image in zip(files, images, strict=True):
             write(out / file, lambda path, image=image: image.save(path, "PNG"))
         if len(images) > 1:

@@ -16,7 +16,7 @@ from janus_jax.sampling.logits import Knobs, Mode
 from janus_jax.sampling.text_engine import BLOCK, TextEngine
 from janus_jax.sampling.weights import Weights
 
-_ROOM = 64  # slots are given in multiples of this
+ROOM = 64  # slots are given in multiples of this
 
 
 class Dialogue:
@@ -142,7 +142,7 @@ class Dialogue:
 
     def _make_room(self, needed: int) -> None:
         """At least `needed` free slots."""
-        length = bucket(self._index + needed, _ROOM)
+        length = bucket(self._index + needed, ROOM)
         if self._state is None:
             self._state = self._engine.empty(len(self.said), length)
         elif length > self._state.valid.shape[1]:

@@ -30,15 +30,17 @@ class Preview(NamedTuple):
 
     Attributes:
       first: number of the first of them among all that were asked for.
+      count: how many there are.
       done: codes drawn so far, of each.
       total: codes of a picture.
-      pixels: uint8 [n, H, W, 3], grey where nothing is drawn yet.
+      pixels: computes them, uint8 [count, H, W, 3], grey where nothing is drawn yet.
     """
 
     first: int
+    count: int
     done: int
     total: int
-    pixels: np.ndarray
+    pixels: Callable[[], np.ndarray]
 
 
 # Sees the pictures while they are drawn. What it raises stops the drawing and reaches the caller.
@@ -89,26 +91,39 @@ class Drawer:
         knobs: Knobs,
         mode: Mode,
         every: int,
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """The same pictures in blocks of `every` codes: (codes drawn so far, pixels), the whole last."""
+        first: int = 0,
+    ) -> Iterator[Preview]:
+        """The same pictures in blocks of `every` codes; the last preview is of the whole pictures."""
         prompts, keys = self.arrange(batch, most, mode.guided, key)
         engine, weights = self._engine, self._weights
         T, total = prompts.ids.shape[1], self._num_codes
-        state, first = engine.start(weights, prompts, keys, knobs, mode=mode)
+        state, new = engine.start(weights, prompts, keys, knobs, mode=mode)
         codes = np.zeros((keys.shape[0], total), np.int32)
-        codes[:, :1] = first
+        codes[:, :1] = new
         done = 1
-        while done < total:
-            steps = min(every - done % every, total - done)
-            # A window of the one-program engine, so that few programs serve any `every`.
-            end = min(1 + -(-(done + steps - 1) // WINDOW) * WINDOW, total)
-            state, new = engine.advance(
-                weights, state, done, keys, knobs, T + end - 1, steps, mode, T
-            )
-            codes[:, done : done + steps] = new
-            done += steps
-            pixels = np.array(engine.pixels(weights, codes))[: len(batch)]
-            yield done, _hide(pixels, done, total)
+
+        def pixels() -> np.ndarray:
+            return _hide(np.asarray(engine.pixels(weights, codes))[: len(batch)], done, total)
+
+        yield Preview(first, len(batch), done, total, pixels)
+        for begin, steps, length in plan_blocks(T, total, every):
+            state, new = engine.advance(weights, state, begin, keys, knobs, length, steps, mode, T)
+            done = begin + steps
+            codes[:, begin:done] = new
+            yield Preview(first, len(batch), done, total, pixels)
+
+
+def plan_blocks(prompt_length: int, total: int, every: int) -> Iterator[tuple[int, int, int]]:
+    """(first code, codes, slots of the cache) of the blocks that end at multiples of `every`.
+
+    Slots are those of the program for whole pictures, so that few programs serve any `every`.
+    """
+    done = 1  # the prefill has drawn one
+    while done < total:
+        steps = min(every - done % every, total - done)
+        end = min(1 + -(-(done + steps - 1) // WINDOW) * WINDOW, total)
+        yield done, steps, prompt_length + end - 1
+        done += steps
 
 
 def picture_keys(key: jax.Array, batch: Sequence[Request], rows: int) -> jax.Array:

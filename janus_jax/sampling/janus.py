@@ -27,11 +27,12 @@ from janus_jax.processing.image import ImageLike
 from janus_jax.sampling.batching import bucket, padded_size
 from janus_jax.sampling.conversation import Conversation, Conversations
 from janus_jax.sampling.dialogue import Dialogue
-from janus_jax.sampling.drawing import Drawer, OnPreview, Preview, Request
+from janus_jax.sampling.drawing import Drawer, OnPreview, Request
 from janus_jax.sampling.image_engine import ImageEngine
 from janus_jax.sampling.logits import Knobs, Mode, make_knobs
 from janus_jax.sampling.memory import answer_bytes, decode_bytes, most_rows, picture_bytes
 from janus_jax.sampling.text_engine import TextEngine
+from janus_jax.sampling.warmup import Program, answering_programs, buckets, drawing_programs
 from janus_jax.sampling.weights import Weights, pack
 from janus_jax.weights import our_directory
 
@@ -198,9 +199,9 @@ class Janus:
                 out.append(drawer.draw(batch, most, key, knobs, mode))
                 continue
             first = sum(map(len, out))
-            for done, pixels in drawer.draw_seen(batch, most, key, knobs, mode, every):
-                preview(Preview(first, done, total, pixels))
-            out.append(pixels)
+            for seen in drawer.draw_seen(batch, most, key, knobs, mode, every, first):
+                preview(seen)
+            out.append(seen.pixels())
         return np.concatenate(out)
 
     def answer(
@@ -305,6 +306,79 @@ class Janus:
             seed,
         )
 
+    def warmup(
+        self,
+        pictures: Sequence[int] = (1,),
+        answers: Sequence[int] = (1,),
+        tokens: int = 64,
+        max_new_tokens: int = 512,
+        cfg_weight: float | None = None,
+        temperature: float | None = None,
+        preview_every: int | None = None,
+        previews: bool = False,
+        progress: Progress | None = None,
+    ) -> int:
+        """Compiles what the calls to come will need, so that none of them waits; runs nothing.
+
+        Args:
+          pictures: how many pictures of one prompt are drawn at once, for each number to prepare.
+          answers: how many questions, each about its own picture, are answered at once.
+          tokens: longest prompt and question, beyond what the chat template adds.
+          max_new_tokens: of an answer.
+          cfg_weight, temperature, preview_every: as in `generate_arrays`; whether there is guidance and
+            whether there is chance are parts of a program. Answers are greedy.
+          previews: for `generate_arrays` with a preview.
+          progress: wraps the list of programs, such as `tqdm.tqdm`.
+
+        Returns:
+          The number of programs.
+        """
+        own, total = self.processor.config, self.config.vq.num_codes
+        knobs, mode = make_knobs(
+            self.config.vq.codebook_size,
+            own.cfg_weight if cfg_weight is None else cfg_weight,
+            own.temperature if temperature is None else temperature,
+        )
+        shortest = len(self.processor.generation_ids("a"))
+        lengths = buckets(shortest, min(shortest + tokens, self._longest(total)))
+        every = max(1, total // 8) if preview_every is None else preview_every
+        programs: list[Program] = []
+        for count in pictures:
+            most = self._most_pictures(max(lengths), mode.guided)
+            programs += drawing_programs(
+                self._images,
+                self._drawer(),
+                self.weights,
+                lengths,
+                min(count, most),
+                most,
+                knobs,
+                mode,
+                total,
+                every if previews else None,
+            )
+        greedy = make_knobs(self.config.decoder.vocab_size, temperature=0)
+        shortest = len(self.processor.understanding_ids("a"))
+        lengths = buckets(shortest, min(shortest + tokens, self._longest(1)))
+        room = min(max_new_tokens, self.config.decoder.max_position - shortest + 1)
+        for count in answers:
+            programs += answering_programs(
+                self._texts,
+                self.weights,
+                self.config.siglip.image_size,
+                lengths,
+                count,
+                room,
+                *greedy,
+            )
+        for _, lower in progress(programs) if progress else programs:
+            lower().compile()
+        return len(programs)
+
+    def _longest(self, needed: int) -> int:
+        """Tokens of the longest prompt after which `needed` more fit."""
+        return self.config.decoder.max_position + 1 - needed
+
     def _pack(self, params: models.Params) -> Weights:
         return pack(params, self.config, self._policy, self._mesh, self._int8)
 
@@ -352,7 +426,7 @@ class Janus:
 
     def _check_room(self, ids: list[int], name: str, needed: int) -> list[int]:
         if self._room(ids) < needed:
-            limit = self.config.decoder.max_position + 1 - needed
+            limit = self._longest(needed)
             raise UserError(
                 f"the {name} is too long: {len(ids)} tokens with its chat template, "
                 f"the limit of this model is {limit}"
