@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -77,12 +78,35 @@ def convert(source, flags: argparse.Namespace) -> None:
     print(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})")
 
 
+class Watch:
+    """Shows on a bar which part of --parity runs and how far all are; keeps the seconds of each."""
+
+    def __init__(self, bar: tqdm):
+        self._bar, self._part, self._since = bar, None, time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if self._part:
+            self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
+        self._since = now
+        if done < self._bar.n or total != self._bar.total:
+            self._bar.reset(total)
+        self._bar.update(done - self._bar.n)
+        if part != self._part:
+            self._part = part
+            self._bar.set_description(part)
+
+
 def compare(source, flags: argparse.Namespace) -> None:
     """Prints the table of --parity; raises RunError if a key is beyond tolerance."""
     from janus_jax.checkpoints import write_text
     from janus_jax.weights.parity import check_parity, read_recording
 
-    rows = check_parity(source, read_recording(flags.parity), flags.dtype, flags.tolerance)
+    recorded = read_recording(flags.parity)
+    with tqdm(unit="step", dynamic_ncols=True) as bar:
+        watch = Watch(bar)
+        rows = check_parity(source, recorded, flags.dtype, flags.tolerance, watch)
     number = lambda value: "" if value is None else f"{value:.3g}"
     verdict = {True: "ok", False: "FAIL", None: "-"}
     print(f"{'':22}{'max abs':>10}{'max rel':>10}{'match':>8}{'KL':>10}{'top-1':>7}  verdict")
@@ -93,6 +117,7 @@ def compare(source, flags: argparse.Namespace) -> None:
     failed = [r.key for r in rows if r.ok is False]
     if flags.json:
         result = {"dtype": flags.dtype, "tolerance": flags.tolerance, "ok": not failed}
+        result["seconds"] = {part: round(s, 3) for part, s in watch.seconds.items()}
         result["keys"] = [dataclasses.asdict(r) for r in rows]
         write_text(Path(flags.json), json.dumps(result, indent=1) + "\n")
     if failed:
@@ -111,8 +136,8 @@ def main() -> None:
     if flags.record:
         from janus_jax.weights.record import record
 
-        record(source, Path(flags.record))
-        print(f"recorded {flags.src} in {flags.record}")
+        by = record(source, Path(flags.record))
+        print(f"recorded {flags.src} in {flags.record}, computed by {by}")
     if flags.dst:
         convert(source, flags)
     if flags.parity:

@@ -388,3 +388,20 @@ def test_no_question_about_a_training_scene_makes_a_held_out_pair():
             names = {p.name for p in scene.placements} | {asked}
             bad += not pairs(names).isdisjoint(WORLD.held_out_pairs)
     assert bad == 0
+
+
+def test_no_conversation_asks_for_both_objects_of_a_held_out_pair():
+    # In the large world most names have several words, such as "panda face".
+    world = es.World(96, 4, "all")
+    processor = Processor(CONFIG, build_word_tokenizer(es.vocabulary(world)))
+    tasks = dict.fromkeys(es.KIND_TASKS["yes_no"], 1.0)
+    mix = SceneMix(tasks, describe=0.0, questions=6, yes_no=1.0, chat=True, drawings=0.0)
+    source = SceneSource("text", world, processor, mix, seed=11)
+    tokenizer, of_several_words = processor.tokenizer, 0
+    names = {tokenizer.decode(tokenizer.encode(name)): name for name in world.names}
+    for i in range(300):
+        text = tokenizer.decode(source[i]["tokens"].tolist())
+        asked = {names[name] for name in re.findall(r"is there an? (.*?) ?\?", text)}
+        assert pairs(asked).isdisjoint(world.held_out_pairs), text
+        of_several_words += sum(" " in name for name in asked)
+    assert of_several_words > 300

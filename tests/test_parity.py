@@ -1,5 +1,7 @@
 """The parity tool: agrees with the golden recording, and notices when something is wrong."""
 
+import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from janus_jax.errors import UserError
 from janus_jax.processing import build_word_tokenizer
 from janus_jax.weights import HF
 from janus_jax.weights.parity import TOLERANCE, check_parity, read_recording
+from janus_jax.weights.recompute import BLOCK
 from janus_jax.weights.record import record
 from janus_jax.weights.source import Source, open_source
 
@@ -97,6 +100,30 @@ def test_choices_that_differ_are_located(recorded):
     assert row.match == pytest.approx(1 - (256 - 17) / 512)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_answers_of_any_length_agree(recorded, steps):
+    """The last logits come from a block that goes on past the end."""
+    keys = ("pixel_values", "und_input_ids", "und_image_mask", "und_attention_mask")
+    asked = only(recorded, *keys) | {"und_greedy": recorded["und_greedy"][:, :steps]}
+    (row,) = check_parity(open_source(GOLDEN), asked)
+    assert row.ok and row.shape == (2, steps)
+
+
+def test_progress_is_told_while_it_draws(recorded):
+    told = []
+    keys = ("gen_prompt_ids", "gen_pad_id", "gen_cfg_weight", "gen_codes_greedy", "vq_image")
+    check_parity(
+        open_source(GOLDEN), only(recorded, *keys), progress=lambda *args: told.append(args)
+    )
+    loaded = [call for call in told if call[0] == "weights"]
+    assert told[: len(loaded)] == [("weights", i, len(loaded)) for i in range(len(loaded))]
+    told = told[len(loaded) :]
+    assert list(dict.fromkeys(part for part, *_ in told)) == ["VQ encoder", "picture", "pixels"]
+    done = [done for _, done, _ in told]
+    assert done[0] == 0 and done[-1] == 1 + 256 + 1 and {total for *_, total in told} == {258}
+    assert all(0 <= b - a <= BLOCK for a, b in itertools.pairwise(done))
+
+
 @pytest.mark.parametrize(
     "keys", [{"pixel_values"}, {"vq_image"}, {"gen_prompt_ids"}, {"und_logits"}]
 )
@@ -148,8 +175,12 @@ def test_the_command_compares_converts_and_fails(tmp_path, recorded):
     result = tmp_path / "result.json"
     done = command("--src", GOLDEN, "--parity", tmp_path / "wrong.npz", "--json", result)
     assert done.returncode == 1 and "siglip_features" in done.stdout
-    assert done.stderr.strip() == "error: beyond tolerance: siglip_features"
-    assert '"ok": false' in result.read_text()
+    *bar, line = done.stderr.splitlines()  # each state of the bar, then one line
+    assert line == "error: beyond tolerance: siglip_features"
+    assert "SigLIP: 100%" in bar[-1] and "step" in bar[-1]
+    written = json.loads(result.read_text())
+    assert written["ok"] is False and set(written["seconds"]) == {"weights", "SigLIP"}
+    assert all(seconds > 0 for seconds in written["seconds"].values())
 
 
 @pytest.mark.parametrize(
@@ -222,3 +253,30 @@ def test_the_recording_can_be_made_again(odd, tmp_path):
             np.testing.assert_allclose(again[key], value, atol=1e-4)
         else:
             assert np.mean(again[key] != value) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "models/__init__.py",
+            "import attrdict_that_is_not_there",
+            "official janus package does not",
+        ),
+        ("queue.py", "", "transformers cannot build"),  # another package of that name
+    ],
+)
+def test_the_official_package_is_recognised(tmp_path, monkeypatch, file, text, message):
+    package = tmp_path / "janus"
+    (package / file).parent.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / file).write_text(text)
+    if file.startswith("models"):
+        (package / "models" / "vq_model.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("janus", "janus.models"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UserError, match=message):
+        record(open_source(GOLDEN), tmp_path / "expected.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["janus"]
+    sys.modules.pop("janus", None)

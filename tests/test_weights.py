@@ -1,21 +1,27 @@
 """Converting whole checkpoints: formats, round trips, and everything that must be refused."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import JanusConfig as JanusConfig_hf
 from transformers import JanusForConditionalGeneration
 
+import convert_torch_weights
 from janus_jax.checkpoints import load_model
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY, JanusConfig, VQConfig
-from janus_jax.errors import UserError
+from janus_jax.errors import UserError, run_main
 from janus_jax.processing import build_word_tokenizer
 from janus_jax.weights import HF, OFFICIAL, config_from_official, params_from_torch
 from janus_jax.weights.convert import expected_shapes, leaves, make_plan
@@ -366,3 +372,48 @@ def test_a_taken_place_is_left_alone(official, tmp_path):
         with pytest.raises(UserError, match="cannot write"):
             convert(official, tmp_path / "out", to)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("to", "writer", "error"),
+    [
+        # What safetensors and TensorStore raise on a full disk: text is all that tells.
+        (
+            "official",
+            "save_file",
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+        ),
+        ("official", "save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        ("janus_jax", "save_lazily", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        (
+            "janus_jax",
+            "save_lazily",
+            ValueError("RESOURCE_EXHAUSTED: No space left on device [28]"),
+        ),
+    ],
+)
+def test_a_full_disk_leaves_nothing_and_is_one_line(
+    official, tmp_path, monkeypatch, capsys, to, writer, error
+):
+    def full(*args, **kwargs):
+        (place,) = (path for path in tmp_path.iterdir() if path.name != "official")
+        (place / "half").write_bytes(b"written")
+        raise error
+
+    monkeypatch.setattr(f"janus_jax.weights.write.{writer}", full)
+    flags = ["--src", official, "--dst", tmp_path / "out", "--to", to]
+    monkeypatch.setattr(sys, "argv", ["convert_torch_weights.py", *map(str, flags)])
+    with pytest.raises(SystemExit) as exit:
+        run_main(convert_torch_weights.main)
+    assert exit.value.code == 2
+    *bar, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no space left on the disk") and "error" not in "".join(bar)
+    assert [p.name for p in tmp_path.iterdir()] == ["official"]
+
+
+@pytest.mark.parametrize("to", ["janus_jax", "official"])
+def test_too_small_a_disk_is_seen_before_writing(official, tmp_path, monkeypatch, to):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(UserError, match="3 MB are needed, 1 MB are free; nothing there was"):
+        convert(official, tmp_path / "out", to)
+    assert [p.name for p in tmp_path.iterdir()] == ["official"]

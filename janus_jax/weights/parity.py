@@ -20,7 +20,7 @@ from janus_jax.config import Policy
 from janus_jax.errors import UserError
 from janus_jax.models import Janus
 from janus_jax.weights.convert import nest
-from janus_jax.weights.recompute import Recomputer
+from janus_jax.weights.recompute import Progress, Recomputer, silent
 from janus_jax.weights.source import Source
 
 TOLERANCE = 1e-4
@@ -85,6 +85,7 @@ def check_parity(
     recorded: Mapping[str, np.ndarray],
     dtype: str = "float32",
     tolerance: float = TOLERANCE,
+    progress: Progress = silent,
 ) -> list[Row]:
     """Computes all recorded outputs again and compares them.
 
@@ -93,17 +94,22 @@ def check_parity(
       recorded: inputs and outputs, see `recompute`.
       dtype: of parameters and arithmetic; float32 multiplies at the highest precision.
       tolerance: of float32.
+      progress: told of "weights" while they are loaded, and then, counting anew, of every part of
+        `recompute`.
 
     Raises:
       UserError: the recording does not fit the model.
     """
     policy = Policy(dtype, dtype)
     # One by one on the device: the model is held once, not twice.
-    params = {p: jnp.asarray(a.load(), policy.param) for p, a in source.arrays.items()}
+    params = {}
+    for path, array in source.arrays.items():
+        progress("weights", len(params), len(source.arrays))
+        params[path] = jnp.asarray(array.load(), policy.param)
     source.check_finite()
     model = Janus(source.config, policy=policy)
     exact = dtype == "float32"
-    recompute = Recomputer(model, nest(params), forced=not exact)
+    recompute = Recomputer(model, nest(params), forced=not exact, progress=progress)
     with jax.default_matmul_precision("highest" if exact else "default"):
         try:
             computed = recompute(recorded)

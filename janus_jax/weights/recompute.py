@@ -20,6 +20,32 @@ from janus_jax.models import Janus, causal_mask, init_cache
 
 Arrays = dict[str, np.ndarray]
 FIRST, LAST = "gen_cfg_logits_first", "gen_cfg_logits_last"
+BLOCK = 16  # steps of greedy decoding between two reports
+
+# Called with the part that runs, the steps done so far, and those of all parts.
+Progress = Callable[[str, int, int], None]
+
+
+def silent(part: str, done: int, total: int) -> None:
+    """The `Progress` that shows nothing."""
+
+
+def parts(recorded: Mapping[str, np.ndarray], num_codes: int) -> dict[str, int]:
+    """What can be computed from what was recorded, in this order, with the steps of each part."""
+    have = lambda *keys: all(key in recorded for key in keys)
+    drawing = have("gen_prompt_ids", "gen_pad_id", "gen_cfg_weight")
+    answer = recorded["und_greedy"].shape[1] if have("und_greedy") else 0
+    steps = {
+        "SigLIP": have("pixel_values"),
+        "answer": have("pixel_values", "und_input_ids", "und_image_mask", "und_attention_mask")
+        and max(answer, 1),
+        "VQ encoder": have("vq_image"),
+        "VQ decoder": have("vq_codes"),
+        "picture": drawing and num_codes,
+        "short picture": drawing and have("short_prompt_ids") and num_codes,
+        "pixels": have("gen_codes_greedy"),
+    }
+    return {part: int(count) for part, count in steps.items() if count}
 
 
 class Recomputer:
@@ -30,10 +56,18 @@ class Recomputer:
       params: its parameters.
       forced: whether drawing is fed the recorded codes instead of its own choices, so that the last
         logits can be compared even where rounding made another choice.
+      progress: told of each part as it starts, as its steps are done, and as it ends.
     """
 
-    def __init__(self, model: Janus, params: Mapping[str, Any], forced: bool = False):
+    def __init__(
+        self,
+        model: Janus,
+        params: Mapping[str, Any],
+        forced: bool = False,
+        progress: Progress = silent,
+    ):
         self._model, self._params, self._forced = model, params, forced
+        self._progress, self._part, self._done, self._total = progress, "", 0, 0
         self._margins: Arrays = {}
 
         @functools.partial(jax.jit, static_argnames="method")
@@ -49,40 +83,55 @@ class Recomputer:
 
     def __call__(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
         """All outputs whose inputs were recorded; see the module for the keys."""
-        have = lambda *keys: all(key in recorded for key in keys)
         out: Arrays = {}
-        if have("pixel_values"):
-            pixels = _channels_last(recorded["pixel_values"])
-            out["siglip_features"] = self._apply("siglip_features", pixels)
-            out["und_embeds"] = self._apply("embed_images", pixels)
-            if have("und_input_ids", "und_image_mask", "und_attention_mask"):
-                out |= self._understand(recorded, np.asarray(out["und_embeds"]))
-        if have("vq_image"):
-            tokenized = self._apply("vq_forward", _channels_last(recorded["vq_image"]))
-            out["vq_codes"] = tokenized["codes"]
-            out["vq_quant"] = _channels_first(tokenized["quantized"])
-        if have("vq_codes"):
-            codes = jnp.asarray(recorded["vq_codes"], jnp.int32)
-            out["vq_decoded"] = _channels_first(self._apply("decode_codes", codes))
-        if have("gen_prompt_ids", "gen_pad_id", "gen_cfg_weight"):
-            out |= self._draw(recorded, "gen_prompt_ids", "gen_codes_greedy")
-            if have("short_prompt_ids"):
-                out |= self._draw(recorded, "short_prompt_ids", "short_codes_greedy")
-        if have("gen_codes_greedy"):
-            codes = jnp.asarray(recorded["gen_codes_greedy"], jnp.int32)
-            pixels = np.asarray(self._apply("decode_codes", codes), np.float32)
-            # Truncated, not rounded, as the official script does.
-            out["gen_pixels_uint8"] = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
+        run = {
+            "SigLIP": lambda: self._see(recorded),
+            "answer": lambda: self._understand(recorded, out["und_embeds"], steps["answer"]),
+            "VQ encoder": lambda: self._tokenize(recorded),
+            "VQ decoder": lambda: {
+                "vq_decoded": _channels_first(self._paint(recorded["vq_codes"]))
+            },
+            "picture": lambda: self._draw(recorded, "gen_prompt_ids", "gen_codes_greedy"),
+            "short picture": lambda: self._draw(recorded, "short_prompt_ids", "short_codes_greedy"),
+            "pixels": lambda: {
+                "gen_pixels_uint8": _to_bytes(self._paint(recorded["gen_codes_greedy"]))
+            },
+        }
+        steps = parts(recorded, self._model.config.vq.num_codes)
+        self._done, self._total = 0, sum(steps.values())
+        for self._part, count in steps.items():
+            end = self._done + count
+            self._advance(0)
+            out |= run[self._part]()
+            self._advance(end - self._done)
         return {key: np.asarray(out[key]) for key in out if key in recorded}
 
-    def _understand(self, recorded: Mapping[str, np.ndarray], images: np.ndarray) -> Arrays:
+    def _advance(self, steps: int) -> None:
+        self._done += steps
+        self._progress(self._part, self._done, self._total)
+
+    def _see(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
+        pixels = _channels_last(recorded["pixel_values"])
+        features, embeds = (self._apply(m, pixels) for m in ("siglip_features", "embed_images"))
+        return {"siglip_features": np.asarray(features), "und_embeds": np.asarray(embeds)}
+
+    def _tokenize(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
+        tokenized = self._apply("vq_forward", _channels_last(recorded["vq_image"]))
+        quantized = _channels_first(tokenized["quantized"])
+        return {"vq_codes": np.asarray(tokenized["codes"]), "vq_quant": quantized}
+
+    def _paint(self, codes: np.ndarray) -> np.ndarray:
+        return np.asarray(self._apply("decode_codes", jnp.asarray(codes, jnp.int32)), np.float32)
+
+    def _understand(
+        self, recorded: Mapping[str, np.ndarray], images: np.ndarray, steps: int
+    ) -> Arrays:
         """Logits of a left-padded batch with a picture a row, and its greedy continuation."""
         ids = np.maximum(recorded["und_input_ids"], 0).astype(np.int32)
         embeds = np.array(self._apply("embed_text", jnp.asarray(ids)))
         slots = recorded["und_image_mask"].astype(bool)
         embeds[slots] = images.reshape(-1, images.shape[-1])
         attended = recorded["und_attention_mask"].astype(bool)
-        steps = recorded["und_greedy"].shape[1] if "und_greedy" in recorded else 1
 
         def choose(params, hidden):
             logits = self._on(params, hidden, "text_logits")
@@ -136,14 +185,16 @@ class Recomputer:
         embed: Callable,
         forced: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, jax.Array, jax.Array, jax.Array]:
-        """Prefill, then one token at a time from the cache.
+        """Prefill, then one token at a time from the cache, a block of them to a call.
 
         Returns:
           (choices [B, steps], margins [b, steps], hidden states of the prefill, first logits, last logits).
         """
         model = self._model
         rows, T = embeds.shape[:2]
-        length = T + steps
+        blocks = -(-(steps - 1) // BLOCK)
+        # All blocks are one program: the last may go on past the end, into room that nothing else reads.
+        length = T + blocks * BLOCK
         dtype = model.policy.compute
 
         def margin(logits):
@@ -151,38 +202,58 @@ class Recomputer:
             return top[..., 0] - top[..., 1]
 
         @jax.jit
-        def run(params, embeds, attended, forced):
-            decode = lambda *args: model.apply({"params": params}, *args, method="decode")
+        def prefill(params, embeds, attended):
             positions = jnp.maximum(jnp.cumsum(attended, 1) - 1, 0)
-            room = jnp.pad(attended, ((0, 0), (0, steps)))
-            mask = jnp.pad(causal_mask(T), ((0, 0), (0, 0), (0, steps))) & room[:, None, :]
+            room = jnp.pad(attended, ((0, 0), (0, length - T)))
+            mask = jnp.pad(causal_mask(T), ((0, 0), (0, 0), (0, length - T))) & room[:, None, :]
             cache = init_cache(model.config, rows, length, dtype)
-            hidden, cache = decode(embeds, positions, mask, cache, 0)
+            hidden, cache = model.apply(
+                {"params": params}, embeds, positions, mask, cache, 0, method="decode"
+            )
             token, first = choose(params, hidden[:, -1])
+            return cache, token, first, margin(first), hidden, room, positions[:, -1:]
 
+        @functools.partial(jax.jit, donate_argnames="cache")
+        def block(params, cache, token, last, start, room, position, forced):
             def step(carry, i):
-                token, cache, _ = carry
+                cache, token, last = carry
                 fed = token if forced is None else forced[:, i - 1]
                 seen = jnp.arange(length)
                 seen = room | ((seen >= T) & (seen <= T + i - 1))
-                state, cache = decode(
+                hidden, cache = model.apply(
+                    {"params": params},
                     embed(params, fed)[:, None].astype(dtype),
-                    positions[:, -1:] + i,
+                    position + i,
                     seen[:, None],
                     cache,
                     T + i - 1,
+                    method="decode",
                 )
-                token, logits = choose(params, state[:, 0])
-                return (token, cache, logits), (token, margin(logits))
+                token, logits = choose(params, hidden[:, 0])
+                last = jnp.where(i < steps, logits, last)
+                return (cache, token, last), (token, margin(logits))
 
-            start = (token, cache, first)
-            (_, _, last), (tokens, margins) = jax.lax.scan(step, start, jnp.arange(1, steps))
-            tokens = jnp.concatenate([token[None], tokens]).T
-            margins = jnp.concatenate([margin(first)[None], margins]).T
-            return tokens, margins, hidden, first, last
+            return jax.lax.scan(step, (cache, token, last), start + jnp.arange(BLOCK))
 
-        out = run(self._params, jnp.asarray(embeds, dtype), jnp.asarray(attended), forced)
-        return (np.asarray(out[0]), np.asarray(out[1]), *out[2:])
+        embeds, attended = jnp.asarray(embeds, dtype), jnp.asarray(attended)
+        cache, token, first, gap, hidden, room, position = prefill(self._params, embeds, attended)
+        tokens, margins, last = [token[None]], [gap[None]], first
+        jax.block_until_ready(token)
+        self._advance(1)
+        for start in range(1, steps, BLOCK):
+            (cache, token, last), (chosen, gaps) = block(
+                self._params, cache, token, last, start, room, position, forced
+            )
+            tokens.append(jax.block_until_ready(chosen))
+            margins.append(gaps)
+            self._advance(min(BLOCK, steps - start))
+        cut = lambda x: np.concatenate(x)[:steps].T
+        return cut(tokens), cut(margins), hidden, first, last
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Truncated, not rounded, as the official script does."""
+    return np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
 
 
 def _channels_last(x: np.ndarray) -> jax.Array:

@@ -9,6 +9,7 @@ deepseek-ai/Janus `generation_inference.py`, and the tokenizer normalises as `ja
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from janus_jax.errors import UserError
+from janus_jax.errors import UserError, one_line
 from janus_jax.weights.convert import to_torch
 from janus_jax.weights.hf_config import config_to_hf
 from janus_jax.weights.names import HF
+from janus_jax.weights.official_config import SIGLIP_MODELS, VQ_MODELS
 from janus_jax.weights.source import Source
 
 CFG_WEIGHT, PAD_ID = 5.0, 3
@@ -33,6 +35,7 @@ _PROMPT, _SHORT, _ANSWER = 9, 5, 12
 class _Parts:
     """The network's parts under common names."""
 
+    by: str  # whose network
     features: Callable  # pixels -> SigLIP features
     align: Callable  # features -> embeddings
     embed: Callable  # ids -> embeddings
@@ -43,7 +46,7 @@ class _Parts:
     vq: Any  # encoder, quant_conv, quantize, post_quant_conv, decoder
 
 
-def record(source: Source, path: Path, seed: int = 0) -> None:
+def record(source: Source, path: Path, seed: int = 0) -> str:
     """Writes an `expected.npz` for random inputs, computed by PyTorch in float32.
 
     Args:
@@ -51,43 +54,34 @@ def record(source: Source, path: Path, seed: int = 0) -> None:
       path: the new file.
       seed: of the inputs.
 
+    Returns:
+      Whose network computed it, e.g. "transformers 5.24.0".
+
     Raises:
-      UserError: neither package is installed, or transformers cannot build the model.
+      UserError: neither package is installed, or the one that is cannot build the model.
     """
     try:
         import torch
     except ImportError as error:
         raise UserError("--record needs torch, and transformers or the official janus") from error
     with torch.no_grad():
-        arrays = _record(torch, _load(torch, source), source, np.random.default_rng(seed))
+        parts = _load(torch, source)
+        arrays = _record(torch, parts, source, np.random.default_rng(seed))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
         np.savez_compressed(temporary, **arrays)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    return parts.by
 
 
 def _load(torch: Any, source: Source) -> _Parts:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if source.format == "official" and importlib.util.find_spec("janus"):
-        from janus.models import MultiModalityCausalLM
-
-        model = MultiModalityCausalLM.from_pretrained(source.directory)
-        model = model.to(device, torch.float32).eval()
-        llama = model.language_model
-        return _Parts(
-            model.vision_model,
-            model.aligner,
-            llama.get_input_embeddings(),
-            llama.model,
-            llama.lm_head,
-            model.gen_head,
-            model.prepare_gen_img_embeds,
-            model.gen_vision_model,
-        )
+    if source.format == "official" and _official_is_installed():
+        return _load_official(torch, source, device)
     try:
-        from transformers import JanusConfig, JanusForConditionalGeneration
+        from transformers import JanusConfig, JanusForConditionalGeneration, __version__
     except ImportError as error:
         raise UserError("--record needs transformers, or the official janus package") from error
     config = JanusConfig.from_dict(config_to_hf(source.config, 0, "float32"))
@@ -108,6 +102,7 @@ def _load(torch: Any, source: Source) -> _Parts:
     model = model.to(device).eval()
     inner = model.model
     return _Parts(
+        f"transformers {__version__}",
         lambda x: inner.vision_model(x).last_hidden_state,
         inner.aligner,
         inner.get_input_embeddings(),
@@ -117,6 +112,68 @@ def _load(torch: Any, source: Source) -> _Parts:
         model.prepare_embeddings_for_image_generation,
         inner.vqmodel,
     )
+
+
+def _official_is_installed() -> bool:
+    """Whether `janus` is DeepSeek's; on PyPI the name belongs to a queue."""
+    spec = importlib.util.find_spec("janus")
+    places = spec.submodule_search_locations if spec else None
+    return any((Path(place) / "models" / "vq_model.py").is_file() for place in places or ())
+
+
+def _load_official(torch: Any, source: Source, device: str) -> _Parts:
+    """The official network, its weights read by transformers: nothing of ours lies between."""
+    try:
+        from janus.models import MultiModalityCausalLM
+
+        config = MultiModalityCausalLM.config_class.from_pretrained(source.directory)
+        _teach_geometry(config, source)
+        model = MultiModalityCausalLM.from_pretrained(source.directory, config=config)
+    except Exception as error:  # older than what it stands on, it breaks in many ways
+        try:
+            found = f"transformers {importlib.metadata.version('transformers')}"
+        except importlib.metadata.PackageNotFoundError:
+            found = "no transformers"
+        raise UserError(
+            f"the official janus package does not work with {found} ({type(error).__name__}: "
+            f"{one_line(error)[:200]}); docs/parity.md names versions that do"
+        ) from error
+    model = model.to(device, torch.float32).eval()
+    llama = model.language_model
+    return _Parts(
+        "the official janus package",
+        model.vision_model,
+        model.aligner,
+        llama.get_input_embeddings(),
+        llama.model,
+        llama.lm_head,
+        model.gen_head,
+        model.prepare_gen_img_embeds,
+        model.gen_vision_model,
+    )
+
+
+def _teach_geometry(config: Any, source: Source) -> None:
+    """The official code knows geometries by name alone; enters those that `config.json` spells out."""
+    from janus.models import siglip_vit, vq_model
+
+    siglip, vq = source.config.siglip, source.config.vq
+    if siglip not in SIGLIP_MODELS.values():
+        name = "siglip_spelled_out"  # the tower must begin with "siglip", the tokenizer with "VQ"
+        fields = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
+        siglip_vit.SigLIP_MODEL_CONFIG[name] = {f: getattr(siglip, f) for f in fields}
+        config.vision_config.params |= {"model_name": name, "select_layer": -1}
+    if vq not in VQ_MODELS.values():
+        shape = {f: getattr(vq, f) for f in ("ch", "ch_mult", "num_res_blocks", "z_channels")}
+
+        def build():
+            sizes = (vq.codebook_size, vq.codebook_dim)
+            model = vq_model.VQModel(vq_model.ModelArgs(*sizes, z_channels=vq.z_channels))
+            model.encoder, model.decoder = vq_model.Encoder(**shape), vq_model.Decoder(**shape)
+            return model
+
+        config.gen_vision_config.cls = "VQ-spelled-out"
+        vq_model.VQ_models[config.gen_vision_config.cls] = build
 
 
 def _restore_buffers(torch: Any, model: Any, config: Any) -> None:

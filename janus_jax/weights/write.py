@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from janus_jax.checkpoints import save_model
+from janus_jax.checkpoints import save_model, storage
 from janus_jax.checkpoints.streaming import LazyArray, save_lazily
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
@@ -83,8 +84,8 @@ def write_torch(
       shard_bytes: a file takes no further tensor once it has this many bytes.
 
     Raises:
-      UserError: the format cannot express the model, a value is not finite, or the place is taken;
-        nothing is left.
+      UserError: the format cannot express the model, a value is not finite, the place is taken, or the
+        disk is full; nothing is left.
     """
     directory = Path(os.path.abspath(directory))
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -94,17 +95,17 @@ def write_torch(
     config = _config(source.config, table, tokenizer, dtype)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        files = {"config.json": json.dumps(config, indent=2)}
-        files |= processor_files(source.config, processor, tokenizer, table.key)
-        if table.key == "hf":
-            files["generation_config.json"] = json.dumps(
-                _generation(processor, tokenizer), indent=2
-            )
-        for name, text in files.items():
-            (temporary / name).write_text(text + "\n", encoding="utf-8")
-        _write_shards(source, temporary, table, progress, shard_bytes)
+        with storage.writing(directory, "nothing there was changed", dict(source.arrays)):
+            temporary.mkdir(parents=True)
+            files = {"config.json": json.dumps(config, indent=2)}
+            files |= processor_files(source.config, processor, tokenizer, table.key)
+            if table.key == "hf":
+                text = json.dumps(_generation(processor, tokenizer), indent=2)
+                files["generation_config.json"] = text
+            for name, text in files.items():
+                (temporary / name).write_text(text + "\n", encoding="utf-8")
+            _write_shards(source, temporary, table, progress, shard_bytes)
         source.check_finite()
         if directory.exists():
             directory.rmdir()
@@ -167,7 +168,10 @@ def _write_shards(
         state: dict[str, np.ndarray] = {}
         for path in paths:
             state |= to_torch(path, arrays[path].load(), table)
-        save_file(state, directory / name, metadata={"format": "pt"})
+        try:
+            save_file(state, directory / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # no OSError, not even if the disk is full
+            raise OSError(str(error)) from error
         listed |= dict.fromkeys(state, name)
     if len(groups) > 1:
         total = sum(array.nbytes for array in arrays.values())
