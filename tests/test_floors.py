@@ -26,7 +26,7 @@ FLOORS = {
 }
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
-HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", *NEVER}
+HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", "qwix", "libtpu", *NEVER}
 
 
 def imports(tree: ast.AST, package: str) -> list[tuple[str, bool]]:

@@ -55,7 +55,7 @@ def decode(
         rotated = apply_rotary(qkv[..., :-1, :], *angles)
         slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
         y = kv_cache.attend(rotated[..., :-1, :], slot, mask)
-        x = x + product(y, layer["o"], axes=3).astype(x.dtype)
+        x = x + product(y.reshape(*x.shape[:-1], -1), layer["o"]).astype(x.dtype)
         y = rms_norm(x, layer["mlp_norm"], config.norm_eps, x.dtype)
         gate_up = product(y, layer["gate_up"]).astype(x.dtype)  # [..., T, 2, F]
         y = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.sampling import kv_cache
 from janus_jax.sampling.batching import left_pad, padded_size
-from janus_jax.sampling.image_engine import WINDOW, ImageEngine, Prompts, plan_prompts
+from janus_jax.sampling.image_engine import ImageEngine, Prompts, plan_prompts
 from janus_jax.sampling.logits import Knobs, Mode
 from janus_jax.sampling.weights import Weights
 
@@ -106,22 +107,28 @@ class Drawer:
             return _hide(np.asarray(engine.pixels(weights, codes))[: len(batch)], done, total)
 
         yield Preview(first, len(batch), done, total, pixels)
-        for begin, steps, length in plan_blocks(T, total, every):
-            state, new = engine.advance(weights, state, begin, keys, knobs, length, steps, mode, T)
+        for begin, steps, length in plan_blocks(T, total, every, engine.window):
+            if length > kv_cache.slots(state.cache):
+                state = engine.grow(state, length=length)
+            state, new = engine.advance(
+                weights, state, begin, keys, knobs, T, steps=steps, mode=mode
+            )
             done = begin + steps
             codes[:, begin:done] = new
             yield Preview(first, len(batch), done, total, pixels)
 
 
-def plan_blocks(prompt_length: int, total: int, every: int) -> Iterator[tuple[int, int, int]]:
+def plan_blocks(
+    prompt_length: int, total: int, every: int, window: int
+) -> Iterator[tuple[int, int, int]]:
     """(first code, codes, slots of the cache) of the blocks that end at multiples of `every`.
 
-    Slots are those of the program for whole pictures, so that few programs serve any `every`.
+    Slots are those of the program for whole pictures (`window`), so that few programs serve any `every`.
     """
     done = 1  # the prefill has drawn one
     while done < total:
         steps = min(every - done % every, total - done)
-        end = min(1 + -(-(done + steps - 1) // WINDOW) * WINDOW, total)
+        end = min(1 + -(-(done + steps - 1) // window) * window, total)
         yield done, steps, prompt_length + end - 1
         done += steps
 

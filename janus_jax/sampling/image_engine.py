@@ -68,6 +68,7 @@ class ImageEngine:
       policy: dtypes; activations are in its compute dtype.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: pictures are cut over `data` and `fsdp`, heads over `tensor`; None is one device.
+      window: steps between two growths of the cache. Smaller reads less and compiles longer.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class ImageEngine:
         policy: Policy,
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
+        window: int = WINDOW,
     ):
+        self.window = window
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
@@ -84,8 +87,9 @@ class ImageEngine:
         self.draw = jax.jit(self._draw, static_argnames="mode")
         self.score = jax.jit(self._score)
         self.start = jax.jit(self._start, static_argnames="mode")
+        self.grow = jax.jit(self._grow, static_argnames="length")
         self.advance = jax.jit(
-            self._advance, static_argnames=("length", "steps", "mode"), donate_argnums=1
+            self._advance, static_argnames=("steps", "mode"), donate_argnames="state"
         )
         self.pixels = jax.jit(self._pixels)
 
@@ -127,20 +131,18 @@ class ImageEngine:
         first: jax.Array,
         keys: jax.Array,
         knobs: Knobs,
-        length: int,
+        prompt_length: jax.Array,
         steps: int,
         mode: Mode,
-        prompt_length: jax.Array,
     ) -> tuple[State, jax.Array]:
         """Draws the codes `first`, ..., `first + steps - 1`: (state, codes [B, steps]).
 
         Args:
-          state: donated.
-          length: slots of the cache from here on; at least `prompt_length + first + steps - 1`.
+          state: donated; has at least `prompt_length + first + steps - 1` slots (see `grow`).
         """
         choose = self._sampler(keys, knobs, mode)
         state, codes = self._steps(
-            weights, state, first + jnp.arange(steps), length, prompt_length, knobs, choose
+            weights, state, first + jnp.arange(steps), prompt_length, knobs, choose
         )
         return state, codes.T
 
@@ -156,10 +158,9 @@ class ImageEngine:
         T = prompts.ids.shape[1]
         state, first = self._prefill(weights, prompts, knobs, choose)
         kept = [jax.tree.map(lambda x: x[None], first)]
-        for begin, end in blocks(self._config.vq.num_codes):
-            state, more = self._steps(
-                weights, state, jnp.arange(begin, end), T + end - 1, T, knobs, choose
-            )
+        for begin, end in blocks(self._config.vq.num_codes, self.window):
+            state = self._grow(state, T + end - 1)
+            state, more = self._steps(weights, state, jnp.arange(begin, end), T, knobs, choose)
             kept.append(more)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
@@ -190,14 +191,13 @@ class ImageEngine:
         weights: Weights,
         state: State,
         steps: jax.Array,
-        length: int,
         prompt_length: jax.Array | int,
         knobs: Knobs,
         choose: Choose,
     ) -> tuple[State, Any]:
-        """Draws the codes of `steps` [n] from a cache of `length` slots."""
+        """Draws the codes of `steps` [n]; the cache has room for them."""
         pads, config = state.pads, self._config.decoder
-        slot = jnp.arange(length)
+        slot = jnp.arange(kv_cache.slots(state.cache))
 
         def step(carry, i):
             cache, codes = carry
@@ -216,9 +216,12 @@ class ImageEngine:
             codes, kept = choose(self._logits(weights, hidden[..., 0, :], knobs), i)
             return (cache, codes), kept
 
-        cache = self._lie(kv_cache.grow(state.cache, length))
-        (cache, codes), kept = jax.lax.scan(step, (cache, state.codes), steps)
+        (cache, codes), kept = jax.lax.scan(step, (state.cache, state.codes), steps)
         return State(cache, pads, codes), kept
+
+    def _grow(self, state: State, length: int) -> State:
+        """The same state with room for `length` slots."""
+        return state._replace(cache=self._lie(kv_cache.grow(state.cache, length)))
 
     def _logits(self, weights: Weights, hidden: jax.Array, knobs: Knobs) -> jax.Array:
         """Hidden states [C, B, D] -> guided logits [B, V]."""
@@ -245,7 +248,7 @@ class ImageEngine:
         return jax.lax.map(lambda one: decode(one[None])[0], codes, batch_size=DECODE_CHUNK)
 
 
-def blocks(steps: int, size: int = WINDOW) -> list[tuple[int, int]]:
+def blocks(steps: int, size: int) -> list[tuple[int, int]]:
     """[begin, end) of the blocks that draw codes 1, ..., `steps` - 1; code 0 is the prefill's."""
     return [(begin, min(begin + size, steps)) for begin in range(1, steps, size)]
 

@@ -403,15 +403,14 @@ class Janus:
     def _most_pictures(self, prompt_length: int, guided: bool) -> int:
         """Pictures at once: what memory allows, at most `max_batch`."""
         each = picture_bytes(self.config, bucket(prompt_length), guided, self._cache_dtype)
+        each += decode_bytes(self.config, 1)
         shards = self._data_shards()
-        fixed = decode_bytes(self.config, 1)
-        return shards * most_rows(
-            each, fixed, self.memory_limit, max(1, self.max_batch // shards), "picture"
-        )
+        most = max(1, self.max_batch // shards)
+        return shards * most_rows(each, self.memory_limit, most, "picture")
 
     def _most_answers(self, slots: int) -> int:
         each = answer_bytes(self.config, bucket(slots), self._cache_dtype)
-        return most_rows(each, 0, self.memory_limit, self.max_batch, "answer")
+        return most_rows(each, self.memory_limit, self.max_batch, "answer")
 
     def _room(self, ids: Sequence[int]) -> int:
         """Tokens that fit after `ids`; the last one is never fed back."""

@@ -7,6 +7,7 @@ piece. A window is grown by padding between loops: inside of one, everything tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -85,14 +86,20 @@ def attend(q: jax.Array, layer: LayerCache, mask: jax.Array) -> jax.Array:
     Returns:
       [..., T, K, G, H] in the dtype of q.
     """
-    k, v = layer["k"], layer["v"]
-    dtype = q.dtype if k.dtype == jnp.int8 else k.dtype
-    scores = jnp.einsum(
-        "...tkgh,...ksh->...kgts",
-        q.astype(dtype),
-        k.astype(dtype),
-        preferred_element_type=jnp.float32,
+    stored = layer["k"].dtype
+    dtype = q.dtype if stored == jnp.int8 else stored
+    return jax.lax.platform_dependent(
+        q,
+        layer,
+        mask,
+        cpu=partial(_attend, dtype=jnp.float32),  # lacks some products in bfloat16
+        default=partial(_attend, dtype=dtype),
     )
+
+
+def _attend(q: jax.Array, layer: LayerCache, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("...tkgh,...ksh->...kgts", q.astype(dtype), layer["k"].astype(dtype))
     scores = scores * q.shape[-1] ** -0.5
     if "k_scale" in layer:
         scores = scores * layer["k_scale"][..., None, None, :]
@@ -100,12 +107,7 @@ def attend(q: jax.Array, layer: LayerCache, mask: jax.Array) -> jax.Array:
     weights = jax.nn.softmax(scores, axis=-1)
     if "v_scale" in layer:
         weights = weights * layer["v_scale"][..., None, None, :]
-    out = jnp.einsum(
-        "...kgts,...ksh->...tkgh",
-        weights.astype(dtype),
-        v.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    out = product("...kgts,...ksh->...tkgh", weights.astype(dtype), layer["v"].astype(dtype))
     return out.astype(q.dtype)
 
 

@@ -50,13 +50,13 @@ def _on_cpu(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
     it once: three times as fast in float32, and the only form in which int8 is not expanded first.
     bfloat16 products are as fast from two rows on, but fourteen times slower with one.
     """
-    rows = int(np.prod(x.shape[: x.ndim - axes]))
-    few = rows <= _FEW_ROWS
-    if not few or (weight.dtype == jnp.bfloat16 and rows > 1):
-        return _dot(x, weight, axes)
     lead, out = x.shape[: x.ndim - axes], weight.shape[: weight.ndim - axes]
-    flat = x.reshape(rows, -1).astype(jnp.float32)
-    weight = weight.reshape(int(np.prod(out)), -1).astype(jnp.float32)
+    rows = int(np.prod(lead))
+    flat = x.reshape(rows, -1)
+    weight = weight.reshape(int(np.prod(out)), -1)
+    if rows > _FEW_ROWS or (weight.dtype == jnp.bfloat16 and rows > 1):
+        return _dot(flat, weight, 1).reshape(*lead, *out)
+    flat, weight = flat.astype(jnp.float32), weight.astype(jnp.float32)
     zeros = (jnp.float32(0),) * rows
     add = lambda a, b: tuple(left + right for left, right in zip(a, b, strict=True))
     sums = jax.lax.reduce(tuple(weight * row for row in flat), zeros, add, (1,))

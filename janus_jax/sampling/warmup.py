@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.sampling import kv_cache
 from janus_jax.sampling.batching import bucket, padded_size
 from janus_jax.sampling.dialogue import ROOM
 from janus_jax.sampling.drawing import Drawer, Request, plan_blocks
@@ -64,24 +65,18 @@ def drawing_programs(
         )
         yield name, start
         seen = set()
-        for begin, steps, length in plan_blocks(T, total, every):
-            slots = state.cache[0]["k"].shape[-2]
-            if (steps, slots, length) not in seen:
-                seen.add((steps, slots, length))
+        for begin, steps, length in plan_blocks(T, total, every, engine.window):
+            if length > kv_cache.slots(state.cache):
+                yield name, lambda s=state, n=length: engine.grow.lower(s, length=n)
+                state = jax.eval_shape(lambda s, n=length: engine.grow(s, length=n), state)
+            if (steps, length) not in seen:
+                seen.add((steps, length))
                 yield (
-                    f"{name}, {steps} codes of {length} slots",
-                    lambda s=state, b=begin, n=steps, m=length, k=keys, t=T: engine.advance.lower(
-                        weights, s, b, k, knobs, m, n, mode, t
+                    f"{name}, {steps} codes, {length} slots",
+                    lambda s=state, b=begin, n=steps, k=keys, t=T: engine.advance.lower(
+                        weights, s, b, k, knobs, t, steps=n, mode=mode
                     ),
                 )
-            state, _ = jax.eval_shape(
-                lambda w, s, k, b=begin, n=steps, m=length, t=T: engine.advance(
-                    w, s, b, k, knobs, m, n, mode, t
-                ),
-                weights,
-                state,
-                keys,
-            )
 
 
 def answering_programs(

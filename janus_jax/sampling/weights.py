@@ -25,13 +25,13 @@ Weights = dict[str, Any]
 # How the axes of a weight lie on a mesh. Sampling copies weights over `data` and `fsdp`.
 SPECS = {
     "qkv": P("tensor", None, None, None),
-    "o": P(None, "tensor", None, None),
+    "o": P(None, "tensor"),
     "gate_up": P(None, "tensor", None),
     "down": P(None, "tensor"),
     "lm_head": P("tensor", None),
     "head": P("tensor", None),
 }
-_QUANTIZED = {"qkv": 1, "o": 3, "gate_up": 1, "down": 1, "lm_head": 1, "proj": 1, "head": 1}
+_QUANTIZED = {"qkv": 1, "o": 1, "gate_up": 1, "down": 1, "lm_head": 1, "proj": 1, "head": 1}
 
 
 def pack(
@@ -102,9 +102,7 @@ def _layer(layer: models.Params, kv_heads: int, put: _Placer) -> dict[str, Any]:
     return {
         "attn_norm": put("attn_norm", layer["attn_norm"]["scale"]),
         "qkv": put("qkv", concatenate([heads(f"{name}_proj") for name in "qkv"], 1)),
-        "o": put(
-            "o", rearrange(attn["o_proj"]["kernel"], "(k g h) d -> d k g h", k=kv_heads, h=head_dim)
-        ),
+        "o": put("o", attn["o_proj"]["kernel"].T),  # key heads outermost in the inputs, too
         "mlp_norm": put("mlp_norm", layer["mlp_norm"]["scale"]),
         "gate_up": put(
             "gate_up",

@@ -1,0 +1,666 @@
+"""Drawing (and answering) against PyTorch on one CPU or GPU: same weights, prompt, dtype and work; losses shown.
+
+  python benchmarks/sampling.py --model tiny --images 1,4                    # a check, in minutes
+  python benchmarks/sampling.py --checkpoint DIR --dtype bfloat16 --out FILE.json
+  python benchmarks/sampling.py --checkpoint DIR --contenders ours --no_drawing --fit
+
+Every contender has its own process, pinned to the same cores; one of them works at a time, in the order A B A B.
+Before anything is timed, the guided logits of given codes must agree with those of the first PyTorch contender
+(float32: max error <= 1e-3 of their standard deviation, bfloat16: rms error <= 5 % of it). The time is from
+prompt ids to pixels on the host, codes sampled, guidance 5: ours is one program, the peers' prefill + decode + VQ.
+A ratio is the contender's time over ours in the same round. "of bandwidth" is what a decode loop must read (layers
+and image head in the model's dtype, filled part of the cache) over its time, over the bandwidth measured in
+this run. Our image tokenizer is in float32 always, the peers' in the model's dtype. On a GPU, float32 is without
+TF32 on both sides. Threads of PyTorch wait for each other by spinning: if others use its cores as well, it can be
+many times slower than on its own, so ratios of a contended run of several cores say nothing (marked "!").
+Needs torch and transformers >= 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.random_checkpoint import tensors
+from janus_jax.config import PRESETS, DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
+from janus_jax.errors import RunError, UserError, run_main
+from janus_jax.processing import build_word_tokenizer
+from janus_jax.sampling.kv_cache import bytes_per_slot
+from janus_jax.weights.convert import expected_shapes
+from janus_jax.weights.official_config import config_to_official
+from janus_jax.weights.source import open_source
+
+PEERS = ("official", "transformers", "transformers_compiled", "loop", "loop_compiled")
+CONTENDERS = ("ours", *PEERS)
+ENVIRONMENT = dict(os.environ)
+TOLERANCE = {"float32": ("max_error", 1e-3), "bfloat16": ("rms_error", 0.05)}
+SHORT = 16  # codes of a warm-up on a CPU, where whole pictures take minutes, unless they
+FEW = 64  # have no more codes than this
+RUN_GIB = 2  # caches and activations of few pictures
+CONTENDED = 0.5  # load average before the run, on a CPU
+BUSY = 0.05  # of the cores, by others during a run: its ratios are marked
+GIB = 2**30
+
+# 64 codes; transformers wants as many codes as patches.
+TINY = JanusConfig(
+    "tiny",
+    SigLIPConfig(image_size=128, patch_size=16, width=32, layers=1, heads=2),
+    VQConfig(image_size=128, codebook_size=64, z_channels=32, ch=32, num_res_blocks=1),
+    DecoderConfig(vocab_size=96, width=64, ffw=160, layers=3, heads=4, kv_heads=2, head_dim=32),
+)
+MODELS = {"tiny": TINY} | {
+    name: c for name, c in PRESETS.items() if c.vq.grid == c.siglip.grid and c.vq.norm_groups == 32
+}
+
+
+class WorkerError(Exception):
+    """What a worker answered instead of a result; `kind` is "unavailable" or "failed"."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Worker:
+    """A process of `sampling_worker.py` on the other end of two pipes."""
+
+    def __init__(self, kind: str, args: argparse.Namespace, scratch: Path, name: str):
+        env = dict(ENVIRONMENT)
+        env.pop(
+            "JAX_COMPILATION_CACHE_DIR", None
+        )  # compile times are of a first use, on both sides
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")
+        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        if args.cores:
+            env["OMP_NUM_THREADS"] = str(len(args.cores))
+        if kind == "probe":  # it has threads of its own
+            env["OPENBLAS_NUM_THREADS"] = "1"
+        if kind != "ours" or args.device == "cpu":
+            env["JAX_PLATFORMS"] = "cpu"
+        elif env.get("JAX_PLATFORMS") == "cpu":
+            del env["JAX_PLATFORMS"]
+        if args.device == "cpu":
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        cores = ",".join(map(str, args.cores)) or "-"
+        self.name, self._log = name, scratch / f"{name}.log"
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("sampling_worker.py"), kind, cores],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log.open("w"),
+            text=True,
+            env=env,
+        )
+
+    def ask(self, do: str, **request: Any) -> Any:
+        """Waits for the answer; raises `WorkerError`."""
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+            code = self._process.wait()
+            raise WorkerError("failed", f"the process ended with {code} ({''.join(said)[:300]})")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"], answer["message"])
+        return answer["ok"]
+
+    def close(self) -> None:
+        """Ends it: it holds nothing worth keeping."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Contender:
+    """One way to draw, in a worker.
+
+    Attributes:
+      name: what it is called.
+      problem: why it takes no part (any more), or "".
+    """
+
+    def __init__(self, name: str, worker: Worker):
+        self.name, self.problem = name, ""
+        self.worker = worker
+        self._own = {} if name.startswith("ours") else {"contender": name}
+
+    def ask(self, do: str, **request: Any) -> Any:
+        """The answer, or None after a failure, which is kept in `problem`."""
+        if self.problem:
+            return None
+        try:
+            return self.worker.ask(do, **self._own, **request)
+        except WorkerError as error:
+            what = "not available" if error.kind == "unavailable" else f"failed in {do}"
+            self.problem = f"{what}: {' '.join(str(error).split())[:400]}"
+            return None
+
+    def release(self) -> None:
+        """Lets go of what the last number of pictures needed."""
+        if not self.problem:
+            with contextlib.suppress(WorkerError):
+                self.worker.ask("release")
+
+
+def write_checkpoint(config: JanusConfig, directory: Path) -> None:
+    """Random bfloat16 weights in the official format, as `random_checkpoint.py` writes them."""
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True)
+    save_file(dict(tensors(config, seed=0)), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config_to_official(config, "bfloat16")))
+    tokenizer = build_word_tokenizer("a red cat what is it ?".split())
+    (directory / "tokenizer.json").write_text(tokenizer.to_json())
+
+
+@contextlib.contextmanager
+def contenders(
+    args: argparse.Namespace, directory: Path, config: JanusConfig, scratch: Path
+) -> Iterator[tuple[list[Contender], dict[str, Any]]]:
+    """(those that were asked for, what each said when it was loaded); ends all processes at last."""
+    names = [*args.contenders, *(["ours_int8"] if args.int8 else [])]
+    check_memory(args, config, names)
+    found, workers, loaded = [], [], {}
+    shared = None
+    try:
+        for name in tqdm(names, "load", leave=False):
+            ours = name.startswith("ours")
+            if ours or shared is None:
+                worker = Worker("ours" if ours else "torch", args, scratch, name)
+                workers.append(worker)
+                request = {"directory": str(directory), "dtype": args.dtype, "device": args.device}
+                own = (
+                    {"int8": args.int8 if name == "ours_int8" else []}
+                    if ours
+                    else {"threads": len(args.cores) or os.cpu_count()}
+                )
+                contender = Contender(name, worker)
+                try:
+                    loaded[name] = worker.ask(
+                        "load", **request, **own, prompt_length=args.prompt_length
+                    )
+                except WorkerError as error:
+                    contender.problem = f"not available: {' '.join(str(error).split())[:400]}"
+                if not ours and args.share_torch and not contender.problem:
+                    shared = worker
+            else:
+                contender = Contender(name, shared)
+            found.append(contender)
+        yield found, loaded
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def check_memory(args: argparse.Namespace, config: JanusConfig, names: Sequence[str]) -> None:
+    """Refuses what would not fit a CPU's memory: the machine would kill some process, maybe another's."""
+    if args.device != "cpu":
+        return
+    size = sum(int(np.prod(shape)) for shape in expected_shapes(config).values())
+    each = size * {"float32": 4, "bfloat16": 2}[args.dtype] / GIB
+    peak = held = 0.0
+    for i, name in enumerate(names):
+        if args.share_torch and name in PEERS and any(other in PEERS for other in names[:i]):
+            continue
+        # Ours reads all of the checkpoint, in bfloat16, before it packs; the peers tensor by tensor.
+        peak = max(peak, held + each + (0 if name in PEERS else 2 * size / GIB))
+        held += each
+    lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) / 2**20
+    if max(peak, held + RUN_GIB) > free:
+        hint = "" if args.share_torch else ", or add --share_torch"
+        raise UserError(
+            f"the weights of all contenders take {held:.1f} GiB ({peak:.1f} while they are read) of "
+            f"{free:.1f} GiB that are free: name fewer --contenders{hint}"
+        )
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def gate(
+    args: argparse.Namespace, field: Sequence[Contender], config: JanusConfig, n: int, scratch: Path
+) -> dict[str, dict[str, float]]:
+    """Compares teacher-forced guided logits; who is beyond the tolerance takes no more part."""
+    steps = min(args.gate_steps, args.steps)
+    codes = np.random.default_rng(n).integers(0, config.vq.codebook_size, (n, steps))
+    np.save(scratch / "codes.npy", codes)
+    path, want, results = scratch / "logits.npy", None, {}
+    # A peer is what the others are compared with, so peers come first.
+    for contender in sorted(field, key=lambda c: c.name.startswith("ours")):
+        request = {"images": n, "codes": str(scratch / "codes.npy"), "steps": steps}
+        contender.ask("gate", **request, out=str(path))
+        if contender.problem:
+            continue
+        got = np.load(path)
+        if want is None:
+            if contender.name.startswith("ours"):
+                continue  # nobody to compare with
+            want, scale, reference = got, float(got.std()), contender.name
+        error = np.abs(got - want)
+        result = {
+            "reference": reference,
+            "steps": steps,
+            "max_error": float(error.max()) / scale,
+            "rms_error": float(np.sqrt((error**2).mean())) / scale,
+            "argmax_agree": float((got.argmax(-1) == want.argmax(-1)).mean()),
+        }
+        results[contender.name] = result
+        what, limit = TOLERANCE[args.dtype]
+        # int8 is not exact by design: reported, not judged. A NaN is beyond any limit.
+        if contender.name != "ours_int8" and not result[what] <= limit:
+            contender.problem = (
+                f"failed the parity gate: {what} {result[what]:.2g} of the logits' standard "
+                f"deviation, limit {limit}; not timed"
+            )
+    return results
+
+
+def measure(
+    args: argparse.Namespace, field: Sequence[Contender], config: JanusConfig, scratch: Path
+) -> list[dict[str, Any]]:
+    """Warm-up, gate and timed rounds of every number of pictures: one row a contender."""
+    rows = []
+    whole = args.device == "cuda" or args.steps <= FEW
+    warm_steps = args.steps if whole else SHORT
+    total = len(args.images) * len(field) * (args.pairs + 1)
+    with tqdm(total=total, desc="draw") as bar:
+        for n in args.images:
+            for contender in field:
+                contender.release()
+            warm = {}
+            for contender in field:
+                bar.set_postfix_str(f"{n} pictures: warm up {contender.name}")
+                warm[contender.name] = contender.ask(
+                    "warm", images=n, steps=warm_steps, timed_steps=args.steps
+                )
+                bar.update()
+            bar.set_postfix_str(f"{n} pictures: gate")
+            gates = gate(args, field, config, n, scratch)
+            runs: dict[str, list] = {contender.name: [] for contender in field}
+            for pair in range(args.pairs):
+                for contender in field:
+                    bar.set_postfix_str(f"{n} pictures: {contender.name}")
+                    run = contender.ask("run", images=n, steps=args.steps, seed=pair)
+                    runs[contender.name].append(run)
+                    bar.update()
+            for contender in field:
+                row = {"contender": contender.name, "images": n, "problem": contender.problem}
+                row |= {"gate": gates.get(contender.name), "warm": warm[contender.name]}
+                rows.append(row | {"runs": runs[contender.name]})
+    return rows
+
+
+def must_read(args: argparse.Namespace, config: JanusConfig, row: dict[str, Any]) -> int:
+    """Bytes that the loop behind the prefill must read: it makes all codes but the first."""
+    int8 = args.int8 if row["contender"] == "ours_int8" else []
+    d, loops = config.decoder, args.steps - 1
+    attention = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads)
+    weights = d.layers * (attention + 3 * d.width * d.ffw)
+    weights += d.width * (d.width + config.vq.codebook_size)
+    weights *= 1 if "weights" in int8 else {"float32": 4, "bfloat16": 2}[args.dtype]
+    slots = sum(args.prompt_length + i for i in range(1, args.steps))
+    cache = "int8" if "cache" in int8 else args.dtype
+    return loops * weights + 2 * row["images"] * slots * bytes_per_slot(d, cache)
+
+
+def summarise(
+    args: argparse.Namespace, config: JanusConfig, rows: list[dict[str, Any]], bandwidth: float
+) -> None:
+    """Adds what the table shows to every row that was timed."""
+    ours = {row["images"]: row["runs"] for row in rows if row["contender"] == "ours"}
+    for row in rows:
+        runs = [run for run in row["runs"] if run]
+        if row["problem"] or not runs:
+            continue
+        n, loops = row["images"], max(args.steps - 1, 1)
+        middle = lambda key, runs=runs: statistics.median(run[key] for run in runs)
+        times = [run["total"] / n for run in runs]
+        row["s_per_image"] = spread(times)
+        row["images_per_s"] = 1 / statistics.median(times)
+        row["prefill_s"], row["ms_per_step"] = middle("prefill"), middle("decode") / loops * 1000
+        row["vq_s"] = middle("vq") if "vq" in runs[0] else None
+        row["peak_gib"] = max(run["peak"] for run in runs) / GIB
+        row["others"] = max(run["others"] for run in runs)
+        row["contended"] = args.device == "cpu" and row["others"] > BUSY
+        row["must_read_bytes"] = must_read(args, config, row)
+        row["of_bandwidth"] = row["must_read_bytes"] / middle("decode") / bandwidth
+        if all(ours.get(n) or [None]):
+            pairs = zip(runs, ours[n], strict=True)
+            row["ratio"] = spread([run["total"] / own["total"] for run, own in pairs])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median and most."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def understanding(args: argparse.Namespace, field: Sequence[Contender]) -> list[dict[str, Any]]:
+    """One picture and a question: time to the first token, and tokens/s after it."""
+    rows, chosen = [], [c for c in field if c.name.startswith(("ours", "transformers"))]
+    request = {"tokens": args.answer_tokens, "prompt_length": args.prompt_length}
+    rounds: dict[str, list] = {contender.name: [] for contender in chosen}
+    for _ in tqdm(range(1 + args.pairs), "answer"):  # the first round compiles
+        for contender in chosen:
+            rounds[contender.name].append(contender.ask("understand", **request))
+    answers = {name: runs[0] for name, runs in rounds.items()}
+    tokens = {name: answer["tokens"] for name, answer in answers.items() if answer}
+    for contender in chosen:
+        row: dict[str, Any] = {"contender": contender.name, "problem": contender.problem}
+        runs = rounds[contender.name][1:]
+        if not contender.problem:
+            row["first_token_s"] = spread([run["first"] for run in runs])
+            row["tokens_per_s"] = spread([(args.answer_tokens - 1) / run["rest"] for run in runs])
+            row["first_call_s"] = answers[contender.name]["first"]
+            if "transformers" in tokens:
+                row["same_tokens"] = same(tokens[contender.name], tokens["transformers"])
+        rows.append(row)
+    return rows
+
+
+def same(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens are equal before the first that is not."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
+def fit(
+    args: argparse.Namespace, ours: Contender, config: JanusConfig, bandwidth: float, cache: str
+) -> dict[str, Any]:
+    """Least squares of decode ms/step = a + b x rows x window, and what b would be at full bandwidth."""
+    points = []
+    request = {"windows": 4, "steps": min(SHORT, args.steps - 1), "repeats": args.pairs}
+    for n in tqdm(args.images, "fit"):
+        points += ours.ask("fit", images=n, **request) or []
+    if ours.problem:
+        raise RunError(ours.problem)
+    ms = np.array([p["ms"] for p in points])
+    work = np.array([p["rows"] * p["window"] for p in points], float)
+    rows = np.array([p["rows"] for p in points], float)
+    plain, error = regress(ms, work)
+    # On a CPU the products cost by the row, too: the second form tells them from the cache's reads.
+    slot = bytes_per_slot(config.decoder, cache)
+    ideal = slot / bandwidth * 1000
+    with_rows = None
+    if len(args.images) > 1:
+        (a, b, row), error_rows = regress(ms, work, rows)
+        with_rows = {"a_ms": a, "b_ms": b, "row_ms": row, "r2": error_rows}
+        with_rows["b_over_ideal"] = b / ideal
+    return {
+        "points": points,
+        "a_ms": plain[0],
+        "b_ms": plain[1],
+        "r2": error,
+        "with_rows": with_rows,
+        "bytes_per_slot": slot,
+        "b_ideal_ms": ideal,
+        "b_over_ideal": plain[1] / ideal,
+    }
+
+
+def regress(y: np.ndarray, *columns: np.ndarray) -> tuple[list[float], float]:
+    """(coefficients, the constant first; R^2)."""
+    matrix = np.stack([np.ones_like(y), *columns], 1)
+    solution = np.linalg.lstsq(matrix, y, rcond=None)[0]
+    rest = y - matrix @ solution
+    return solution.tolist(), float(1 - rest @ rest / ((y - y.mean()) @ (y - y.mean())))
+
+
+# ---------------------------------------------------------------- the report
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of the width that they need; the first one to the left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in (head, *rows):
+        cells = [x.rjust(w) for x, w in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    return "\n".join(lines)
+
+
+def show(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    parts = []
+    number = lambda x, form: "-" if x is None else format(x, form)
+    if timed := [row for row in report.get("drawing", []) if "s_per_image" in row]:
+        head = (
+            "contender|pictures|s/picture min|median|max|pictures/s|prefill s|ms/step|VQ s|"
+            "ratio|range|of bandwidth|peak GiB|compile s|others"
+        )
+        cells = []
+        for row in timed:
+            s, ratio = row["s_per_image"], row.get("ratio")
+            compiled = (row["warm"] or {}).get("compile")
+            cells.append(
+                [row["contender"], str(row["images"])]
+                + [f"{s[key]:.4g}" for key in ("min", "median", "max")]
+                + [f"{row['images_per_s']:.4g}", f"{row['prefill_s']:.3g}"]
+                + [f"{row['ms_per_step']:.4g}", number(row["vq_s"], ".3g")]
+                + [f"{ratio['median']:.2f}{'!' * row['contended']}" if ratio else "-"]
+                + [f"{ratio['min']:.2f}-{ratio['max']:.2f}" if ratio else "-"]
+                + [f"{row['of_bandwidth']:.1%}", f"{row['peak_gib']:.2f}"]
+                + [number(compiled, ".1f"), f"{row['others']:.0%}"]
+            )
+        parts.append(table(head.split("|"), cells))
+        parts.append(
+            "ratio: time of the contender / time of ours; above 1 ours is faster. others: share of the cores "
+            "that other processes took during the worst run; '!': they make the ratio unfair."
+        )
+    if gates := [(r, r["gate"]) for r in report.get("drawing", []) if r["gate"]]:
+        head = "parity|pictures|against|codes|max error / std|rms / std|argmax agrees".split("|")
+        cells = [
+            [
+                row["contender"],
+                str(row["images"]),
+                gate["reference"],
+                str(gate["steps"]),
+                *(f"{gate[key]:.1e}" for key in ("max_error", "rms_error")),
+                f"{gate['argmax_agree']:.1%}",
+            ]
+            for row, gate in gates
+        ]
+        parts.append(table(head, cells))
+    if answered := [row for row in report.get("understanding", []) if not row["problem"]]:
+        head = "answering|first token s min|median|max|tokens/s min|median|max|first call s|same tokens"
+        cells = [
+            [row["contender"]]
+            + [f"{row['first_token_s'][key]:.3g}" for key in ("min", "median", "max")]
+            + [f"{row['tokens_per_s'][key]:.4g}" for key in ("min", "median", "max")]
+            + [f"{row['first_call_s']:.3g}", number(row.get("same_tokens"), "d")]
+            for row in answered
+        ]
+        parts.append(table(head.split("|"), cells))
+    problems = {
+        (row["contender"], row["problem"]): None
+        for kind in ("drawing", "understanding")
+        for row in report.get(kind, [])
+        if row["problem"]
+    }
+    parts += [f"{name}: {problem}" for name, problem in problems]
+    if found := report.get("fit"):
+        points = [[str(p["rows"]), str(p["window"]), f"{p['ms']:.4g}"] for p in found["points"]]
+        parts.append(table(("rows", "window", "ms/step"), points))
+        parts.append(
+            f"ms/step = {found['a_ms']:.4g} + {found['b_ms']:.4g} x rows x window, R2 {found['r2']:.4f}; b is "
+            f"{found['b_over_ideal']:.2f} x bytes per slot ({found['bytes_per_slot']}) / bandwidth"
+        )
+        if apart := found["with_rows"]:
+            parts.append(
+                f"ms/step = {apart['a_ms']:.4g} + {apart['row_ms']:.4g} x rows + {apart['b_ms']:.4g} x rows x "
+                f"window, R2 {apart['r2']:.4f}; b is {apart['b_over_ideal']:.2f} x the same"
+            )
+    notes = [f"{report['model']}, {report['dtype']} on {report['device']}"]
+    notes.append(
+        f"{report['bandwidth']['bytes_per_s'] / 1e9:.1f} GB/s: {report['bandwidth']['how']}"
+    )
+    if report["partial"]:
+        notes.append(f"PARTIAL: {report['steps']} of {report['num_codes']} codes, no VQ decoder")
+    if report["contended"]:
+        notes.append(f"CONTENDED: load average {report['load_average']:.2f} before the run")
+    return "\n\n".join(["; ".join(notes), *parts])
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", choices=sorted(MODELS), default="tiny", help="random weights of this size")
+    add("--layers", type=int, help="of the language model; fewer, with --model")
+    add("--checkpoint", type=Path, metavar="DIR", help="PyTorch format; instead of --model")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    add("--dtype", choices=sorted(TOLERANCE), default="float32")
+    add("--images", default="1,4", metavar="N,..", help="pictures of one prompt at once")
+    add("--contenders", default=",".join(CONTENDERS), metavar="NAME,..", help="%(default)s")
+    add("--int8", default="", metavar="PARTS", help="'weights', 'cache' or both: also 'ours_int8'")
+    add("--pairs", type=int, default=5, help="timed rounds")
+    add("--steps", type=int, help="codes of a picture; default: all. Fewer is marked as partial")
+    add("--gate_steps", type=int, default=16, help="codes of the parity gate")
+    add("--prompt_length", type=int, default=30, help="ids; our engine pads to multiples of 16")
+    add("--cores", default="", metavar="I,..", help="default: all on a CPU, no pinning with a GPU")
+    add("--share_torch", action="store_true", help="one PyTorch process and model: less memory")
+    add("--understanding", action="store_true", help="also time answers about a picture")
+    add("--no_drawing", action="store_true", help="only --understanding or --fit")
+    add("--answer_tokens", type=int, default=65, help="of an answer")
+    add("--fit", action="store_true", help="also fit ms/step of ours to rows x window")
+    add("--out", type=Path, metavar="FILE.json")
+    args = parser.parse_args()
+    numbers = lambda name, text: [_whole(name, x) for x in text.split(",")] if text else []
+    args.images = sorted(set(numbers("--images", args.images)))
+    args.cores = numbers("--cores", args.cores)
+    args.contenders = [x for x in args.contenders.split(",") if x]
+    args.int8 = [x for x in args.int8.split(",") if x]
+    args.device = args.device or ("cuda" if Path("/dev/nvidia0").exists() else "cpu")
+    for name, given, known in (
+        ("--contenders", args.contenders, CONTENDERS),
+        ("--int8", args.int8, ("weights", "cache")),
+        ("--cores", args.cores, os.sched_getaffinity(0)),
+    ):
+        if unknown := [x for x in given if x not in known]:
+            raise UserError(f"{name}: {unknown[0]} is none of {', '.join(map(str, known))}")
+    if not args.images or min(args.images) < 1:
+        raise UserError("--images must be numbers of 1 or more, such as 1,4")
+    for name, least in (
+        ("pairs", 1),
+        ("gate_steps", 1),
+        ("prompt_length", 4),
+        ("answer_tokens", 2),
+    ):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} must be {least} or more, got {getattr(args, name)}")
+    if args.layers is not None and (args.layers < 1 or args.checkpoint):
+        raise UserError("--layers must be 1 or more, and needs --model, not --checkpoint")
+    if args.no_drawing and not (args.understanding or args.fit):
+        raise UserError("--no_drawing leaves nothing to do: add --understanding or --fit")
+    if args.fit and "ours" not in args.contenders:
+        raise UserError("--fit is about 'ours', which --contenders does not name")
+    if args.device == "cpu" and not args.cores:
+        args.cores = sorted(os.sched_getaffinity(0))
+    args.contenders = [name for name in CONTENDERS if name in args.contenders]
+    if args.out and not args.out.parent.is_dir():
+        raise UserError(f"--out: no such directory: {args.out.parent}")
+    return args
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name}: {text!r} is no whole number") from None
+
+
+def main() -> None:
+    load_average = os.getloadavg()[0]  # before we are a load ourselves
+    args = parse_flags()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process only reads shapes: no hold of a GPU
+    with tempfile.TemporaryDirectory(prefix="janus_sampling_") as scratch:
+        scratch = Path(scratch)
+        if args.checkpoint:
+            directory, config = args.checkpoint, open_source(args.checkpoint).config
+        else:
+            directory, config = scratch / args.model, shrink(MODELS[args.model], args.layers)
+            write_checkpoint(config, directory)
+        codes = config.vq.num_codes
+        args.steps = args.steps or codes
+        if not 2 <= args.steps <= codes:
+            raise UserError(f"--steps must be 2 to {codes}, got {args.steps}")
+        report = {
+            "command": shlex.join(sys.argv),
+            "model": config.name if args.checkpoint else args.model,
+            "config": config.to_dict(),
+            "dtype": args.dtype,
+            "device": args.device,
+            "cores": args.cores,
+            "steps": args.steps,
+            "num_codes": codes,
+            "partial": args.steps < codes,
+            "load_average": load_average,
+            "contended": args.device == "cpu" and load_average > CONTENDED,
+        }
+        with contenders(args, directory, config, scratch) as (field, loaded):
+            report["loaded"] = loaded
+            report["bandwidth"] = measure_bandwidth(args, field, scratch)
+            bandwidth = report["bandwidth"]["bytes_per_s"]
+            if not args.no_drawing:
+                report["drawing"] = measure(args, field, config, scratch)
+                summarise(args, config, report["drawing"], bandwidth)
+            if args.understanding:
+                report["understanding"] = understanding(args, field)
+            if args.fit:
+                if "ours" not in loaded:
+                    raise RunError(field[0].problem)
+                report["fit"] = fit(args, field[0], config, bandwidth, loaded["ours"]["cache"])
+    print(show(report))
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def shrink(config: JanusConfig, layers: int | None) -> JanusConfig:
+    """The same with fewer layers, unrolled."""
+    config = config.replace(scan_layers=False)
+    if layers is None:
+        return config
+    siglip = config.siglip.replace(layers=min(layers, config.siglip.layers))
+    return config.replace(decoder=config.decoder.replace(layers=layers), siglip=siglip)
+
+
+def measure_bandwidth(
+    args: argparse.Namespace, field: Sequence[Contender], scratch: Path
+) -> dict[str, Any]:
+    """Of the cores, by a process of its own; of a GPU, by a contender that is there anyway."""
+    if args.device == "cpu":
+        worker = Worker("probe", args, scratch, "probe")
+        try:
+            return worker.ask("bandwidth")
+        finally:
+            worker.close()
+    for contender in sorted(field, key=lambda c: c.name.startswith("ours")):
+        if not contender.problem:
+            return contender.worker.ask("bandwidth")
+    raise RunError("; ".join(f"{c.name}: {c.problem}" for c in field))
+
+
+if __name__ == "__main__":
+    run_main(main)
