@@ -60,19 +60,20 @@ class Janus:
         mesh: Mesh | None = None,
         int8: Collection[str] = (),
         memory_limit: int | None = None,
+        consume: bool = False,
     ):
         """Takes parameters of either layout and packs them once (`weights.pack`).
 
         Args:
           config: architecture.
-          params: parameter tree. It is not kept: drop your reference, and the language model is never
-            in memory twice.
+          params: parameter tree; it is not kept.
           processor: tokenizer and prompt layouts.
           policy: dtypes.
           max_batch: most pictures or answers at once.
           mesh: from `parallel.make_mesh`: pictures over `data` x `fsdp`, heads over `tensor`.
           int8: "weights", "cache" or both: smaller and, where memory is the limit, faster; not exact.
           memory_limit: bytes that a batch may take beside the weights; None takes what is free.
+          consume: empties `params` while packing: the language model is never in memory twice.
 
         Raises:
           UserError: the processor does not fit the architecture, or an unknown or impossible option.
@@ -92,7 +93,7 @@ class Janus:
         self._texts = TextEngine(
             self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, self._cache_dtype
         )
-        self.weights = self._pack(params)
+        self.weights = self._pack(params, consume)
 
     @classmethod
     def load(
@@ -121,9 +122,7 @@ class Janus:
         processor = Processor(
             ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
         )
-        params, config = loaded.params, loaded.config
-        del loaded  # holds the parameters, too
-        return cls(config, params, processor, policy, **options)
+        return cls(loaded.config, loaded.params, processor, policy, **options, consume=True)
 
     def with_params(self, params: models.Params) -> Janus:
         """The same model with other parameters; shares everything that is compiled."""
@@ -379,8 +378,8 @@ class Janus:
         """Tokens of the longest prompt after which `needed` more fit."""
         return self.config.decoder.max_position + 1 - needed
 
-    def _pack(self, params: models.Params) -> Weights:
-        return pack(params, self.config, self._policy, self._mesh, self._int8)
+    def _pack(self, params: models.Params, consume: bool = False) -> Weights:
+        return pack(params, self.config, self._policy, self._mesh, self._int8, consume)
 
     def _drawer(self) -> Drawer:
         return Drawer(

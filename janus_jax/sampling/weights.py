@@ -40,17 +40,19 @@ def pack(
     policy: Policy,
     mesh: Mesh | None = None,
     int8: bool = False,
+    consume: bool = False,
 ) -> Weights:
     """Parameters -> what the engines read.
 
     Args:
-      params: tree of either layer layout. Layers are taken out of a copy of the dict one by one, so that a
-        caller who keeps no reference never holds the language model twice.
+      params: tree of either layer layout, on the host or a device.
       config: its architecture.
       policy: weights are kept in `policy.compute`; SigLIP and adaptors in `policy.param`, the image
         tokenizer in float32.
       mesh: cuts weights over `tensor`; None is one device.
       int8: weights of the language model and the heads in int8, one scale an output (needs qwix).
+      consume: takes the layers out of `params` one by one, so that an unrolled language model is never in
+        memory twice; the tree is of no use afterwards.
 
     Returns:
       {"layers": [...], "final_norm", "embed", "lm_head", "codes", "image_head", "vision", "vq"}.
@@ -63,7 +65,7 @@ def pack(
         _check_mesh(config, mesh)
     params = models.unstack_layers(params, config)
     model = models.Janus(config, policy)
-    decoder = dict(params["decoder"])
+    decoder = params["decoder"] if consume else dict(params["decoder"])
     put = _Placer(policy.compute, mesh, int8)
     layers = [
         _layer(decoder.pop(f"layers_{i}"), config.decoder.kv_heads, put)
