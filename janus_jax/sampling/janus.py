@@ -25,6 +25,7 @@ from janus_jax.processing import (
 )
 from janus_jax.processing.image import ImageLike
 from janus_jax.sampling.batching import bucket, padded_size
+from janus_jax.sampling.checks import check_fit, seed_key
 from janus_jax.sampling.conversation import Conversation, Conversations
 from janus_jax.sampling.dialogue import Dialogue
 from janus_jax.sampling.drawing import Drawer, OnPreview, Request
@@ -78,7 +79,7 @@ class Janus:
         Raises:
           UserError: the processor does not fit the architecture, or an unknown or impossible option.
         """
-        _check_fit(config, processor)
+        check_fit(config, processor)
         if unknown := set(int8) - {"weights", "cache"}:
             raise UserError(f"int8 can be 'weights' and 'cache', not {sorted(unknown)}")
         self.config = config.replace(scan_layers=False)
@@ -188,7 +189,7 @@ class Janus:
             top_k,
             top_p,
         )
-        key = _key(seed)
+        key = seed_key(seed)
         requests = [Request(ids, i) for ids in map(self._generation_ids, prompts) for i in range(n)]
         most = self._most_pictures(max(len(r.ids) for r in requests), mode.guided)
         drawer = self._drawer()
@@ -247,7 +248,7 @@ class Janus:
         knobs, mode = make_knobs(
             self.config.decoder.vocab_size, temperature=temperature, top_p=top_p
         )
-        key = _key(seed)
+        key = seed_key(seed)
         asked = list(map(self._understanding_ids, questions))
         size = self.config.siglip.image_size
         # A picture that is asked about several times is read, resized and encoded once.
@@ -294,7 +295,7 @@ class Janus:
         """
         if count < 1:
             raise UserError(f"count, the number of conversations, must be >= 1, got {count}")
-        _key(seed)
+        seed_key(seed)
         vocab = self.config.decoder.vocab_size
         knobs, mode = make_knobs(vocab, temperature=temperature, top_p=top_p)
         return Conversations(
@@ -439,26 +440,6 @@ def _cache_dtype(policy: Policy, int8: bool) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else policy.compute
 
 
-def _key(seed: int) -> jax.Array:
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
-    return jax.random.key(seed)
-
-
 def _batches(requests: list[Any], size: int, progress: Progress | None) -> Iterable[list[Any]]:
     batches = [requests[i : i + size] for i in range(0, len(requests), size)]
     return progress(batches) if progress else batches
-
-
-def _check_fit(config: JanusConfig, processor: Processor) -> None:
-    """Raises UserError if the processor was made for another architecture."""
-    expected = ProcessorConfig.from_model(config)
-    for name in ("und_image_size", "gen_image_size", "num_image_tokens", "num_codes"):
-        have, need = getattr(processor.config, name), getattr(expected, name)
-        if have != need:
-            raise UserError(f"processor config: {name} is {have}, but {config.name} needs {need}")
-    if processor.tokenizer.vocab_size > config.decoder.vocab_size:
-        raise UserError(
-            f"the tokenizer has {processor.tokenizer.vocab_size} tokens, but {config.name} has "
-            f"only {config.decoder.vocab_size} embeddings: it belongs to another checkpoint"
-        )
