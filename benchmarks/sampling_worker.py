@@ -146,7 +146,7 @@ class Ours:
         from janus_jax.errors import UserError
         from janus_jax.sampling import ImageEngine, make_knobs
         from janus_jax.sampling.drawing import Drawer
-        from janus_jax.sampling.janus import _cache_dtype  # its rule, not a copy of it
+        from janus_jax.sampling.kv_cache import stored_dtype  # its rule, not a copy of it
         from janus_jax.sampling.weights import pack
         from janus_jax.weights.convert import nest
         from janus_jax.weights.source import open_source
@@ -158,7 +158,7 @@ class Ours:
             jax.config.update("jax_default_matmul_precision", "highest")
         source = open_source(directory)
         self.config, self.policy = source.config, Policy(dtype, dtype)
-        self.cache_dtype = _cache_dtype(self.policy, "cache" in int8)
+        self.cache_dtype = stored_dtype(self.policy, "cache" in int8)
         arrays = sorted(source.arrays.items(), key=lambda item: item[1].turn)
         params = nest({path: array.load() for path, array in arrays})
         del source, arrays

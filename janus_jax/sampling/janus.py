@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -24,6 +23,7 @@ from janus_jax.processing import (
     understanding_pixels,
 )
 from janus_jax.processing.image import ImageLike
+from janus_jax.sampling import kv_cache
 from janus_jax.sampling.batching import bucket, padded_size
 from janus_jax.sampling.checks import check_fit, seed_key
 from janus_jax.sampling.conversation import Conversation, Conversations
@@ -88,7 +88,7 @@ class Janus:
         self.memory_limit = memory_limit
         self._policy = policy or Policy()
         self._mesh, self._int8 = mesh, "weights" in int8
-        self._cache_dtype = _cache_dtype(self._policy, "cache" in int8)
+        self._cache_dtype = kv_cache.stored_dtype(self._policy, "cache" in int8)
         tokenizer = processor.tokenizer
         self._images = ImageEngine(self.config, self._policy, self._cache_dtype, mesh)
         self._texts = TextEngine(
@@ -431,13 +431,6 @@ class Janus:
                 f"the limit of this model is {limit}"
             )
         return ids
-
-
-def _cache_dtype(policy: Policy, int8: bool) -> jnp.dtype:
-    """The compute dtype, but float32 on a CPU, where attention in bfloat16 is far slower."""
-    if int8:
-        return jnp.dtype(jnp.int8)
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else policy.compute
 
 
 def _batches(requests: list[Any], size: int, progress: Progress | None) -> Iterable[list[Any]]:

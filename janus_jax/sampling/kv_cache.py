@@ -12,10 +12,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from janus_jax.config import DecoderConfig
+from janus_jax.config import DecoderConfig, Policy
 
 LayerCache = dict[str, jax.Array]
 Cache = tuple[LayerCache, ...]
+
+
+def stored_dtype(policy: Policy, int8: bool = False) -> jnp.dtype:
+    """What to keep keys and values in: the compute dtype; float32 on a CPU, which computes in it anyway."""
+    if int8:
+        return jnp.dtype(jnp.int8)
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else policy.compute
 
 
 def empty(config: DecoderConfig, rows: Sequence[int], length: int, dtype: jnp.dtype | str) -> Cache:

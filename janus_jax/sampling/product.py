@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# On a CPU, up to so many rows are reduced row by row: see `_on_cpu`.
-_FEW_ROWS = 4
+# On a CPU, up to so many rows are multiplied one by one: see `_on_cpu`.
+_FEW_ROWS = 3
 
 
 def product(x: jax.Array, weight: Any, axes: int = 1) -> jax.Array:
@@ -46,18 +46,26 @@ def _dot(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
 def _on_cpu(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
     """What XLA's CPU backend runs fastest; the same numbers up to the order of summation.
 
-    Its matrix product of few rows packs the whole weight first. One loop that multiplies and adds reads
-    it once: three times as fast in float32, and the only form in which int8 is not expanded first.
-    bfloat16 products are as fast from two rows on, but fourteen times slower with one.
+    Its product of several rows packs the whole float32 weight first, that of one row just reads it: few rows
+    are multiplied one by one. In bfloat16 it is the other way round: one row is the slow case. A product
+    with int8 writes the whole weight in float32 first, a loop that multiplies and adds does not.
     """
     lead, out = x.shape[: x.ndim - axes], weight.shape[: weight.ndim - axes]
     rows = int(np.prod(lead))
-    flat = x.reshape(rows, -1)
+    # Else what made x may become a part of the loops over the weight.
+    flat = jax.lax.optimization_barrier(x.reshape(rows, -1))
     weight = weight.reshape(int(np.prod(out)), -1)
-    if rows > _FEW_ROWS or (weight.dtype == jnp.bfloat16 and rows > 1):
-        return _dot(flat, weight, 1).reshape(*lead, *out)
-    flat, weight = flat.astype(jnp.float32), weight.astype(jnp.float32)
-    zeros = (jnp.float32(0),) * rows
-    add = lambda a, b: tuple(left + right for left, right in zip(a, b, strict=True))
-    sums = jax.lax.reduce(tuple(weight * row for row in flat), zeros, add, (1,))
-    return jnp.stack(sums).reshape(*lead, *out)
+    if weight.dtype == jnp.int8 and rows <= _FEW_ROWS:
+        y = jnp.concatenate([_reduce(flat[i : i + 1], weight) for i in range(rows)])
+    elif weight.dtype == jnp.bfloat16 and rows == 1:
+        y = _dot(jnp.concatenate([flat, flat]), weight, 1)[:1]
+    elif weight.dtype == jnp.float32 and rows <= _FEW_ROWS:
+        y = jnp.concatenate([_dot(flat[i : i + 1], weight, 1) for i in range(rows)])
+    else:
+        y = _dot(flat, weight, 1)
+    return y.reshape(*lead, *out)
+
+
+def _reduce(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """[1, I] x [O, I] -> [1, O] in one loop over the weight."""
+    return (weight.astype(jnp.float32) * x.astype(jnp.float32)).sum(axis=1)[None]
