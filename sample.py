@@ -135,7 +135,12 @@ def policy(dtype: str | None):
 
     from janus_jax.config import Policy
 
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:  # such as JAX_PLATFORMS=cuda without a GPU
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no device to compute on: {reason} (JAX_PLATFORMS=cpu works)") from error
+    dtype = dtype or ("float32" if backend == "cpu" else "bfloat16")
     return Policy(dtype, dtype)
 
 

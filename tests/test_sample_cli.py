@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,31 @@ def test_pictures_and_answers_are_written(sample, checkpoint, tmp_path):
     assert [a["question"] for a in record["answers"]] == ["what is it?"]
 
 
+def test_previews_warmup_and_little_memory_change_no_picture(sample, checkpoint, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--prompt", "a red cat", "--num_images", 2]
+    plain, grown = tmp_path / "plain", tmp_path / "grown"
+    assert sample(*flags, "--out", plain)[0] == 0
+    extra = ["--preview", "--warmup", "--memory_gb", 0.5, "--mesh", "data=2"]
+    code, stdout, stderr = sample(*flags, *extra, "--out", grown)
+    assert code == 0, stderr
+    assert "compiled " in stdout and "programs" in stdout
+    for name in ("image_000.png", "image_001.png"):
+        assert (plain / name).read_bytes() == (grown / name).read_bytes()
+    assert not [p for p in grown.iterdir() if p.name.startswith(".")]
+
+
+def test_a_backend_that_is_not_there_is_one_line(checkpoint):
+    result = subprocess.run(
+        [sys.executable, SAMPLE, "--checkpoint", checkpoint, "--prompt", "a cat"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "nonsense"},
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no device to compute on")
+    assert result.stderr.count("\n") == 1
+
+
 def test_help_shows_an_example_that_runs():
     result = subprocess.run([sys.executable, SAMPLE, "--help"], capture_output=True, text=True)
     assert result.returncode == 0
@@ -117,6 +143,11 @@ def bad_inputs(directory: Path, checkpoint: str) -> dict[str, list]:
         "no such directory": ["--checkpoint", directory / "missing", *prompt],
         "is empty: not a model": ["--checkpoint", directory / "empty", *prompt],
         "cannot be a directory": [*here, *prompt, "--out", directory / "fine.png"],
+        "--mesh must look like": [*here, *prompt, "--mesh", "2x4"],
+        "needs 64 devices": [*here, *prompt, "--mesh", "data=64"],
+        "--memory_gb must be above 0": [*here, *prompt, "--memory_gb", 0],
+        "not enough memory for even one picture": [*here, *prompt, "--memory_gb", 0.00001],
+        "int8 can be": [*here, *prompt, "--int8", "keys"],
         "--prompt is empty": [*here, "--prompt", " "],
         "the limit of this model is": [*here, "--prompt", "a cat " * 40],
         "--num_images": [*here, *prompt, "--num_images", 0],

@@ -1,0 +1,46 @@
+"""Compiled programs are kept on disk, unless the user says otherwise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from janus_jax.sampling import keep_programs
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = """
+import jax, jax.monitoring
+from janus_jax.sampling import keep_programs
+print(keep_programs(seconds=0))
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+jax.jit(lambda x: (x @ x).sum() + 41)(jax.numpy.ones((8, 8))).block_until_ready()
+print(sum(name.endswith("cache_hits") for name in hits))
+"""
+
+
+def test_programs_are_found_again_by_the_next_process(tmp_path):
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    env.pop("JAX_COMPILATION_CACHE_DIR")
+    run = lambda: (
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True
+        )
+        .stdout.strip()
+        .splitlines()
+    )
+    directory = tmp_path / "janus_jax" / "programs"
+    assert run()[0] == str(directory)
+    assert list(directory.iterdir())
+    assert int(run()[1]) > 0
+
+
+def test_the_user_decides_and_a_bad_place_is_no_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    assert keep_programs() == tmp_path / "mine"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert keep_programs() is None
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "file").write_text("")
+    assert keep_programs(tmp_path / "file") is None
+    assert "not kept" in capsys.readouterr().err
