@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sampling import CONFIG, LONG, SHORT, WORDS, random_params
+from test_sampling import (
+    CONFIG,
+    LONG,
+    SHORT,
+    WORDS,
+    draw_codes,
+    random_params,
+    uncached_logits,
+)
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
@@ -12,8 +20,9 @@ from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 from janus_jax.sampling import ImageEngine, Janus, kv_cache, make_knobs
 from janus_jax.sampling.batching import bucket, left_pad
-from janus_jax.sampling.drawing import plan_blocks
+from janus_jax.sampling.drawing import Request, picture_keys, plan_blocks
 from janus_jax.sampling.image_engine import Prompts, blocks, plan_prompts
+from janus_jax.sampling.logits import fold_in, sample
 from janus_jax.sampling.memory import decode_bytes, most_rows, picture_bytes
 from janus_jax.sampling.product import product
 from janus_jax.sampling.weights import pack, quantize
@@ -95,6 +104,29 @@ def test_a_picture_is_the_same_in_batches_of_1_3_and_16(janus, settings):
     np.testing.assert_array_equal(three[2], alone[0])
     np.testing.assert_array_equal(many[8], alone[0])
     np.testing.assert_array_equal(many[0], three[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(cfg_weight=2.0),
+        dict(cfg_weight=1.0, temperature=0.7),
+        dict(cfg_weight=3.0, temperature=1.3, top_k=5),
+        dict(cfg_weight=0.0, top_k=12, top_p=0.6),
+    ],
+)
+def test_seeded_codes_equal_uncached_decoding_step_by_step(janus, settings):
+    knobs, mode = make_knobs(CONFIG.vq.codebook_size, **settings)
+    drawn = draw_codes(janus, [LONG, SHORT], seed=7, **settings)
+    for prompt, codes in zip((LONG, SHORT), drawn, strict=True):
+        logits = uncached_logits(janus, prompt)
+        request = Request(janus.processor.generation_ids(prompt), 0)
+        keys = picture_keys(jax.random.key(7), [request], 1)
+        expected = np.zeros(CONFIG.vq.num_codes, np.int32)
+        for i in range(len(expected)):
+            now = logits(expected[:-1], settings["cfg_weight"])[i]
+            expected[i] = sample(now[None], fold_in(keys, i), knobs, mode)[0]
+        np.testing.assert_array_equal(codes, expected)
 
 
 @pytest.mark.parametrize("sizes", [dict(data=2, tensor=2), dict(data=8), dict(data=4, tensor=2)])
