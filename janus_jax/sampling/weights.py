@@ -7,6 +7,7 @@ key heads and every slice stays on its device.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,9 +75,7 @@ def pack(
     head = params["image_head"]
     vision = {name: params[name] for name in ("siglip", "und_adaptor")}
     generation = {name: params[name] for name in ("gen_embed", "gen_adaptor")}
-    codes = jax.jit(lambda p, x: model.apply({"params": p}, x, method="embed_codes"))(
-        jax.tree.map(jnp.asarray, generation), jnp.arange(config.vq.codebook_size)
-    )
+    codes = _code_table(model, jax.tree.map(jnp.asarray, generation))
     return {
         "layers": layers,
         "final_norm": put("final_norm", decoder["final_norm"]["scale"]),
@@ -92,6 +91,13 @@ def pack(
         "vision": _whole(vision, policy.param, mesh),
         "vq": _whole(params["vq"], jnp.float32, mesh, "vq"),
     }
+
+
+@partial(jax.jit, static_argnums=0)
+def _code_table(model: models.Janus, params: models.Params) -> jax.Array:
+    """Every image code behind its adaptor: [codebook_size, D]."""
+    codes = jnp.arange(model.config.vq.codebook_size)
+    return model.apply({"params": params}, codes, method="embed_codes")
 
 
 def _layer(layer: models.Params, kv_heads: int, put: _Placer) -> dict[str, Any]:
