@@ -68,7 +68,8 @@ class ImageEngine:
       policy: dtypes; activations are in its compute dtype.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: pictures are cut over `data` and `fsdp`, heads over `tensor`; None is one device.
-      window: steps between two growths of the cache. Smaller reads less and compiles longer.
+      window: steps between two growths of the cache. Smaller reads less and compiles longer;
+        None takes `WINDOW`.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class ImageEngine:
         policy: Policy,
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
-        window: int = WINDOW,
+        window: int | None = None,
     ):
-        self.window = window
+        self.window = window or WINDOW
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
