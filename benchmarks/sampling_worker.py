@@ -341,7 +341,9 @@ class Ours:
         chosen = sorted(set(np.linspace(T + steps, last, windows).round().astype(int).tolist()))
         out = []
         for window in chosen:
-            cache = kv_cache.empty(self.config.decoder, shape, window, self.cache_dtype)
+            cache = kv_cache.flat(
+                kv_cache.empty(self.config.decoder, shape, window, self.cache_dtype)
+            )
             state = State(cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape[1], jnp.int32))
             times = []
             for _ in range(1 + repeats):  # the first compiles

@@ -223,6 +223,46 @@ def test_an_int8_cache_holds_what_it_is_given():
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_flat_cache_is_the_same_cache(dtype):
+    rng = np.random.default_rng(0)
+    rows, K = (2, 3), CONFIG.decoder.kv_heads
+    axes = kv_cache.empty(CONFIG.decoder, rows, 9, dtype)
+    flat = kv_cache.flat(axes)
+    assert kv_cache.slots(flat) == 9 and flat[0]["k"].shape == (2 * 3 * K, 9, 8)
+    axes, flat = kv_cache.grow(axes, 12)[0], kv_cache.grow(flat, 12)[0]
+    for index, T in ((0, 5), (5, 1)):
+        k, v = jnp.asarray(rng.standard_normal((2, *rows, T, K, 8)), jnp.float32)
+        axes, flat = kv_cache.append(axes, k, v, index), kv_cache.append(flat, k, v, index)
+    jax.tree.map(np.testing.assert_array_equal, kv_cache.flat((axes,)), (flat,))
+    q = jnp.asarray(rng.standard_normal((*rows, 2, K, 2, 8)), jnp.float32)
+    seen = jnp.asarray(rng.random((*rows, 2, 12)) < 0.5).at[..., 0].set(True)
+    np.testing.assert_allclose(
+        kv_cache.attend(q, flat, seen), kv_cache.attend(q, axes, seen), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_no_step_copies_the_cache_on_a_cpu(janus, columns):
+    engine, processor = janus._images, janus.processor
+    prompts, rows = plan_prompts(
+        [processor.generation_ids(SHORT)] * columns, columns, True, processor.tokenizer.pad_id
+    )
+    plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
+    keys = picture_keys(jax.random.key(0), [Request((), i) for i in range(columns)], columns)
+    knobs, mode = make_knobs(CONFIG.vq.codebook_size, 2.0)
+    state, _ = engine.start(janus.weights, plan, keys, knobs, mode=mode)
+    length = plan.ids.shape[1] + 11
+    state = engine.grow(state, length=length)
+    lowered = engine.advance.lower(
+        janus.weights, state, 1, keys, knobs, plan.ids.shape[1], steps=11, mode=mode
+    )
+    shape = f"f32[{2 * columns * CONFIG.decoder.kv_heads},{length},{CONFIG.decoder.head_dim}]"
+    program = lowered.compile().as_text().splitlines()
+    assert any("dynamic-update-slice" in line and shape in line for line in program)
+    assert not [line for line in program if " copy(" in line and shape in line]
+
+
 @pytest.mark.parametrize("parts", [("weights",), ("cache",), ("weights", "cache")])
 def test_int8_stays_close_and_is_smaller(janus, parts):
     low = make(int8=parts)

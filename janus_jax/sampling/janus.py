@@ -92,7 +92,7 @@ class Janus:
         tokenizer = processor.tokenizer
         self._images = ImageEngine(self.config, self._policy, self._cache_dtype, mesh)
         self._texts = TextEngine(
-            self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, self._cache_dtype
+            self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, self._cache_dtype, mesh
         )
         self.weights = self._pack(params, consume)
 

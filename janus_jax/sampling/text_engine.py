@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from janus_jax import models
 from janus_jax.config import JanusConfig, Policy
@@ -26,7 +27,7 @@ class State(NamedTuple):
     """What was said so far, in all rows.
 
     Attributes:
-      cache: [B, ...].
+      cache: of B rows; flat but on a mesh.
       valid: bool [B, S], slots that hold a token.
       positions: int32 [B], of the next token.
       index: int32, the next slot to write.
@@ -65,6 +66,7 @@ class TextEngine:
       image_id: token at the image slots.
       eos_id: token that ends an answer.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
+      mesh: where the weights lie; heads are cut over `tensor` as theirs are. None is one device.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class TextEngine:
         image_id: int,
         eos_id: int,
         cache_dtype: str | None = None,
+        mesh: Mesh | None = None,
     ):
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._dtype = policy.compute
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
         self._image_id, self._eos_id = image_id, eos_id
+        self._mesh = mesh
         self.features = jax.jit(self._features)
         self.grow = jax.jit(_grow, static_argnames="length")
         self.prefill = jax.jit(self._prefill, static_argnames="mode", donate_argnames="state")
@@ -91,7 +95,10 @@ class TextEngine:
         """Nothing said yet."""
         cache = kv_cache.empty(self._config.decoder, (rows,), length, self._cache_dtype)
         return State(
-            cache, jnp.zeros((rows, length), bool), jnp.zeros(rows, jnp.int32), jnp.int32(0)
+            cache if self._mesh is not None else kv_cache.flat(cache),
+            jnp.zeros((rows, length), bool),
+            jnp.zeros(rows, jnp.int32),
+            jnp.int32(0),
         )
 
     def _features(self, weights: Weights, pixels: jax.Array) -> jax.Array:
