@@ -23,8 +23,6 @@ import contextlib
 import json
 import os
 import shlex
-import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,6 +35,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.random_checkpoint import tensors
+from benchmarks.sampling_process import Contender, Worker, WorkerError
+from benchmarks.sampling_report import regress, same, show, spread, summarise
 from janus_jax.config import PRESETS, DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.processing import build_word_tokenizer
@@ -47,13 +47,11 @@ from janus_jax.weights.source import open_source
 
 PEERS = ("official", "transformers", "transformers_compiled", "loop", "loop_compiled")
 CONTENDERS = ("ours", *PEERS)
-ENVIRONMENT = dict(os.environ)
 TOLERANCE = {"float32": ("max_error", 1e-3), "bfloat16": ("rms_error", 0.05)}
 SHORT = 16  # codes of a warm-up on a CPU, where whole pictures take minutes, unless they
 FEW = 64  # have no more codes than this
 RUN_GIB = 2  # caches and activations of few pictures
 CONTENDED = 0.5  # load average before the run, on a CPU
-BUSY = 0.05  # of the cores, by others during a run: its ratios are marked
 GIB = 2**30
 
 # 64 codes; transformers wants as many codes as patches.
@@ -66,99 +64,6 @@ TINY = JanusConfig(
 MODELS = {"tiny": TINY} | {
     name: c for name, c in PRESETS.items() if c.vq.grid == c.siglip.grid and c.vq.norm_groups == 32
 }
-
-
-class WorkerError(Exception):
-    """What a worker answered instead of a result; `kind` is "unavailable" or "failed"."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
-
-
-class Worker:
-    """A process of `sampling_worker.py` on the other end of two pipes."""
-
-    def __init__(self, kind: str, args: argparse.Namespace, scratch: Path, name: str):
-        env = dict(ENVIRONMENT)
-        env.pop(
-            "JAX_COMPILATION_CACHE_DIR", None
-        )  # compile times are of a first use, on both sides
-        env["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")
-        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        if args.cores:
-            env["OMP_NUM_THREADS"] = str(len(args.cores))
-        if kind == "probe":  # it has threads of its own
-            env["OPENBLAS_NUM_THREADS"] = "1"
-        if kind != "ours" or args.device == "cpu":
-            env["JAX_PLATFORMS"] = "cpu"
-        elif env.get("JAX_PLATFORMS") == "cpu":
-            del env["JAX_PLATFORMS"]
-        if args.device == "cpu":
-            env["CUDA_VISIBLE_DEVICES"] = ""
-        cores = ",".join(map(str, args.cores)) or "-"
-        self.name, self._log = name, scratch / f"{name}.log"
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("sampling_worker.py"), kind, cores],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log.open("w"),
-            text=True,
-            env=env,
-        )
-
-    def ask(self, do: str, **request: Any) -> Any:
-        """Waits for the answer; raises `WorkerError`."""
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-            code = self._process.wait()
-            raise WorkerError("failed", f"the process ended with {code} ({''.join(said)[:300]})")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerError(answer["error"], answer["message"])
-        return answer["ok"]
-
-    def close(self) -> None:
-        """Ends it: it holds nothing worth keeping."""
-        self._process.kill()
-        self._process.wait()
-
-
-class Contender:
-    """One way to draw, in a worker.
-
-    Attributes:
-      name: what it is called.
-      problem: why it takes no part (any more), or "".
-    """
-
-    def __init__(self, name: str, worker: Worker):
-        self.name, self.problem = name, ""
-        self.worker = worker
-        self._own = {} if name.startswith("ours") else {"contender": name}
-
-    def ask(self, do: str, **request: Any) -> Any:
-        """The answer, or None after a failure, which is kept in `problem`."""
-        if self.problem:
-            return None
-        try:
-            return self.worker.ask(do, **self._own, **request)
-        except WorkerError as error:
-            what = "not available" if error.kind == "unavailable" else f"failed in {do}"
-            self.problem = f"{what}: {' '.join(str(error).split())[:400]}"
-            return None
-
-    def release(self) -> None:
-        """Lets go of what the last number of pictures needed."""
-        if not self.problem:
-            with contextlib.suppress(WorkerError):
-                self.worker.ask("release")
 
 
 def write_checkpoint(config: JanusConfig, directory: Path) -> None:
@@ -310,50 +215,6 @@ def measure(
     return rows
 
 
-def must_read(args: argparse.Namespace, config: JanusConfig, row: dict[str, Any]) -> int:
-    """Bytes that the loop behind the prefill must read: it makes all codes but the first."""
-    int8 = args.int8 if row["contender"] == "ours_int8" else []
-    d, loops = config.decoder, args.steps - 1
-    attention = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads)
-    weights = d.layers * (attention + 3 * d.width * d.ffw)
-    weights += d.width * (d.width + config.vq.codebook_size)
-    weights *= 1 if "weights" in int8 else {"float32": 4, "bfloat16": 2}[args.dtype]
-    slots = sum(args.prompt_length + i for i in range(1, args.steps))
-    cache = "int8" if "cache" in int8 else args.dtype
-    return loops * weights + 2 * row["images"] * slots * bytes_per_slot(d, cache)
-
-
-def summarise(
-    args: argparse.Namespace, config: JanusConfig, rows: list[dict[str, Any]], bandwidth: float
-) -> None:
-    """Adds what the table shows to every row that was timed."""
-    ours = {row["images"]: row["runs"] for row in rows if row["contender"] == "ours"}
-    for row in rows:
-        runs = [run for run in row["runs"] if run]
-        if row["problem"] or not runs:
-            continue
-        n, loops = row["images"], max(args.steps - 1, 1)
-        middle = lambda key, runs=runs: statistics.median(run[key] for run in runs)
-        times = [run["total"] / n for run in runs]
-        row["s_per_image"] = spread(times)
-        row["images_per_s"] = 1 / statistics.median(times)
-        row["prefill_s"], row["ms_per_step"] = middle("prefill"), middle("decode") / loops * 1000
-        row["vq_s"] = middle("vq") if "vq" in runs[0] else None
-        row["peak_gib"] = max(run["peak"] for run in runs) / GIB
-        row["others"] = max(run["others"] for run in runs)
-        row["contended"] = args.device == "cpu" and row["others"] > BUSY
-        row["must_read_bytes"] = must_read(args, config, row)
-        row["of_bandwidth"] = row["must_read_bytes"] / middle("decode") / bandwidth
-        if all(ours.get(n) or [None]):
-            pairs = zip(runs, ours[n], strict=True)
-            row["ratio"] = spread([run["total"] / own["total"] for run, own in pairs])
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median and most."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
 def understanding(args: argparse.Namespace, field: Sequence[Contender]) -> list[dict[str, Any]]:
     """One picture and a question: time to the first token, and tokens/s after it."""
     rows, chosen = [], [c for c in field if c.name.startswith(("ours", "transformers"))]
@@ -375,11 +236,6 @@ def understanding(args: argparse.Namespace, field: Sequence[Contender]) -> list[
                 row["same_tokens"] = same(tokens[contender.name], tokens["transformers"])
         rows.append(row)
     return rows
-
-
-def same(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens are equal before the first that is not."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
 def fit(
@@ -414,109 +270,6 @@ def fit(
         "b_ideal_ms": ideal,
         "b_over_ideal": plain[1] / ideal,
     }
-
-
-def regress(y: np.ndarray, *columns: np.ndarray) -> tuple[list[float], float]:
-    """(coefficients, the constant first; R^2)."""
-    matrix = np.stack([np.ones_like(y), *columns], 1)
-    solution = np.linalg.lstsq(matrix, y, rcond=None)[0]
-    rest = y - matrix @ solution
-    return solution.tolist(), float(1 - rest @ rest / ((y - y.mean()) @ (y - y.mean())))
-
-
-# ---------------------------------------------------------------- the report
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of the width that they need; the first one to the left."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        cells = [x.rjust(w) for x, w in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
-    return "\n".join(lines)
-
-
-def show(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
-    parts = []
-    number = lambda x, form: "-" if x is None else format(x, form)
-    if timed := [row for row in report.get("drawing", []) if "s_per_image" in row]:
-        head = (
-            "contender|pictures|s/picture min|median|max|pictures/s|prefill s|ms/step|VQ s|"
-            "ratio|range|of bandwidth|peak GiB|compile s|others"
-        )
-        cells = []
-        for row in timed:
-            s, ratio = row["s_per_image"], row.get("ratio")
-            compiled = (row["warm"] or {}).get("compile")
-            cells.append(
-                [row["contender"], str(row["images"])]
-                + [f"{s[key]:.4g}" for key in ("min", "median", "max")]
-                + [f"{row['images_per_s']:.4g}", f"{row['prefill_s']:.3g}"]
-                + [f"{row['ms_per_step']:.4g}", number(row["vq_s"], ".3g")]
-                + [f"{ratio['median']:.2f}{'!' * row['contended']}" if ratio else "-"]
-                + [f"{ratio['min']:.2f}-{ratio['max']:.2f}" if ratio else "-"]
-                + [f"{row['of_bandwidth']:.1%}", f"{row['peak_gib']:.2f}"]
-                + [number(compiled, ".1f"), f"{row['others']:.0%}"]
-            )
-        parts.append(table(head.split("|"), cells))
-        parts.append(
-            "ratio: time of the contender / time of ours; above 1 ours is faster. others: share of the cores "
-            "that other processes took during the worst run; '!': they make the ratio unfair."
-        )
-    if gates := [(r, r["gate"]) for r in report.get("drawing", []) if r["gate"]]:
-        head = "parity|pictures|against|codes|max error / std|rms / std|argmax agrees".split("|")
-        cells = [
-            [
-                row["contender"],
-                str(row["images"]),
-                gate["reference"],
-                str(gate["steps"]),
-                *(f"{gate[key]:.1e}" for key in ("max_error", "rms_error")),
-                f"{gate['argmax_agree']:.1%}",
-            ]
-            for row, gate in gates
-        ]
-        parts.append(table(head, cells))
-    if answered := [row for row in report.get("understanding", []) if not row["problem"]]:
-        head = "answering|first token s min|median|max|tokens/s min|median|max|first call s|same tokens"
-        cells = [
-            [row["contender"]]
-            + [f"{row['first_token_s'][key]:.3g}" for key in ("min", "median", "max")]
-            + [f"{row['tokens_per_s'][key]:.4g}" for key in ("min", "median", "max")]
-            + [f"{row['first_call_s']:.3g}", number(row.get("same_tokens"), "d")]
-            for row in answered
-        ]
-        parts.append(table(head.split("|"), cells))
-    problems = {
-        (row["contender"], row["problem"]): None
-        for kind in ("drawing", "understanding")
-        for row in report.get(kind, [])
-        if row["problem"]
-    }
-    parts += [f"{name}: {problem}" for name, problem in problems]
-    if found := report.get("fit"):
-        points = [[str(p["rows"]), str(p["window"]), f"{p['ms']:.4g}"] for p in found["points"]]
-        parts.append(table(("rows", "window", "ms/step"), points))
-        parts.append(
-            f"ms/step = {found['a_ms']:.4g} + {found['b_ms']:.4g} x rows x window, R2 {found['r2']:.4f}; b is "
-            f"{found['b_over_ideal']:.2f} x bytes per slot ({found['bytes_per_slot']}) / bandwidth"
-        )
-        if apart := found["with_rows"]:
-            parts.append(
-                f"ms/step = {apart['a_ms']:.4g} + {apart['row_ms']:.4g} x rows + {apart['b_ms']:.4g} x rows x "
-                f"window, R2 {apart['r2']:.4f}; b is {apart['b_over_ideal']:.2f} x the same"
-            )
-    notes = [f"{report['model']}, {report['dtype']} on {report['device']}"]
-    notes.append(
-        f"{report['bandwidth']['bytes_per_s'] / 1e9:.1f} GB/s: {report['bandwidth']['how']}"
-    )
-    if report["partial"]:
-        notes.append(f"PARTIAL: {report['steps']} of {report['num_codes']} codes, no VQ decoder")
-    if report["contended"]:
-        notes.append(f"CONTENDED: load average {report['load_average']:.2f} before the run")
-    return "\n\n".join(["; ".join(notes), *parts])
 
 
 # ---------------------------------------------------------------- the command line

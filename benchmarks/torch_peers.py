@@ -1,21 +1,19 @@
 """PyTorch peers of our image sampling: what the benchmark times, and logits that the parity gate compares.
 
   model = build_model(PRESETS["janus-pro-1b"], torch.bfloat16, "cuda")   # or load_model(directory, ...)
-  result = CompiledLoop(model).run(prompt_ids, uncond_ids, n=16)
+  result = OfficialLoop(model).run(prompt_ids, uncond_ids, n=16)
 
 All peers share one transformers model and its weights. `OfficialLoop` is the procedure of the official
-repository, `TransformersGenerate` that of transformers, `CompiledLoop` what PyTorch can do when written for speed.
-Needs torch and transformers >= 5; `python benchmarks/torch_peers.py --tiny --compile` compares the peers.
+repository, `TransformersGenerate` that of transformers; `torch_loop.CompiledLoop` is PyTorch written for speed.
+Needs torch and transformers >= 5; `python benchmarks/check_torch_peers.py --compile` compares the peers.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import inspect
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers.generation import ClassifierFreeGuidanceLogitsProcessor
@@ -31,7 +28,7 @@ from transformers.initialization import no_init_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
+from janus_jax.config import JanusConfig
 from janus_jax.processing import build_word_tokenizer
 from janus_jax.weights.convert import to_torch
 from janus_jax.weights.hf_config import config_to_hf
@@ -44,7 +41,6 @@ CACHE = (
     if "cache" in inspect.signature(transformers.LlamaModel.forward).parameters
     else "past_key_values"
 )
-_ROUND = 128  # cache lengths are multiples of it, so that prompts of similar length share graphs
 
 
 class PeerUnavailable(RuntimeError):
@@ -167,7 +163,7 @@ class _Clock:
 
 
 @dataclasses.dataclass
-class _Job:
+class Job:
     """One run, as the loops see it: `cond` and `uncond` [P], `forced` [B, steps] or None, on the device."""
 
     cond: Tensor
@@ -235,7 +231,7 @@ class Peer:
         keep = lambda logits: kept.append(logits.to("cpu", torch.float32, copy=True))
         torch.manual_seed(seed)
         clock = _Clock(self.device)
-        job = _Job(
+        job = Job(
             cond, uncond, n, cfg_weight, forced, steps, clock, keep if want_logits else _ignore
         )
         codes = self._draw(job)
@@ -255,7 +251,7 @@ class Peer:
     def _decode_vq(self, codes: Tensor) -> Tensor:
         return self.model.decode_image_tokens(codes)
 
-    def _draw(self, job: _Job) -> Tensor:
+    def _draw(self, job: Job) -> Tensor:
         """[B, steps] codes; laps "prefill" and records the logits of every step."""
         raise NotImplementedError
 
@@ -274,7 +270,7 @@ class OfficialLoop(Peer):
     run in the dtype of the model.
     """
 
-    def _draw(self, job: _Job) -> Tensor:
+    def _draw(self, job: Job) -> Tensor:
         inner = self.model.model
         llama = inner.language_model
         rows = torch.stack([job.cond, job.uncond]).repeat(job.n, 1)  # [2B, P]
@@ -319,7 +315,7 @@ class TransformersGenerate(Peer):
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self._compiled = torch.compile(llama.forward, mode=mode, fullgraph=True, dynamic=False)
 
-    def _draw(self, job: _Job) -> Tensor:
+    def _draw(self, job: Job) -> Tensor:
         bos, pad, boi = (int(job.uncond[i]) for i in (0, 1, -1))
         length = len(job.cond) + self.num_codes
         watch = _Watch(job)
@@ -379,7 +375,7 @@ class TransformersGenerate(Peer):
             if kwargs["inputs_embeds"].shape[1] > 1:
                 return eager(**kwargs)
             torch.compiler.cudagraph_mark_step_begin()
-            return _available(self._compiled, "torch.compile of the language model", **kwargs)
+            return available(self._compiled, "torch.compile of the language model", **kwargs)
 
         llama.forward = forward
         try:
@@ -391,7 +387,7 @@ class TransformersGenerate(Peer):
 class _Watch(transformers.LogitsProcessor):
     """Records the guided logits of `generate`, ends the phase "prefill", and forces codes."""
 
-    def __init__(self, job: _Job):
+    def __init__(self, job: Job):
         self._job, self._i = job, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -405,214 +401,7 @@ class _Watch(transformers.LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, job.forced[:, i : i + 1], 0.0)
 
 
-class CompiledLoop(Peer):
-    """PyTorch written for speed: static cache, fused weights, image head only, one compiled function a code.
-
-    The prompt runs once and its cache is broadcast over the images. Conditional rows come first. Attention reads a
-    window that grows in steps, so that most of the empty cache is never touched. Guidance runs in float32.
-
-    Args:
-      model: the model; its q, k, v and its gate, up weights become views of fused ones, so nothing is held twice.
-      compile: compile the step: with CUDA graphs on a GPU, plain inductor on a CPU. Raises `PeerUnavailable`
-        if torch cannot.
-      window: step by which the window grows. 1 reads exactly the filled part, needs no mask and compiles once with
-        a dynamic length; more compiles one graph a window. Default: 128 for CUDA graphs, else 1.
-      compile_vq: compile the VQ decoder, too. Default: with `compile` on a GPU; on a CPU that takes a minute.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        compile: bool = True,
-        window: int | None = None,
-        compile_vq: bool | None = None,
-    ):
-        super().__init__(model)
-        cuda = self.device.type == "cuda"
-        self._compile = compile
-        self._window = window or (128 if compile and cuda else 1)
-        self._decoder = _Decoder(model, exact=self._window == 1)
-        self._step, self._vq = self._decoder.step, model.decode_image_tokens
-        if compile:
-            # A graph for each window; past the limit a full graph fails rather than run uncompiled.
-            dynamo = torch._dynamo.config
-            dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
-            self._step = torch.compile(
-                self._step,
-                mode="reduce-overhead" if cuda else "default",
-                fullgraph=True,
-                dynamic=None if self._window == 1 else False,
-            )
-        if compile and cuda if compile_vq is None else compile_vq:
-            self._vq = torch.compile(self._vq, fullgraph=True, dynamic=False)
-
-    def _draw(self, job: _Job) -> Tensor:
-        start = len(job.cond)
-        length = -(-(start + self.num_codes) // _ROUND) * _ROUND
-        decoder = self._decoder
-        decoder.allocate(job.n, length)
-        weight = torch.tensor(job.cfg_weight, device=self.device)
-        guided = decoder.prefill(torch.stack([job.cond, job.uncond]), weight, job.n)
-        job.clock.lap("prefill")
-        job.record(guided)
-        code = decoder.sample(guided)
-        codes = torch.empty((job.n, job.steps), dtype=torch.long, device=self.device)
-        places = torch.arange(length, device=self.device)
-        # Rows of a contiguous [steps, B] have the strides of sampled codes: no second graph.
-        forced = None if job.forced is None else job.forced.T.contiguous()
-        for i in range(job.steps):
-            if i > 0:
-                place = start + i - 1  # of the code that is fed
-                stop = min(-(-(place + 1) // self._window) * self._window, length)
-                args = (code, places[place : place + 1].clone(), places[:stop], weight)
-                if self._compile:
-                    if self._window == 1:
-                        torch._dynamo.mark_dynamic(args[2], 0)
-                    torch.compiler.cudagraph_mark_step_begin()
-                guided, code = _available(self._step, "torch.compile of the step", *args)
-                job.record(guided)
-            # The next replay of a CUDA graph overwrites its outputs: clone.
-            code = code.clone() if forced is None else forced[i]
-            codes[:, i] = code
-        return codes
-
-    def _decode_vq(self, codes: Tensor) -> Tensor:
-        return _available(self._vq, "torch.compile of the VQ decoder", codes)
-
-
-class _Decoder(nn.Module):
-    """Language model and image head over static caches.
-
-    Args:
-      model: the transformers model.
-      exact: the window ends at the current position, so that it needs no mask.
-    """
-
-    def __init__(self, model: Any, exact: bool):
-        super().__init__()
-        inner = model.model
-        llama = inner.language_model
-        self._exact = exact
-        self.embed, self.norm = llama.embed_tokens, llama.norm
-        self.codes, self.align = inner.generation_embeddings, inner.generation_aligner
-        self.head, self._rotary = inner.generation_head, llama.rotary_emb
-        self.blocks = nn.ModuleList(_Block(layer, llama.config) for layer in llama.layers)
-        self._shape = (llama.config.num_key_value_heads, llama.config.head_dim)
-        self._size = None
-
-    def allocate(self, n: int, length: int) -> None:
-        """Caches for `n` images and `length` positions; kept if they exist, since graphs refer to them."""
-        if self._size == (n, length):
-            return
-        self._size = (n, length)
-        heads, width = self._shape
-        weight = self.embed.weight
-        for block in self.blocks:
-            for name in ("keys", "values"):
-                cache = weight.new_zeros((2 * n, heads, length, width))
-                torch._dynamo.mark_static_address(cache)  # CUDA graphs write to it in place
-                block.register_buffer(name, cache, persistent=False)
-        places = torch.arange(length, device=weight.device)[None]
-        cos, sin = self._rotary(weight, places)  # [1, S, H], in the dtype of the model
-        self.register_buffer("cos", cos[0], persistent=False)
-        self.register_buffer("sin", sin[0], persistent=False)
-
-    def prefill(self, ids: Tensor, weight: Tensor, n: int) -> Tensor:
-        """ids [2, P] -> guided logits [B, V]; fills the caches of all rows."""
-        x = self.embed(ids)
-        size = ids.shape[1]
-        for block in self.blocks:
-            x = block.prefill(x, self.cos[:size], self.sin[:size], n)
-        return self.guide(x[:, -1], weight).repeat(n, 1)
-
-    def step(
-        self, code: Tensor, place: Tensor, window: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Codes [B] at `place` [1], positions to read [W], guidance [] -> logits [B, V], codes [B]."""
-        x = self.align(self.codes(code)).repeat(2, 1)[:, None]
-        cos, sin = self.cos[place], self.sin[place]
-        mask = None if self._exact else (window <= place)[None, None, None]
-        for block in self.blocks:
-            x = block.step(x, cos, sin, place, window.shape[0], mask)
-        guided = self.guide(x[:, 0], weight)
-        return guided, self.sample(guided)
-
-    def guide(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """hidden [2B, D] before the last norm -> guided logits [B, V] in float32."""
-        cond, uncond = self.head(self.norm(hidden)).float().chunk(2)
-        return uncond + weight * (cond - uncond)
-
-    @staticmethod
-    def sample(guided: Tensor) -> Tensor:
-        """Draws from the softmax of [B, V] by a race of exponentials, which needs no synchronisation."""
-        return (guided.softmax(-1) / torch.empty_like(guided).exponential_(1)).argmax(-1)
-
-
-class _Block(nn.Module):
-    """One layer with fused projections; R rows, N query and K key/value heads of width H."""
-
-    def __init__(self, layer: Any, config: Any):
-        super().__init__()
-        attention, mlp = layer.self_attn, layer.mlp
-        self.heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        self.before_attention = layer.input_layernorm
-        self.before_mlp = layer.post_attention_layernorm
-        self.qkv = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up = _fuse(mlp.gate_proj, mlp.up_proj)
-        self.out, self.down = attention.o_proj, mlp.down_proj
-
-    def prefill(self, x: Tensor, cos: Tensor, sin: Tensor, n: int) -> Tensor:
-        """x [2, P, D]: both prompts once; their keys and values go to all n rows of each."""
-        q, k, v = self._project(x, cos, sin)
-        for cache, new in ((self.keys, k), (self.values, v)):
-            cache.unflatten(0, (2, n))[:, :, :, : x.shape[1]] = new[:, None]
-        return self._finish(x, self._attend(q, k, v, is_causal=True))
-
-    def step(
-        self, x: Tensor, cos: Tensor, sin: Tensor, place: Tensor, stop: int, mask: Tensor | None
-    ) -> Tensor:
-        """x [R, 1, D] at `place` [1]; reads the first `stop` positions."""
-        q, k, v = self._project(x, cos, sin)
-        self.keys[:, :, place] = k
-        self.values[:, :, place] = v
-        keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
-        return self._finish(x, self._attend(q, keys, values, attn_mask=mask))
-
-    def _project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[R, T, D] -> rotated q [R, N, T, H] and k, and v [R, K, T, H]."""
-        n, k, h = self.heads
-        mixed = F.linear(self.before_attention(x), self.qkv)
-        qk, v = mixed.unflatten(-1, (n + 2 * k, h)).transpose(1, 2).split((n + k, k), 1)
-        first, second = qk.chunk(2, -1)
-        qk = qk * cos + torch.cat((-second, first), -1) * sin
-        return *qk.split((n, k), 1), v
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
-        n, heads, _ = self.heads
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=n != heads, **mask)
-
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        gate, up = F.linear(self.before_mlp(x), self.gate_up).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
-
-
-def _fuse(*linears: nn.Linear) -> nn.Parameter:
-    """The weights under each other, [sum of out, in]; the layers keep views of the result."""
-    weights = [linear.weight for linear in linears]
-    rows = [weight.shape[0] for weight in weights]
-    storages = {weight.untyped_storage().data_ptr() for weight in weights}
-    whole = weights[0].untyped_storage().nbytes() == sum(weight.nbytes for weight in weights)
-    if len(storages) == 1 and whole:  # fused by another peer already
-        fused = weights[0].data.as_strided((sum(rows), weights[0].shape[1]), weights[0].stride(), 0)
-    else:
-        fused = torch.cat([weight.data for weight in weights])
-        for linear, part in zip(linears, fused.split(rows), strict=True):
-            linear.weight.data = part
-    return nn.Parameter(fused, requires_grad=False)
-
-
-def _available(function: Callable, what: str, *args: Any, **kwargs: Any) -> Any:
+def available(function: Callable, what: str, *args: Any, **kwargs: Any) -> Any:
     """Calls; what the compiler cannot do becomes `PeerUnavailable`."""
     try:
         return function(*args, **kwargs)
@@ -624,71 +413,3 @@ def _available(function: Callable, what: str, *args: Any, **kwargs: Any) -> Any:
         raise PeerUnavailable(
             f"{what} failed: {type(error).__name__}: {reason.strip()[:300]}"
         ) from error
-
-
-# ---------------------------------------------------------------- self-check
-
-TINY = JanusConfig(
-    "torch-peers-tiny",
-    SigLIPConfig(image_size=64, patch_size=16, width=32, layers=1, heads=2),
-    VQConfig(image_size=64, codebook_size=64, z_channels=32, ch=32, num_res_blocks=1),
-    DecoderConfig(
-        vocab_size=96, width=64, ffw=160, layers=3, heads=4, kv_heads=2, head_dim=32
-    ),  # grouped heads, and wider than the model: both must be right by name, not by luck
-)
-
-
-def check_tiny(compile: bool) -> bool:
-    """Whether all peers give the same teacher-forced logits and pixels; prints what they give."""
-    with tempfile.TemporaryDirectory() as directory:
-        save_model(build_model(TINY), directory)
-        model = load_model(directory)
-    fresh = build_model(TINY)
-    same = all(
-        torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True)
-    )
-    print(f"saved and loaded: {'equal' if same else 'DIFFERENT'}")
-    ids, n = [1, 17, 40, 33, 8, 21, 2], 3
-    uncond = [1, 3, 3, 3, 3, 3, 2]
-    forced = torch.randint(64, (n, 16), generator=torch.Generator().manual_seed(1))
-    make: dict[str, Callable[[], Peer]] = {
-        "official loop": lambda: OfficialLoop(model),
-        "transformers generate": lambda: TransformersGenerate(model),
-        "loop, static cache": lambda: CompiledLoop(model, compile=False),
-        "loop, windows of 5": lambda: CompiledLoop(model, compile=False, window=5),
-    }
-    if compile:
-        make["generate, compiled"] = lambda: TransformersGenerate(model, static_compiled=True)
-        make["loop, compiled"] = lambda: CompiledLoop(model, compile_vq=True)
-        make["loop, compiled, windows of 16"] = lambda: CompiledLoop(model, window=16)
-    want, good = None, same
-    for name, build in make.items():
-        try:
-            peer = build()
-            got = peer.run(ids, uncond, n, forced=forced, want_logits=True)
-            free = peer.run(ids, uncond, n, steps=5, seed=2).codes
-        except PeerUnavailable as error:
-            print(f"{name:32} not available: {error}")
-            continue
-        want = want or got
-        logits = float((got.logits - want.logits).abs().max())
-        pixels = int(np.abs(got.pixels.astype(int) - want.pixels).max())
-        good &= logits < 1e-4 and pixels <= 1 and torch.equal(got.codes, forced)
-        spent = ", ".join(f"{k} {v:.3f}" for k, v in got.seconds.items())
-        print(
-            f"{name:32} logits {logits:.1e} (of {want.logits.abs().max():.1f}), pixels {pixels}, first run: "
-            f"{spent} s, sampled {free[0].tolist()}"
-        )
-    print("peers agree" if good else "PEERS DIFFER")
-    return good
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", required=True, help="compare the peers")
-    parser.add_argument("--compile", action="store_true", help="with compiled ones (minutes)")
-    sys.exit(0 if check_tiny(parser.parse_args().compile) else 1)
-
-
-if __name__ == "__main__":
-    main()
