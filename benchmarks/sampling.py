@@ -379,15 +379,25 @@ def main() -> None:
             if not args.no_drawing:
                 report["drawing"] = measure(args, field, config, scratch)
                 summarise(args, config, report["drawing"], bandwidth)
+                write(args.out, report)  # what comes next may run out of memory
             if args.understanding:
                 report["understanding"] = understanding(args, field)
+                write(args.out, report)
             if args.fit:
                 if "ours" not in loaded:
                     raise RunError(field[0].problem)
                 report["fit"] = fit(args, field[0], config, bandwidth, loaded["ours"]["cache"])
     print(show(report))
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(args.out, report)
+
+
+def write(path: Path | None, report: dict[str, Any]) -> None:
+    """The report so far, whole or not at all."""
+    if path is None:
+        return
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(report, indent=1) + "\n")
+    new.replace(path)
 
 
 def shrink(config: JanusConfig, layers: int | None) -> JanusConfig:
