@@ -16,12 +16,17 @@ from janus_jax.sampling.product import product
 
 def embed_text(weights: Any, ids: jax.Array) -> jax.Array:
     """Token ids [...] -> [..., D]; ids beyond the table are clamped."""
-    return jnp.take(weights["embed"], ids, axis=0, mode="clip")
+    return _rows(weights["embed"], ids)
 
 
 def embed_codes(weights: Any, codes: jax.Array) -> jax.Array:
     """Image codes [...] -> [..., D], from the table of all codes behind their adaptor."""
-    return jnp.take(weights["codes"], codes, axis=0, mode="clip")
+    return _rows(weights["codes"], codes)
+
+
+def _rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    rows = jnp.take(table, ids, axis=0, mode="clip")
+    return jax.lax.bitcast_convert_type(rows, jnp.bfloat16) if rows.dtype == jnp.uint16 else rows
 
 
 def decode(

@@ -32,6 +32,9 @@ SPECS = {
     "lm_head": P("tensor", None),
     "head": P("tensor", None),
 }
+# Rows are looked up in these. In bfloat16 their bits are kept as integers: XLA's CPU backend would cast the
+# whole table to float32 each time that a program starts.
+_TABLES = ("embed", "codes")
 _QUANTIZED = {"qkv": 1, "o": 1, "gate_up": 1, "down": 1, "lm_head": 1, "proj": 1, "head": 1}
 
 
@@ -48,8 +51,8 @@ def pack(
     Args:
       params: tree of either layer layout, on the host or a device.
       config: its architecture.
-      policy: weights are kept in `policy.compute`; SigLIP and adaptors in `policy.param`, the image
-        tokenizer in float32.
+      policy: weights are kept in `policy.compute` (tables in bfloat16 as their bits); SigLIP and adaptors
+        in `policy.param`, the image tokenizer in float32.
       mesh: cuts weights over `tensor`; None is one device.
       int8: weights of the language model and the heads in int8, one scale an output (needs qwix).
       consume: takes the layers out of `params` one by one, so that an unrolled language model is never in
@@ -131,6 +134,8 @@ class _Placer:
             x = quantize(jnp.asarray(x), _QUANTIZED[name])
         else:
             x = jnp.asarray(x, self._dtype)
+        if name in _TABLES and x.dtype == jnp.bfloat16:
+            x = jax.lax.bitcast_convert_type(x, jnp.uint16)
         if self._mesh is None:
             return x
         spec = SPECS.get(name, P())
