@@ -18,7 +18,7 @@ from janus_jax.config import Policy
 from janus_jax.errors import UserError
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
-from janus_jax.sampling import ImageEngine, Janus, kv_cache, make_knobs
+from janus_jax.sampling import ImageEngine, Janus, decoder, kv_cache, make_knobs
 from janus_jax.sampling.batching import bucket, left_pad
 from janus_jax.sampling.drawing import Request, picture_keys, plan_blocks
 from janus_jax.sampling.image_engine import Prompts, blocks, plan_prompts
@@ -278,6 +278,19 @@ def test_int8_stays_close_and_is_smaller(janus, parts):
         sharded = make(int8=parts, mesh=make_mesh(tensor=2))
         near_too = score(sharded._images, sharded.weights, sharded.processor, CODES)
         np.testing.assert_allclose(near_too, near, atol=1e-3)
+
+
+def test_tables_in_bfloat16_give_the_rows_that_they_hold(janus):
+    params = random_params(CONFIG)
+    table = np.asarray(params["decoder"]["embed"]["embedding"]).astype(jnp.bfloat16)
+    weights = pack(params, CONFIG, Policy("bfloat16", "bfloat16"))
+    assert weights["embed"].dtype == weights["codes"].dtype == jnp.uint16  # nothing for XLA to cast
+    ids = jnp.array([[3, 0], [len(table) - 1, len(table) + 5]])  # beyond the table: its last row
+    rows = decoder.embed_text(weights, ids)
+    assert rows.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rows, table[np.minimum(ids, len(table) - 1)])
+    exact = decoder.embed_codes(janus.weights, ids)
+    np.testing.assert_allclose(decoder.embed_codes(weights, ids), exact, atol=0.02, rtol=0.02)
 
 
 def test_bfloat16_stays_close(janus):
