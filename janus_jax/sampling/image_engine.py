@@ -46,7 +46,7 @@ class State(NamedTuple):
     """Between two blocks of steps: what the next one needs.
 
     Attributes:
-      cache: of [C, B] rows, with as many slots as were needed so far, or more; flat but on a mesh.
+      cache: of [C, B] rows, with as many slots as were needed so far, or more; `kv_cache.flat` but on a mesh.
       pads: int32 [C, B] slots of left padding, never attended to.
       codes: int32 [B] the last ones drawn, not in the cache yet.
     """
@@ -230,7 +230,7 @@ class ImageEngine:
         return guide(logits[0], logits[1], knobs.cfg_weight) if len(logits) == 2 else logits[0]
 
     def _lie(self, cache: kv_cache.Cache) -> kv_cache.Cache:
-        """Pins how the cache [C, B, K, S, ...] lies on the mesh; without one, it is flat."""
+        """Pins how the cache [C, B, K, S, ...] lies on the mesh; without one, `kv_cache.flat`."""
         if self._mesh is None:
             return kv_cache.flat(cache)
         where = NamedSharding(self._mesh, P(None, BATCH_AXES, "tensor"))

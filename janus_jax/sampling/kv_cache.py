@@ -1,6 +1,6 @@
 """The KV cache of sampling: one {"k", "v"} a layer, [..., K, S, H], in the compute dtype or int8.
 
-The axes before S may be merged into one (`flat`): `append` and `attend` take either.
+The axes before S may be merged into one (`flat`); `append` and `attend` take either.
 
 Slots come before the head size and after the heads, so that attention reads each head's keys in one
 piece. A window is grown by padding between loops: inside of one, everything that is there is read.
@@ -53,7 +53,7 @@ def grow(cache: Cache, length: int) -> Cache:
         raise ValueError(f"a cache of {slots(cache)} slots cannot shrink to {length}")
 
     def pad(name: str, x: jax.Array) -> jax.Array:
-        axis = x.ndim - _inner(name)
+        axis = x.ndim - (1 if name.endswith("_scale") else 2)
         return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
 
     if extra == 0:
@@ -70,33 +70,31 @@ def bytes_per_slot(config: DecoderConfig, dtype: jnp.dtype | str) -> int:
 
 
 def flat(cache: Cache) -> Cache:
-    """The same cache with rows and key heads as one axis, [N, S, H]: what a loop should carry.
+    """What a loop on one device should carry: in float32, rows and key heads as one axis, [N, S, H].
 
-    XLA's CPU backend merges them for its products anyway, but as a reshape of what was just written, for
-    which it copies the whole cache several times a step; elsewhere it makes no difference. A cache that is
-    cut over a mesh must keep its axes.
+    XLA's CPU backend, for which caches are in float32, merges them for its products anyway, but as a
+    reshape of what was just written, for which it copies the whole cache several times a step. In other
+    dtypes the axes stay: compiled for a TPU, a flat int8 cache needs a third more memory. On a mesh they
+    must stay, since rows and heads are cut.
     """
-
-    def merge(name: str, x: jax.Array) -> jax.Array:
-        return x.reshape(-1, *x.shape[x.ndim - _inner(name) :])
-
-    return tuple({name: merge(name, x) for name, x in layer.items()} for layer in cache)
+    if cache[0]["k"].dtype != jnp.float32:
+        return cache
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), cache)
 
 
 def append(layer: LayerCache, k: jax.Array, v: jax.Array, index: jax.Array | int) -> LayerCache:
     """Writes keys and values [..., T, K, H] into the slots from `index` on; the cache may be flat."""
     out = dict(layer)
     for name, new in (("k", k), ("v", v)):
-        new = jnp.swapaxes(new, -3, -2)
-        parts = {name: new}
-        if layer[name].dtype == jnp.int8:
-            parts[name], parts[f"{name}_scale"] = _quantize(new)
-        for part, x in parts.items():
-            old, inner = layer[part], _inner(part)
-            x = x.reshape(*old.shape[: old.ndim - inner], *x.shape[x.ndim - inner :])
-            start = [0] * old.ndim
-            start[old.ndim - inner] = index
-            out[part] = jax.lax.dynamic_update_slice(old, x.astype(old.dtype), start)
+        new, old = jnp.swapaxes(new, -3, -2), layer[name]
+        if old.dtype == jnp.int8:
+            new, scale = _quantize(new)
+            start = (0,) * (scale.ndim - 1) + (index,)
+            out[f"{name}_scale"] = jax.lax.dynamic_update_slice(
+                layer[f"{name}_scale"], scale, start
+            )
+        new = new.reshape(*old.shape[:-2], *new.shape[-2:]).astype(old.dtype)
+        out[name] = jax.lax.dynamic_update_slice(old, new, (0,) * (old.ndim - 2) + (index, 0))
     return out
 
 
@@ -126,26 +124,20 @@ def _attend(q: jax.Array, layer: LayerCache, mask: jax.Array, dtype: jnp.dtype) 
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     T, K, G, H = q.shape[-4:]
     rows, length = layer["k"].shape[:-2], layer["k"].shape[-2]  # as the cache has them
-    scale = lambda name: layer[name].reshape(*rows, 1, length)
     queries = rearrange(q, "... t k g h -> ... k (g t) h").reshape(*rows, G * T, H)
     scores = product("...qh,...sh->...qs", queries.astype(dtype), layer["k"].astype(dtype))
     scores = scores * H**-0.5
     if "k_scale" in layer:
-        scores = scores * scale("k_scale")
+        scores = scores * layer["k_scale"][..., None, :]
     seen = mask[..., None, None, :, :]
     split = scores.reshape(*q.shape[:-4], K, G, T, length)
     weights = jax.nn.softmax(jnp.where(seen, split, jnp.finfo(jnp.float32).min), axis=-1)
     weights = weights.reshape(scores.shape)
     if "v_scale" in layer:
-        weights = weights * scale("v_scale")
+        weights = weights * layer["v_scale"][..., None, :]
     out = product("...qs,...sh->...qh", weights.astype(dtype), layer["v"].astype(dtype))
     out = out.reshape(*q.shape[:-4], K, G * T, H)
     return rearrange(out, "... k (g t) h -> ... t k g h", g=G).astype(q.dtype)
-
-
-def _inner(name: str) -> int:
-    """How many axes a slot has, itself included: after those of rows and key heads."""
-    return 1 if name.endswith("_scale") else 2
 
 
 def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:

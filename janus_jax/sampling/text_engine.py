@@ -27,7 +27,7 @@ class State(NamedTuple):
     """What was said so far, in all rows.
 
     Attributes:
-      cache: of B rows; flat but on a mesh.
+      cache: of B rows; `kv_cache.flat` but on a mesh.
       valid: bool [B, S], slots that hold a token.
       positions: int32 [B], of the next token.
       index: int32, the next slot to write.
