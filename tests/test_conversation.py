@@ -22,6 +22,7 @@ from janus_jax.processing import (
 )
 from janus_jax.run.terminal import Terminal
 from janus_jax.sampling import Janus
+from janus_jax.sampling.memory import answer_bytes
 from janus_jax.weights import HF
 from janus_jax.weights.cache import ENVIRONMENT, our_directory
 from janus_jax.weights.source import open_source
@@ -146,6 +147,19 @@ def test_a_chat_in_the_terminal(janus, tmp_path):
     assert f"now ask about it\n{first}\n" in text
     assert text.endswith(f"{tmp_path / 'out' / 'chat_000.png'}\n")
     assert Image.open(tmp_path / "out" / "chat_000.png").size == (16, 16)
+
+
+def test_conversations_that_memory_has_no_room_for_say_so():
+    """Before anything is computed, and only once they are too long."""
+    processor = Processor(ProcessorConfig.from_model(LONGER), build_word_tokenizer(WORDS))
+    limit = 2 * answer_bytes(LONGER, 64, jnp.float32)
+    two = Janus(LONGER, random_params(LONGER), processor, memory_limit=limit).conversations(2)
+    assert list(two.ask(["a cat", "a dog"], max_new_tokens=8))
+    said = two.ids
+    with pytest.raises(UserError, match=r"not enough memory for 2 conversation\(s\) of up to"):
+        two.ask(["a cat", "a dog"], max_new_tokens=100)
+    assert two.ids == said
+    assert list(two.ask(["a cat", "a dog"], max_new_tokens=8))  # it goes on
 
 
 # PyTorch checkpoints, used directly

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import jax
@@ -27,6 +27,8 @@ class Conversations:
       image_size: side of understanding inputs in pixels.
       max_position: positions of the model.
       seed: of the draws.
+      check: is called with the slots that a turn may fill, in each conversation, and raises if there is no
+        memory for them.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class Conversations:
         image_size: int,
         max_position: int,
         seed: int = 0,
+        check: Callable[[int], None] = lambda slots: None,
     ):
+        self._check = check
         self._dialogue, self._processor = dialogue, processor
         self._image_size, self._max_position = image_size, max_position
         self._key = jax.random.key(seed)
@@ -65,7 +69,7 @@ class Conversations:
 
         Raises:
           UserError: an empty message, an unreadable picture, another number of messages or of picture
-            lists than of conversations, or no room left in the model's context.
+            lists than of conversations, no room left in the model's context, or not enough memory.
         """
         rows = len(self._dialogue.said)
         images = [()] * rows if images is None else images
@@ -87,6 +91,7 @@ class Conversations:
             limits.append(min(max_new_tokens, limit))
             # The draws depend on everything said before, not on how it was cut into turns.
             keys.append(zlib.crc32(np.asarray(said + new, np.int32).tobytes()))
+        self._check(self._dialogue.slots(ids, limits))
         pixels = [
             [understanding_pixels(load_image(i), self._image_size) for i in s] for s in images
         ]
@@ -147,6 +152,7 @@ class Conversation:
           max_new_tokens: most tokens of the answer.
 
         Raises:
-          UserError: an empty message, an unreadable picture, or no room left in the model's context.
+          UserError: an empty message, an unreadable picture, no room left in the model's context, or not
+            enough memory.
         """
         return (pieces[0] for pieces in self._one.ask([message], [images], max_new_tokens))

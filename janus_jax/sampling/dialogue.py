@@ -52,6 +52,13 @@ class Dialogue:
         self._state = None
         self._index = 0  # slots written
 
+    def slots(self, ids: Sequence[list[int]], limits: Sequence[int]) -> int:
+        """Slots of the cache that `turn` fills if all answers are as long as they may be."""
+        longest = max(
+            len(pending) + len(new) for pending, new in zip(self._pending, ids, strict=True)
+        )
+        return self._index + longest + max(limits)
+
     def turn(
         self,
         ids: Sequence[list[int]],

@@ -23,7 +23,7 @@ from janus_jax.processing import (
     understanding_pixels,
 )
 from janus_jax.processing.image import ImageLike
-from janus_jax.sampling import kv_cache
+from janus_jax.sampling import kv_cache, memory
 from janus_jax.sampling.batching import bucket, padded_size
 from janus_jax.sampling.checks import check_fit, seed_key
 from janus_jax.sampling.conversation import Conversation, Conversations
@@ -31,7 +31,6 @@ from janus_jax.sampling.dialogue import Dialogue
 from janus_jax.sampling.drawing import Drawer, OnPreview, Request
 from janus_jax.sampling.image_engine import ImageEngine
 from janus_jax.sampling.logits import Knobs, Mode, make_knobs
-from janus_jax.sampling.memory import answer_bytes, decode_bytes, most_rows, picture_bytes
 from janus_jax.sampling.text_engine import TextEngine
 from janus_jax.sampling.warmup import Program, answering_programs, buckets, drawing_programs
 from janus_jax.sampling.weights import Weights, pack
@@ -298,12 +297,18 @@ class Janus:
         seed_key(seed)
         vocab = self.config.decoder.vocab_size
         knobs, mode = make_knobs(vocab, temperature=temperature, top_p=top_p)
+
+        def check(slots: int) -> None:
+            what = f"{count} conversation(s) of up to {slots} tokens"
+            memory.check_rows(self._answer_bytes(slots), count, self.memory_limit, what)
+
         return Conversations(
             self._dialogue(count, knobs, mode),
             self.processor,
             self.config.siglip.image_size,
             self.config.decoder.max_position,
             seed,
+            check,
         )
 
     def warmup(
@@ -402,15 +407,19 @@ class Janus:
 
     def _most_pictures(self, prompt_length: int, guided: bool) -> int:
         """Pictures at once: what memory allows, at most `max_batch`."""
-        each = picture_bytes(self.config, bucket(prompt_length), guided, self._cache_dtype)
-        each += decode_bytes(self.config, 1)
+        each = memory.picture_bytes(self.config, bucket(prompt_length), guided, self._cache_dtype)
+        each += memory.decode_bytes(self.config, 1)
         shards = self._data_shards()
         most = max(1, self.max_batch // shards)
-        return shards * most_rows(each, self.memory_limit, most, "picture")
+        return shards * memory.most_rows(each, self.memory_limit, most, "picture")
 
     def _most_answers(self, slots: int) -> int:
-        each = answer_bytes(self.config, bucket(slots), self._cache_dtype)
-        return most_rows(each, self.memory_limit, self.max_batch, "answer")
+        return memory.most_rows(
+            self._answer_bytes(slots), self.memory_limit, self.max_batch, "answer"
+        )
+
+    def _answer_bytes(self, slots: int) -> int:
+        return memory.answer_bytes(self.config, bucket(slots), self._cache_dtype)
 
     def _room(self, ids: Sequence[int]) -> int:
         """Tokens that fit after `ids`; the last one is never fed back."""

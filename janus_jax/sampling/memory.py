@@ -71,13 +71,31 @@ def most_rows(each: int, limit: int | None, most: int, what: str) -> int:
     Raises:
       UserError: not even one row fits.
     """
-    budget = int((free_bytes() if limit is None else limit) * (_SHARE if limit is None else 1))
+    budget = _budget(limit)
     count = budget // each
     if count < 1:
-        raise UserError(
-            f"not enough memory for even one {what}: it takes {each / 2**30:.2f} GiB, "
-            f"{budget / 2**30:.2f} GiB may be used"
-            f"{'; raise memory_limit' if limit is not None else ''}"
-        )
+        raise _too_little(f"even one {what}: it takes", each, budget, limit)
     count = min(int(count), most)
     return count if count == most else 1 << (count.bit_length() - 1)
+
+
+def check_rows(each: int, rows: int, limit: int | None, what: str) -> None:
+    """As `most_rows`, for rows that must be there together.
+
+    Raises:
+      UserError: they do not fit; `what` names them all in the message.
+    """
+    budget = _budget(limit)
+    if rows * each > budget:
+        raise _too_little(f"{what}: that takes", rows * each, budget, limit)
+
+
+def _budget(limit: int | None) -> int:
+    return int(_SHARE * free_bytes()) if limit is None else limit
+
+
+def _too_little(what: str, needed: int, budget: int, limit: int | None) -> UserError:
+    return UserError(
+        f"not enough memory for {what} {needed / 2**30:.2f} GiB, {budget / 2**30:.2f} GiB may be used"
+        f"{'; raise memory_limit' if limit is not None else ''}"
+    )
