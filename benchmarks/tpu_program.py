@@ -81,7 +81,7 @@ def packed(
     """Shapes of `weights.pack`, and where each lies, without the weights."""
     model = models.Janus(config, policy)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="touch")["params"])
-    weights = jax.eval_shape(lambda p: pack(p, config, policy, int8=int8), params)
+    weights = jax.eval_shape(lambda p: pack(p, config, policy, int8=int8, platform="tpu"), params)
     if mesh is None:
         here = SingleDeviceSharding(device)
         return jax.tree.map(lambda x: _placed(x, here), weights)
@@ -149,7 +149,8 @@ def compile_drawing(
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
     knobs, mode = make_knobs(config.vq.codebook_size, cfg_weight=5.0)
-    engine = ImageEngine(config, policy, "int8" if "cache" in int8 else None, mesh=mesh)
+    cache_dtype = "int8" if "cache" in int8 else None
+    engine = ImageEngine(config, policy, cache_dtype, mesh, platform="tpu")
     began = time.perf_counter()
     if codes_only:
         draw = jax.jit(lambda *args: engine.draw(*args, mode=mode)[0])

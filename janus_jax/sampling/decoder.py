@@ -56,15 +56,15 @@ def decode(
     updated = []
     for layer, slot in zip(weights["layers"], cache, strict=True):
         y = rms_norm(x, layer["attn_norm"], config.norm_eps, x.dtype)
-        qkv = product(y, layer["qkv"]).astype(x.dtype)  # [..., T, K, G + 2, H]
+        qkv = product(y, layer["qkv"], dtype=x.dtype)  # [..., T, K, G + 2, H]
         rotated = apply_rotary(qkv[..., :-1, :], *angles)
         slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
         y = kv_cache.attend(rotated[..., :-1, :], slot, mask)
-        x = x + product(y.reshape(*x.shape[:-1], -1), layer["o"]).astype(x.dtype)
+        x = x + product(y.reshape(*x.shape[:-1], -1), layer["o"], dtype=x.dtype)
         y = rms_norm(x, layer["mlp_norm"], config.norm_eps, x.dtype)
-        gate_up = product(y, layer["gate_up"]).astype(x.dtype)  # [..., T, 2, F]
+        gate_up = product(y, layer["gate_up"], dtype=x.dtype)  # [..., T, 2, F]
         y = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        x = x + product(y, layer["down"]).astype(x.dtype)
+        x = x + product(y, layer["down"], dtype=x.dtype)
         updated.append(slot)
     return rms_norm(x, weights["final_norm"], config.norm_eps, x.dtype), tuple(updated)
 
@@ -77,5 +77,5 @@ def text_logits(weights: Any, hidden: jax.Array) -> jax.Array:
 def image_logits(weights: Any, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] -> float32 [..., codebook_size]."""
     head = weights["image_head"]
-    x = product(hidden, head["proj"]).astype(hidden.dtype) + head["proj_bias"]
+    x = product(hidden, head["proj"], dtype=hidden.dtype) + head["proj_bias"]
     return product(gelu(x), head["head"]) + head["head_bias"].astype(jnp.float32)

@@ -9,6 +9,7 @@ same codes at half the cost. B is the pictures; only B is cut over a mesh.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from janus_jax.config import JanusConfig, Policy
 from janus_jax.parallel import BATCH_AXES
 from janus_jax.sampling import decoder, kv_cache
 from janus_jax.sampling.batching import positions_of, prefill_mask
+from janus_jax.sampling.cpu import compiler_options
 from janus_jax.sampling.logits import Knobs, Mode, fold_in, guide, sample
 from janus_jax.sampling.weights import Weights
 
@@ -70,6 +72,7 @@ class ImageEngine:
       mesh: pictures are cut over `data` and `fsdp`, heads over `tensor`; None is one device.
       window: steps between two growths of the cache. Smaller reads less and compiles longer;
         None takes `WINDOW`.
+      platform: what is compiled for, such as "tpu"; None is the default one.
     """
 
     def __init__(
@@ -79,20 +82,23 @@ class ImageEngine:
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
         window: int | None = None,
+        platform: str | None = None,
     ):
         self.window = window or WINDOW
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
         self._mesh = mesh
-        self.draw = jax.jit(self._draw, static_argnames="mode")
-        self.score = jax.jit(self._score)
-        self.start = jax.jit(self._start, static_argnames="mode")
+        options = compiler_options(config.decoder, mesh, platform)
+        jit = partial(jax.jit, compiler_options=options)
+        self.draw = jit(self._draw, static_argnames="mode")
+        self.score = jit(self._score)
+        self.start = jit(self._start, static_argnames="mode")
         self.grow = jax.jit(self._grow, static_argnames="length")
-        self.advance = jax.jit(
+        self.advance = jit(
             self._advance, static_argnames=("steps", "mode"), donate_argnames="state"
         )
-        self.pixels = jax.jit(self._pixels)
+        self.pixels = jit(self._pixels)
 
     def _draw(
         self, weights: Weights, prompts: Prompts, keys: jax.Array, knobs: Knobs, mode: Mode

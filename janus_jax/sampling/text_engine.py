@@ -8,6 +8,7 @@ end-of-sentence, which is not valid and hence not seen.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from janus_jax import models
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.sampling import decoder, kv_cache
+from janus_jax.sampling.cpu import compiler_options
 from janus_jax.sampling.logits import Knobs, Mode, fold_in, sample
 from janus_jax.sampling.weights import Weights
 
@@ -86,10 +88,9 @@ class TextEngine:
         self._mesh = mesh
         self.features = jax.jit(self._features)
         self.grow = jax.jit(_grow, static_argnames="length")
-        self.prefill = jax.jit(self._prefill, static_argnames="mode", donate_argnames="state")
-        self.block = jax.jit(
-            self._block, static_argnames="mode", donate_argnames=("state", "answer")
-        )
+        jit = partial(jax.jit, compiler_options=compiler_options(config.decoder, mesh))
+        self.prefill = jit(self._prefill, static_argnames="mode", donate_argnames="state")
+        self.block = jit(self._block, static_argnames="mode", donate_argnames=("state", "answer"))
 
     def empty(self, rows: int, length: int) -> State:
         """Nothing said yet."""

@@ -20,6 +20,7 @@ from janus_jax import models
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
 from janus_jax.parallel import param_shardings, replicated
+from janus_jax.sampling.cpu import by_onednn
 
 Weights = dict[str, Any]
 
@@ -35,6 +36,9 @@ SPECS = {
 # Rows are looked up in these. In bfloat16 their bits are kept as integers: XLA's CPU backend would cast the
 # whole table to float32 each time that a program starts.
 _TABLES = ("embed", "codes")
+# Logits are float32, and oneDNN, on a CPU, gives results in the dtype of the weight: there these are kept in
+# float32, with the values that they have in the compute dtype.
+_HEADS = ("lm_head", "head")
 _QUANTIZED = {"qkv": 1, "o": 1, "gate_up": 1, "down": 1, "lm_head": 1, "proj": 1, "head": 1}
 
 
@@ -45,18 +49,20 @@ def pack(
     mesh: Mesh | None = None,
     int8: bool = False,
     consume: bool = False,
+    platform: str | None = None,
 ) -> Weights:
     """Parameters -> what the engines read.
 
     Args:
       params: tree of either layer layout, on the host or a device.
       config: its architecture.
-      policy: weights are kept in `policy.compute` (tables in bfloat16 as their bits); SigLIP and adaptors
-        in `policy.param`, the image tokenizer in float32.
+      policy: weights are kept in `policy.compute` (tables in bfloat16 as their bits; of the heads see
+        `_HEADS`); SigLIP and adaptors in `policy.param`, the image tokenizer in float32.
       mesh: cuts weights over `tensor`; None is one device.
       int8: weights of the language model and the heads in int8, one scale an output (needs qwix).
       consume: takes the layers out of `params` one by one, so that an unrolled language model is never in
         memory twice; the tree is of no use afterwards.
+      platform: what the weights are for, such as "tpu"; None is the default one.
 
     Returns:
       {"layers": [...], "final_norm", "embed", "lm_head", "codes", "image_head", "vision", "vq"}.
@@ -70,7 +76,7 @@ def pack(
     params = models.unstack_layers(params, config)
     model = models.Janus(config, policy)
     decoder = params["decoder"] if consume else dict(params["decoder"])
-    put = _Placer(policy.compute, mesh, int8)
+    put = _Placer(policy.compute, mesh, int8, on_cpu=platform in (None, "cpu"))
     layers = [
         _layer(decoder.pop(f"layers_{i}"), config.decoder.kv_heads, put)
         for i in range(config.decoder.layers)
@@ -126,14 +132,17 @@ def _layer(layer: models.Params, kv_heads: int, put: _Placer) -> dict[str, Any]:
 class _Placer:
     """Casts, quantizes and places one weight."""
 
-    def __init__(self, dtype: jnp.dtype, mesh: Mesh | None, int8: bool):
+    def __init__(self, dtype: jnp.dtype, mesh: Mesh | None, int8: bool, on_cpu: bool):
         self._dtype, self._mesh, self._int8 = dtype, mesh, int8
+        self._wide_heads = on_cpu and mesh is None
 
     def __call__(self, name: str, x: Any) -> Any:
         if self._int8 and name in _QUANTIZED:
             x = quantize(jnp.asarray(x), _QUANTIZED[name])
         else:
             x = jnp.asarray(x, self._dtype)
+            if name in _HEADS and self._wide_heads and by_onednn(2, x.size):
+                x = x.astype(jnp.float32)
         if name in _TABLES and x.dtype == jnp.bfloat16:
             x = jax.lax.bitcast_convert_type(x, jnp.uint16)
         if self._mesh is None:

@@ -1,0 +1,109 @@
+"""Products of large models on a CPU are calls of oneDNN, where the installed XLA can make them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_engine import CODES, score
+from test_sampling import CONFIG, WORDS, random_params
+
+from janus_jax.config import PRESETS, Policy
+from janus_jax.parallel import make_mesh
+from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.sampling import ImageEngine, cpu, make_knobs
+from janus_jax.sampling.image_engine import Prompts
+from janus_jax.sampling.product import product
+from janus_jax.sampling.weights import pack
+
+FULL = PRESETS["janus-pro-1b"].decoder
+needs_onednn = pytest.mark.skipif(not cpu.has_onednn(), reason="this XLA does not call oneDNN")
+# The width of the 1B model, all else as small as it goes.
+WIDE = CONFIG.replace(
+    scan_layers=False, decoder=FULL.replace(layers=1, vocab_size=CONFIG.decoder.vocab_size)
+)
+
+
+def test_only_one_cpu_and_a_large_model_ask_for_it(monkeypatch):
+    monkeypatch.setattr(cpu, "has_onednn", lambda: True)
+    assert cpu.compiler_options(FULL)
+    assert cpu.compiler_options(PRESETS["janus-tiny"].decoder) is None
+    assert cpu.compiler_options(FULL, platform="tpu") is None
+    assert cpu.compiler_options(FULL, make_mesh(data=2, devices=jax.devices()[:2])) is None
+    monkeypatch.setattr(cpu, "has_onednn", lambda: False)
+    assert cpu.compiler_options(FULL) is None
+
+
+def test_an_accelerator_and_an_xla_without_the_options_do_not_have_it(monkeypatch):
+    ask = cpu.has_onednn.__wrapped__
+    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_cpu_no_such_option": True})
+    assert ask() is False
+    monkeypatch.setattr(cpu, "_OPTIONS", None)  # XLA's defaults have no call either
+    assert ask() is False
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "jit", None)  # nothing may be compiled
+    assert ask() is False
+
+
+def test_a_wider_weight_decides_the_dtype_of_a_product():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 8)), jnp.bfloat16)
+    weight = jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
+    expected = np.asarray(x, np.float32) @ np.asarray(weight).T
+    y = product(x, weight)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    assert product(x, weight, dtype=jnp.bfloat16).dtype == jnp.bfloat16
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_its_products_are_rounded_once(dtype, rows):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((rows, 2048)), dtype)
+    weight = jnp.asarray(rng.standard_normal((8192, 2048)) / 45, dtype)
+    multiply = jax.jit(
+        lambda x, w: product(x, w, dtype=dtype), compiler_options=cpu.compiler_options(FULL)
+    )
+    assert "__onednn$matmul" in multiply.lower(x, weight).compile().as_text()
+    y = multiply(x, weight)
+    assert y.dtype == dtype
+    exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    # Half a unit in the last place, and what float32 sums lose.
+    bound = np.abs(exact) * float(jnp.finfo(dtype).eps) / 2 + 2e-5
+    assert (np.abs(np.asarray(y, np.float64) - exact) <= bound).all()
+
+
+@needs_onednn
+def test_a_wide_layer_is_as_exact_as_without():
+    params = random_params(WIDE)
+    processor = Processor(ProcessorConfig.from_model(WIDE), build_word_tokenizer(WORDS))
+
+    def logits(dtype, platform=None):
+        policy = Policy(dtype, dtype)
+        engine = ImageEngine(WIDE, policy, "float32", platform=platform)
+        weights = pack(params, WIDE, policy, platform=platform)
+        return score(engine, weights, processor, CODES)
+
+    exact = logits("float32", "gpu")  # what is not for a CPU has XLA's default options
+    error = lambda x: np.sqrt(np.mean((x - exact) ** 2)) / exact.std()
+    assert error(logits("float32")) < 1e-5
+    # In bfloat16 both differ from float32 by rounding; oneDNN rounds no more often.
+    assert error(logits("bfloat16")) < 1.1 * error(logits("bfloat16", "gpu")) < 0.03
+
+
+@needs_onednn
+def test_no_step_casts_a_weight():
+    """One product in float32 of weights in bfloat16 would write them all, each step."""
+    policy, shape = Policy("bfloat16", "bfloat16"), jax.ShapeDtypeStruct
+    engine = ImageEngine(WIDE, policy, "float32")
+    weights = jax.eval_shape(lambda params: pack(params, WIDE, policy), random_params(WIDE))
+    prompts = Prompts(shape((3, 6), jnp.int32), shape((3, 6), bool), shape((2, 2), jnp.int32))
+    codes = shape((2, WIDE.vq.num_codes), jnp.int32)
+    knobs, _ = make_knobs(WIDE.vq.codebook_size, cfg_weight=2.0)
+    program = engine.score.lower(weights, prompts, codes, knobs).compile().as_text()
+    D, F, K, H = FULL.width, FULL.ffw, FULL.kv_heads, FULL.head_dim
+    whole = ((3 * K * H, D), (K, 3, H, D), (D, D), (2 * F, D), (2, F, D), (D, F))
+    names = [",".join(map(str, sizes)) for sizes in whole]
+    assert [f"bf16[{name}]" in program for name in names] == [True] * len(names)
+    assert [f"f32[{name}]" in program for name in names] == [False] * len(names)
