@@ -45,7 +45,9 @@ def compiled_report(devices, mesh=None, int8=()):
     return tpu_program.report(compiled.as_text(), shapes)
 
 
-@pytest.mark.parametrize("int8", [(), ("cache",)], ids=["bfloat16", "int8 cache"])
+@pytest.mark.parametrize(
+    "int8", [(), ("cache",), ("weights", "cache")], ids=["bfloat16", "int8 cache", "int8"]
+)
 def test_no_step_copies_the_cache(devices, int8):
     found = compiled_report(devices, int8=int8)
     assert [(loop["slots"], loop["steps"]) for loop in found["loops"]] == [
