@@ -40,6 +40,7 @@ class Ours:
         source = open_source(directory)
         self.config, self.policy = source.config, Policy(dtype, dtype)
         self.cache_dtype = stored_dtype(self.policy, "cache" in int8)
+        self.int8 = "weights" in int8
         arrays = sorted(source.arrays.items(), key=lambda item: item[1].turn)
         params = nest({path: array.load() for path, array in arrays})
         del source, arrays
@@ -47,10 +48,10 @@ class Ours:
         holder = [params]
         del params
         self.weights = jax.block_until_ready(
-            pack(holder.pop(), self.config, self.policy, int8="weights" in int8)
+            pack(holder.pop(), self.config, self.policy, int8=self.int8)
         )
         gc.collect()
-        self.engine = ImageEngine(self.config, self.policy, self.cache_dtype)
+        self.engine = ImageEngine(self.config, self.policy, self.cache_dtype, int8=self.int8)
         self.drawer = Drawer(self.engine, self.weights, PAD, self.config.vq.num_codes)
         self.ids = prompt(prompt_length, self.config.decoder.vocab_size)[0]
         self.knobs, self.mode = make_knobs(self.config.vq.codebook_size, cfg_weight=5.0)
@@ -85,7 +86,7 @@ class Ours:
         vq = self.config.vq
         side = int(np.ceil(steps**0.5))
         small = self.config.replace(vq=vq.replace(image_size=side * vq.image_size // vq.grid))
-        engine = ImageEngine(small, self.policy, self.cache_dtype)
+        engine = ImageEngine(small, self.policy, self.cache_dtype, int8=self.int8)
         prompts, keys = self._arrange(images)
         forced = np.zeros((keys.shape[0], side**2), np.int32)
         given = np.load(codes)[:, :steps]
@@ -251,7 +252,9 @@ class Ours:
         ids = question(prompt_length, vocab, siglip.num_patches)
         nobody = -1  # no token ends the answer: all of them have the same length
         if self._texts is None:
-            self._texts = TextEngine(self.config, self.policy, vocab - 1, nobody, self.cache_dtype)
+            self._texts = TextEngine(
+                self.config, self.policy, vocab - 1, nobody, self.cache_dtype, int8=self.int8
+            )
         knobs, mode = make_knobs(vocab, temperature=0.0)
         keys = jax.random.split(jax.random.key(0), 1)
         dialogue = Dialogue(self._texts, self.weights, 1, knobs, mode, PAD, nobody)

@@ -28,6 +28,7 @@ def test_only_one_cpu_and_a_large_model_ask_for_it(monkeypatch):
     assert cpu.compiler_options(FULL)
     assert cpu.compiler_options(PRESETS["janus-tiny"].decoder) is None
     assert cpu.compiler_options(FULL, platform="tpu") is None
+    assert cpu.compiler_options(FULL, int8=True) is None
     assert cpu.compiler_options(FULL, make_mesh(data=2, devices=jax.devices()[:2])) is None
     monkeypatch.setattr(cpu, "has_onednn", lambda: False)
     assert cpu.compiler_options(FULL) is None

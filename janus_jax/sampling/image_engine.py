@@ -73,6 +73,7 @@ class ImageEngine:
       window: steps between two growths of the cache. Smaller reads less and compiles longer;
         None takes `WINDOW`.
       platform: what is compiled for, such as "tpu"; None is the default one.
+      int8: the weights will be in int8; matters to how programs are compiled for a CPU.
     """
 
     def __init__(
@@ -83,13 +84,14 @@ class ImageEngine:
         mesh: Mesh | None = None,
         window: int | None = None,
         platform: str | None = None,
+        int8: bool = False,
     ):
         self.window = window or WINDOW
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
         self._mesh = mesh
-        options = compiler_options(config.decoder, mesh, platform)
+        options = compiler_options(config.decoder, mesh, platform, int8)
         jit = partial(jax.jit, compiler_options=options)
         self.draw = jit(self._draw, static_argnames="mode")
         self.score = jit(self._score)

@@ -89,9 +89,10 @@ class Janus:
         self._mesh, self._int8 = mesh, "weights" in int8
         self._cache_dtype = kv_cache.stored_dtype(self._policy, "cache" in int8)
         tokenizer = processor.tokenizer
-        self._images = ImageEngine(self.config, self._policy, self._cache_dtype, mesh)
+        how = dict(cache_dtype=self._cache_dtype, mesh=mesh, int8=self._int8)
+        self._images = ImageEngine(self.config, self._policy, **how)
         self._texts = TextEngine(
-            self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, self._cache_dtype, mesh
+            self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, **how
         )
         self.weights = self._pack(params, consume)
 

@@ -69,6 +69,7 @@ class TextEngine:
       eos_id: token that ends an answer.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: where the weights lie; heads are cut over `tensor` as theirs are. None is one device.
+      int8: the weights will be in int8; matters to how programs are compiled for a CPU.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TextEngine:
         eos_id: int,
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
+        int8: bool = False,
     ):
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
@@ -88,7 +90,7 @@ class TextEngine:
         self._mesh = mesh
         self.features = jax.jit(self._features)
         self.grow = jax.jit(_grow, static_argnames="length")
-        jit = partial(jax.jit, compiler_options=compiler_options(config.decoder, mesh))
+        jit = partial(jax.jit, compiler_options=compiler_options(config.decoder, mesh, int8=int8))
         self.prefill = jit(self._prefill, static_argnames="mode", donate_argnames="state")
         self.block = jit(self._block, static_argnames="mode", donate_argnames=("state", "answer"))
 
