@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -40,6 +39,8 @@ class StageCheckpoints:
           keep: how many of the newest steps to keep.
         """
         self.directory = Path(os.path.abspath(directory))
+        import grain  # here, since reading a model, as sampling does, needs no data pipeline
+
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
@@ -80,6 +81,8 @@ class StageCheckpoints:
         Raises:
           UserError: the disk is full.
         """
+        import grain
+
         if step in self._manager.all_steps():
             return False
         items = ocp.args.Composite(
@@ -114,6 +117,8 @@ class StageCheckpoints:
           UserError: no such step, it is damaged, it is of another architecture or optimizer, or of
             a job with another number of processes.
         """
+        import grain
+
         path = self._path(step)
         for item, abstract in (("params", abstract_params), ("state", abstract_state)):
             self._check_fit(path / item, abstract)
@@ -198,6 +203,8 @@ class _JsonIterator:
 
 
 def _iterator(data: Any) -> Any:
+    import grain
+
     return data if isinstance(data, grain.DatasetIterator) else _JsonIterator(data)
 
 
