@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +26,54 @@ class Ours:
 
         from janus_jax.config import Policy
         from janus_jax.errors import UserError
-        from janus_jax.sampling import ImageEngine, make_knobs
-        from janus_jax.sampling.drawing import Drawer
-        from janus_jax.sampling.kv_cache import stored_dtype  # its rule, not a copy of it
         from janus_jax.sampling.weights import pack
         from janus_jax.weights.convert import nest
         from janus_jax.weights.source import open_source
 
-        self.device = jax.devices()[0]
-        if (self.device.platform == "gpu") != (device == "cuda"):
-            raise UserError(f"jax runs on {self.device.platform}, not on {device}")
-        if device == "cuda" and dtype == "float32":  # no TF32, as in torch
-            jax.config.update("jax_default_matmul_precision", "highest")
+        platform = jax.devices()[0].platform
+        if (platform == "gpu") != (device == "cuda"):
+            raise UserError(f"jax runs on {platform}, not on {device}")
         source = open_source(directory)
-        self.config, self.policy = source.config, Policy(dtype, dtype)
-        self.cache_dtype = stored_dtype(self.policy, "cache" in int8)
-        self.int8 = "weights" in int8
+        config = source.config
         arrays = sorted(source.arrays.items(), key=lambda item: item[1].turn)
         params = nest({path: array.load() for path, array in arrays})
         del source, arrays
         # The temporary is handed over, so that the language model is never there twice.
         holder = [params]
         del params
-        self.weights = jax.block_until_ready(
-            pack(holder.pop(), self.config, self.policy, int8=self.int8)
-        )
+        weights = pack(holder.pop(), config, Policy(dtype, dtype), int8="weights" in int8)
+        self.use(config, dtype, jax.block_until_ready(weights), int8, prompt_length)
         gc.collect()
-        self.engine = ImageEngine(self.config, self.policy, self.cache_dtype, int8=self.int8)
-        self.drawer = Drawer(self.engine, self.weights, PAD, self.config.vq.num_codes)
-        self.ids = prompt(prompt_length, self.config.decoder.vocab_size)[0]
-        self.knobs, self.mode = make_knobs(self.config.vq.codebook_size, cfg_weight=5.0)
-        self._programs: dict[tuple, Any] = {}
-        self._texts = None
         return {
             "seconds": time.perf_counter() - began,
             "device": self.device.device_kind,
             "cache": str(self.cache_dtype),
             "versions": versions(),
         }
+
+    def use(
+        self, config: Any, dtype: str, weights: Any, int8: Sequence[str], prompt_length: int
+    ) -> None:
+        """Builds the engines for packed `weights`."""
+        import jax
+
+        from janus_jax.config import Policy
+        from janus_jax.sampling import ImageEngine, make_knobs
+        from janus_jax.sampling.drawing import Drawer
+        from janus_jax.sampling.kv_cache import stored_dtype  # its rule, not a copy of it
+
+        self.device = jax.devices()[0]
+        if self.device.platform == "gpu" and dtype == "float32":  # no TF32, as in torch
+            jax.config.update("jax_default_matmul_precision", "highest")
+        self.config, self.policy, self.weights = config, Policy(dtype, dtype), weights
+        self.cache_dtype = stored_dtype(self.policy, "cache" in int8)
+        self.int8 = "weights" in int8
+        self.engine = ImageEngine(self.config, self.policy, self.cache_dtype, int8=self.int8)
+        self.drawer = Drawer(self.engine, self.weights, PAD, self.config.vq.num_codes)
+        self.ids = prompt(prompt_length, self.config.decoder.vocab_size)[0]
+        self.knobs, self.mode = make_knobs(self.config.vq.codebook_size, cfg_weight=5.0)
+        self._programs: dict[tuple, Any] = {}
+        self._texts = None
 
     def _arrange(self, images: int, seed: int = 0) -> tuple[Any, Any]:
         import jax

@@ -20,17 +20,23 @@ BUSY = 0.05  # of the cores, by others during a run: its ratios are marked
 GIB = 2**30
 
 
-def must_read(args: argparse.Namespace, config: JanusConfig, row: dict[str, Any]) -> int:
+def must_read(
+    config: JanusConfig,
+    images: int,
+    steps: int,
+    prompt_length: int,
+    dtype: str,
+    int8: Sequence[str] = (),
+) -> int:
     """Bytes that the loop behind the prefill must read: it makes all codes but the first."""
-    int8 = args.int8 if row["contender"] == "ours_int8" else []
-    d, loops = config.decoder, args.steps - 1
+    d, loops = config.decoder, steps - 1
     attention = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads)
     weights = d.layers * (attention + 3 * d.width * d.ffw)
     weights += d.width * (d.width + config.vq.codebook_size)
-    weights *= 1 if "weights" in int8 else {"float32": 4, "bfloat16": 2}[args.dtype]
-    slots = sum(args.prompt_length + i for i in range(1, args.steps))
-    cache = "int8" if "cache" in int8 else args.dtype
-    return loops * weights + 2 * row["images"] * slots * bytes_per_slot(d, cache)
+    weights *= 1 if "weights" in int8 else {"float32": 4, "bfloat16": 2}[dtype]
+    slots = sum(prompt_length + i for i in range(1, steps))
+    cache = "int8" if "cache" in int8 else dtype
+    return loops * weights + 2 * images * slots * bytes_per_slot(d, cache)
 
 
 def summarise(
@@ -52,7 +58,10 @@ def summarise(
         row["peak_gib"] = max(run["peak"] for run in runs) / GIB
         row["others"] = max(run["others"] for run in runs)
         row["contended"] = args.device == "cpu" and row["others"] > BUSY
-        row["must_read_bytes"] = must_read(args, config, row)
+        int8 = args.int8 if row["contender"] == "ours_int8" else []
+        row["must_read_bytes"] = must_read(
+            config, n, args.steps, args.prompt_length, args.dtype, int8
+        )
         row["of_bandwidth"] = row["must_read_bytes"] / middle("decode") / bandwidth
         if all(ours.get(n) or [None]):
             pairs = zip(runs, ours[n], strict=True)

@@ -1,0 +1,101 @@
+"""Drawing and answering with random weights at a model's true size."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.on_device.setting import GIB, PROMPT_LENGTH, Results, Setting, packed_weights
+from benchmarks.sampling_ours import Ours
+from benchmarks.sampling_report import must_read
+from janus_jax.config import JanusConfig, Policy
+
+STEPS = 16  # of a block that is timed alone
+ANSWER_TOKENS = 65
+
+
+def drawing(setting: Setting) -> Results:
+    """The model of the setting: plain, then in int8 where it should matter most."""
+    config, images = setting.config(), setting.images
+    yield from _draw(setting, config, images, ())
+    if not importlib.util.find_spec("qwix"):
+        yield {"int8": "left out: qwix is not installed"}
+        return
+    yield from _draw(setting, config, images[:1], ("weights",))  # few rows read weights above all
+    yield from _draw(setting, config, images[-1:], ("weights", "cache"))
+
+
+def large_drawing(setting: Setting) -> Results:
+    """The large model, one picture, plain."""
+    yield from _draw(setting, setting.config(large=True), setting.images[:1], ())
+
+
+def _draw(
+    setting: Setting, config: JanusConfig, numbers: Sequence[int], int8: Sequence[str]
+) -> Results:
+    name = f"int8 {' and '.join(int8)}" if int8 else "plain"
+    began = time.perf_counter()
+    ours = loaded(setting, config, int8)
+    rows: dict[str, Any] = {}
+    yield {name: rows | {"weights_s": time.perf_counter() - began}}
+    for n in numbers:
+        row: dict[str, Any] = {}
+        rows[f"{n} pictures"] = row
+        # A block of steps first: its program is small, so there is a number before the large one is compiled.
+        points = ours.do_fit(n, 1, min(STEPS, config.vq.num_codes // 2), setting.repeats)
+        row["block_ms_per_step"], row["block_window"] = points[0]["ms"], points[0]["window"]
+        yield {name: rows}
+        row |= measured(setting, ours, n, int8)
+        yield {name: rows}
+        ours.do_release()
+
+
+def loaded(setting: Setting, config: JanusConfig, int8: Sequence[str] = ()) -> Ours:
+    """Engines with random weights."""
+    ours = Ours()
+    policy = Policy(setting.dtype, setting.dtype)
+    weights = packed_weights(config, policy, "weights" in int8)
+    ours.use(config, setting.dtype, weights, int8, PROMPT_LENGTH)
+    return ours
+
+
+def measured(setting: Setting, ours: Ours, images: int, int8: Sequence[str]) -> dict[str, Any]:
+    """Whole pictures, from prompt ids to pixels on the host."""
+    config, steps = ours.config, ours.config.vq.num_codes
+    warm = ours.do_warm(images, steps, steps)
+    runs = [ours.do_run(images, steps, seed) for seed in range(setting.repeats)]
+    middle = lambda key: statistics.median(run[key] for run in runs)
+    bytes_read = must_read(config, images, steps, PROMPT_LENGTH, setting.dtype, int8)
+    row = {
+        "seconds": middle("total"),
+        "seconds_min": min(run["total"] for run in runs),
+        "seconds_max": max(run["total"] for run in runs),
+        "prefill_s": middle("prefill"),
+        "vq_s": middle("vq"),
+        "ms_per_step": middle("decode") / (steps - 1) * 1000,
+        "images_per_s": images / middle("total"),
+        "must_read_gb_per_step": bytes_read / (steps - 1) / 1e9,
+        "peak_gib": max(run["peak"] for run in runs) / GIB,
+        "compile_s": warm["compile"],
+    }
+    if setting.bandwidth:
+        row["of_bandwidth"] = bytes_read / middle("decode") / setting.bandwidth
+    return row
+
+
+def answering(setting: Setting) -> Results:
+    """One picture and a question: seconds to the first token, and tokens/s after it."""
+    ours = loaded(setting, setting.config())
+    began = time.perf_counter()
+    ours.do_understand(ANSWER_TOKENS, PROMPT_LENGTH)
+    yield {"first_call_s": time.perf_counter() - began}
+    runs = [ours.do_understand(ANSWER_TOKENS, PROMPT_LENGTH) for _ in range(setting.repeats)]
+    rest = statistics.median(run["rest"] for run in runs)
+    yield {
+        "first_token_s": statistics.median(run["first"] for run in runs),
+        "tokens_per_s": (ANSWER_TOKENS - 1) / rest,
+        "ms_per_token": rest / (ANSWER_TOKENS - 1) * 1000,
+    }

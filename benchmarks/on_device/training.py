@@ -1,0 +1,181 @@
+"""The training step as `train.py` runs it, on packed rows of random content."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.on_device.setting import GIB, Results, Setting, fill
+from janus_jax.config import JanusConfig, Policy
+from janus_jax.processing import sequence
+
+STEPS = 3
+TEXT = 30  # ids of a prompt, of a question with its answer beside the picture, and of a text's multiple
+
+
+def training(setting: Setting) -> Results:
+    """Stage 2 (adaptors and language model train), full remat, float32 parameters and bfloat16 arithmetic."""
+    for rows in setting.rows:
+        try:
+            yield {f"{rows} rows": _measure(setting, rows)}
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            yield {
+                f"{rows} rows": {"problem": "out of memory: " + str(error).splitlines()[0][:200]}
+            }
+            return
+
+
+def _measure(setting: Setting, rows: int) -> dict[str, Any]:
+    import jax
+
+    from janus_jax import models
+    from janus_jax.parallel import global_batch, make_mesh, param_shardings, state_shardings
+    from janus_jax.training import TRAINABLE, Stage, init_state, make_step
+
+    config = setting.config().replace(scan_layers=True)
+    model = models.Janus(config, Policy("float32", setting.dtype), remat="full")
+    stage = Stage("stage2", "janus", TRAINABLE["stage2"], 10, 1e-4, 0, rows, ratio=(2, 3, 5))
+    mesh = make_mesh(fsdp=-1)
+    params = fill(jax.eval_shape(lambda: models.init_params(model, jax.random.key(0))))
+    params = jax.device_put(params, param_shardings(params, mesh))
+    state, frozen = init_state(stage, params)
+    del params
+    state = jax.device_put(state, state_shardings(state, mesh))
+    batch, content = packed_rows(config, rows)
+    batch = global_batch(batch, mesh)
+    step = make_step(model, stage, pad_id=0)
+
+    began = time.perf_counter()
+    state, metrics = step(state, frozen, batch, 0)
+    loss = float(metrics["loss"])
+    first = time.perf_counter() - began
+    seconds = []
+    for i in range(STEPS):
+        began = time.perf_counter()
+        state, metrics = step(state, frozen, batch, 1 + i)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - began)
+    stats = jax.devices()[0].memory_stats() or {}
+    took = statistics.median(seconds)
+    flops = model_flops(config, content)
+    row = {
+        "seconds": took,
+        "seconds_min": min(seconds),
+        "tokens": content["tokens"],
+        "tokens_per_s": content["tokens"] / took,
+        "content": content,
+        "model_tflop": flops / 1e12,
+        "model_tflops_per_s": flops / took / 1e12,
+        "peak_gib": stats.get("peak_bytes_in_use", 0) / GIB or None,
+        "first_step_s": first,  # compiles
+        "loss": loss,
+        "last_loss": float(metrics["loss"]),
+    }
+    if setting.matmul_rate:
+        row["mfu"] = flops / took / setting.matmul_rate
+    return row
+
+
+def row_shape(config: JanusConfig) -> dict[str, int]:
+    """Room in a row: that of the released models' configs, or less where the model has fewer positions."""
+    if config.decoder.max_position >= 4096 and config.vq.num_codes == 576:
+        return {"tokens": 4096, "targets": 2048, "und_images": 6, "gen_images": 7}
+    return {
+        "tokens": 4 * (config.vq.num_codes + TEXT),
+        "targets": 3 * TEXT,
+        "und_images": 1,
+        "gen_images": 2,
+    }
+
+
+def packed_rows(config: JanusConfig, rows: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(a batch as `data.pack` makes it, what is in it): half of the pictures' room is used, as text fills rows."""
+    room = row_shape(config)
+    rng = np.random.default_rng(0)
+    words = lambda n: rng.integers(6, config.decoder.vocab_size - 1, n).tolist()
+    image_id, codes, patches = 5, config.vq.num_codes, config.siglip.num_patches
+    pixels = lambda size: rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
+    und_size, gen_size = config.siglip.image_size, config.vq.image_size
+    batch, content = [], {"und": 0, "gen": 0, "text": 0}
+    lengths: list[int] = []
+    for _ in range(rows):
+        parts = []
+        for _ in range(max(1, room["gen_images"] // 2)):
+            args = (words(TEXT), image_id, codes, pixels(gen_size), und_size)
+            parts.append(sequence.generation_sequence(*args))
+            content["gen"] += 1
+        for _ in range(max(1, room["und_images"] // 3)):
+            asked = [1, *[image_id] * patches, *words(TEXT // 2)]
+            image = pixels(und_size)[None]
+            turns = [(asked, words(TEXT // 2))]
+            parts.append(sequence.conversation(turns, image_id, image, gen_size))
+            content["und"] += 1
+        left = room["tokens"] - sum(len(part["tokens"]) for part in parts)
+        text = min(left, room["targets"] - TEXT)
+        parts.append(sequence.text_sequence(words(text), und_size, gen_size))
+        content["text"] += 1
+        lengths += [len(part["tokens"]) for part in parts]
+        batch.append(_pack(parts, room, und_size, gen_size))
+    stacked = {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+    content["tokens"] = int((stacked["segment_ids"] > 0).sum())
+    content["targets"] = int(stacked["target_weights"].sum())
+    content["squares"] = sum(n * n for n in lengths)
+    return stacked, content
+
+
+def _pack(
+    parts: list[sequence.Features], room: dict[str, int], und_size: int, gen_size: int
+) -> dict[str, np.ndarray]:
+    """One row, filled from its start."""
+    tokens, targets = room["tokens"], room["targets"]
+    row = {
+        name: np.zeros(tokens, np.int32) for name in ("tokens", "slots", "segment_ids", "positions")
+    }
+    kinds = ("target_ids", "target_positions", "target_tasks")
+    row |= {name: np.zeros(targets, np.int32) for name in kinds}
+    row["target_weights"] = np.zeros(targets, np.float32)
+    for name, size in (("und_images", und_size), ("gen_images", gen_size)):
+        row[name] = np.zeros((room[name], size, size, 3), np.uint8)
+    row["gen_starts"] = np.zeros(room["gen_images"], np.int32)
+    row["gen_weights"] = np.zeros(room["gen_images"], np.float32)
+    used = dict.fromkeys(("tokens", "targets", "und", "gen"), 0)
+    for segment, part in enumerate(parts, 1):
+        begin, n = used["tokens"], len(part["tokens"])
+        here = slice(begin, begin + n)
+        row["tokens"][here], row["slots"][here] = part["tokens"], part["slots"]
+        row["segment_ids"][here], row["positions"][here] = segment, np.arange(n)
+        there = slice(used["targets"], used["targets"] + len(part["target_ids"]))
+        for name in kinds:
+            row[name][there] = part[name] + (begin if name == "target_positions" else 0)
+        row["target_weights"][there] = 1
+        for kind in ("und", "gen"):
+            images = part[f"{kind}_images"]
+            row[f"{kind}_images"][used[kind] : used[kind] + len(images)] = images
+        starts = slice(used["gen"], used["gen"] + len(part["gen_starts"]))
+        row["gen_starts"][starts], row["gen_weights"][starts] = part["gen_starts"] + begin, 1
+        used["tokens"] += n
+        used["targets"] = there.stop
+        used["und"] += len(part["und_images"])
+        used["gen"] += len(part["gen_images"])
+    return row
+
+
+def model_flops(config: JanusConfig, content: dict[str, Any]) -> float:
+    """Operations of one step that the language model, its adaptors' heads and its attention need.
+
+    Six for each weight and token that meets it (forward 2, backward 4), and for attention 6 x 2 x width for
+    each pair of positions, of which causality leaves half. Neither recomputation, nor SigLIP, nor the VQ
+    encoder, nor padding counts.
+    """
+    d = config.decoder
+    layer = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads) + 3 * d.width * d.ffw
+    flops = 6.0 * d.layers * layer * content["tokens"]
+    flops += 6.0 * d.layers * d.heads * d.head_dim * content["squares"]
+    flops += 6.0 * d.width * d.vocab_size * content["targets"]
+    codes = content["gen"] * config.vq.num_codes
+    return flops + 6.0 * d.width * (d.width + config.vq.codebook_size) * codes
