@@ -65,6 +65,7 @@ SECTIONS = {
     "large": Section("drawing", "large_drawing", 60, 120, "Drawing, large model"),
     "answering": Section("drawing", "answering", 40, 80, "Answering"),
     "profile": Section("profiling", "profile", 40, 90, "Kernels of a decode step"),
+    "options": Section("options", "options", 60, 120, "Options of XLA"),
     "peers": Section("peers", "peers", 240, 400, "PyTorch on the same device"),
 }
 
