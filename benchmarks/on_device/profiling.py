@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.on_device.drawing import STEPS, loaded
+from benchmarks.on_device.drawing import STEPS, block, loaded
 from benchmarks.on_device.setting import Results, Setting
 
 TOP = 20
@@ -22,10 +22,10 @@ def profile(setting: Setting) -> Results:
     is a fact and the gaps between them are not: compare the sum with the block's time without the profiler.
     """
     ours = loaded(setting, setting.config())
-    steps = min(STEPS, ours.config.vq.num_codes // 2)
+    steps = min(STEPS, ours.config.vq.num_codes // 4)
     for n in dict.fromkeys((setting.images[0], setting.images[-1])):
-        plain = ours.do_fit(n, 1, steps, setting.repeats)[0]["ms"]
-        kernels = _trace(lambda n=n: ours.do_fit(n, 1, steps, 1), rounds=2 * steps)
+        plain, _ = block(ours, n, setting.repeats)
+        kernels = _trace(lambda n=n: block(ours, n, 1), rounds=3 * steps)
         total = sum(ms for ms, _ in kernels.values())
         top = sorted(kernels.items(), key=lambda item: -item[1][0])[:TOP]
         yield {
