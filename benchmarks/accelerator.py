@@ -66,7 +66,8 @@ SECTIONS = {
     "answering": Section("drawing", "answering", 40, 80, "Answering"),
     "profile": Section("profiling", "profile", 40, 90, "Kernels of a decode step"),
     "options": Section("options", "options", 60, 120, "Options of XLA"),
-    "peers": Section("peers", "peers", 240, 400, "PyTorch on the same device"),
+    "attention": Section("attention", "attention", 40, 80, "Packed attention of one layer"),
+    "peers": Section("peers", "peers", 120, 200, "PyTorch on the same device"),
 }
 
 
@@ -151,7 +152,6 @@ def _start(args: argparse.Namespace, name: str, limit: float, scratch: str) -> d
     env.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(scratch) / "programs"))
     if args.device == "cpu":
         env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    env["ACCELERATOR_FACTS"] = str(Path(scratch) / "facts.json")
     began = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -179,10 +179,14 @@ def _run_section(args: argparse.Namespace) -> None:
     """Measures one section; every value that it yields goes to disk at once."""
     import importlib
 
-    facts = Path(os.environ.get("ACCELERATOR_FACTS", ""))
-    known = json.loads(facts.read_text()) if facts.is_file() else {}
     setting = Setting(
-        args.device, args.model, args.large, args.images, args.repeats, args.rows, known
+        args.device,
+        args.model,
+        args.large,
+        args.images,
+        args.repeats,
+        args.rows,
+        args.out.parent,
     )
     section = SECTIONS[args.run]
     module = importlib.import_module(f"benchmarks.on_device.{section.module}")

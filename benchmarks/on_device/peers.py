@@ -1,48 +1,61 @@
-"""PyTorch on the same device: `benchmarks/sampling.py` with its own parity gate."""
+"""PyTorch on the same device: the official loop and a compiled hand-written one, with random weights.
+
+For times only, so the weights need not be ours: `benchmarks/sampling.py` compares logits of the same weights
+first, and takes several times as long.
+"""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+import statistics
+import time
+from typing import Any
 
-from benchmarks.on_device.setting import PROMPT_LENGTH, Results, Setting
+from benchmarks.on_device.setting import GIB, PROMPT_LENGTH, Results, Setting
+from benchmarks.sampling_worker import prompt
+
+SHORT = 16  # codes of a warm-up of what does not compile
 
 
 def peers(setting: Setting) -> Results:
-    """Seconds of the official loop and of the compiled hand-written one over ours, in the same round.
+    """Whole pictures, from prompt ids to pixels on the host; `ratio` is over ours of section "drawing"."""
+    import torch
 
-    Numbers of pictures come one by one, so that a limit of time loses the last of them only.
-    """
+    from benchmarks import torch_loop, torch_peers
+
     on_cpu = setting.device == "cpu"
+    config = setting.config()
+    dtype = torch.float32 if on_cpu else torch.bfloat16
+    model = torch_peers.build_model(config, dtype, "cpu" if on_cpu else "cuda")
+    ids = prompt(PROMPT_LENGTH, config.decoder.vocab_size)
+    ours = setting.earlier("drawing").get("plain", {})
+    rows: dict[str, Any] = {}
+    makers = {"official loop": (torch_peers.OfficialLoop, False)}
+    if on_cpu:
+        makers["hand-written loop"] = (lambda m: torch_loop.CompiledLoop(m, compile=False), False)
+    else:
+        makers["hand-written loop, compiled"] = (torch_loop.CompiledLoop, True)
     for n in setting.images:
-        yield {f"{n} pictures": _compare(setting, n, on_cpu)}
-
-
-def _compare(setting: Setting, images: int, on_cpu: bool) -> dict:
-    names = "ours,official,loop" if on_cpu else "ours,official,loop_compiled"
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "peers.json"
-        command = [sys.executable, Path(__file__).parents[1] / "sampling.py"]
-        command += ["--model", setting.model, "--dtype", "float32" if on_cpu else setting.dtype]
-        command += ["--images", str(images), "--pairs", "1", "--contenders", names]
-        command += ["--device", "cpu" if on_cpu else "cuda", "--share_torch", "--out", out]
-        command += ["--prompt_length", str(PROMPT_LENGTH)]
-        said = subprocess.run(command, capture_output=True, text=True)
-        if not out.exists():
-            return {"problem": said.stderr.strip()[-400:]}
-        rows = json.loads(out.read_text())["drawing"]
-    keep = ("ratio", "s_per_image", "ms_per_step", "vq_s", "prefill_s", "of_bandwidth", "peak_gib")
-    found = {}
-    for row in rows:
-        if row["problem"]:
-            found[row["contender"]] = {"problem": row["problem"]}
-            continue
-        values = {key: row.get(key) for key in keep}
-        for key in ("ratio", "s_per_image"):
-            values[key] = values[key]["median"] if values[key] else None
-        gate = row["gate"] or {}
-        found[row["contender"]] = values | {"parity_rms": gate.get("rms_error")}
-    return found
+        for name, (make, compiles) in makers.items():
+            peer = make(model)
+            began = time.perf_counter()
+            peer.run(*ids, n, steps=None if compiles else min(SHORT, config.vq.num_codes))
+            warm = time.perf_counter() - began
+            runs = []
+            for seed in range(setting.repeats if compiles else 1):
+                began = time.perf_counter()
+                result = peer.run(*ids, n, seed=seed)
+                runs.append((time.perf_counter() - began, result.seconds))
+            row = {
+                "seconds": statistics.median(total for total, _ in runs),
+                "ms_per_step": statistics.median(s["decode"] for _, s in runs)
+                / (config.vq.num_codes - 1)
+                * 1000,
+                "vq_s": statistics.median(s["vq"] for _, s in runs),
+                "warm_up_s": warm,
+            }
+            if not on_cpu:
+                row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+            if own := ours.get(f"{n} pictures", {}).get("seconds"):
+                row["ratio"] = row["seconds"] / own
+            rows[f"{name}, {n} pictures"] = row
+            yield {"time": rows, "versions": {"torch": torch.__version__}}

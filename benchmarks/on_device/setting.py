@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,8 @@ class Setting:
       model, large: names of the models, of `MODELS`.
       images: numbers of pictures that are drawn at once.
       repeats: timed runs of one thing.
-      facts: of the section "facts"; empty for that one, or where it failed.
       rows: packed rows of a training step, the numbers to try.
+      scratch: where each section leaves its results.
     """
 
     device: str
@@ -40,7 +42,7 @@ class Setting:
     images: tuple[int, ...]
     repeats: int
     rows: tuple[int, ...]
-    facts: dict[str, Any]
+    scratch: Path
 
     @property
     def dtype(self) -> str:
@@ -49,15 +51,20 @@ class Setting:
     def config(self, large: bool = False) -> JanusConfig:
         return MODELS[self.large if large else self.model].replace(scan_layers=False)
 
+    def earlier(self, section: str) -> dict[str, Any]:
+        """What an earlier section of the same run measured; {} where it did not run."""
+        path = self.scratch / f"{section}.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
     @property
     def bandwidth(self) -> float | None:
         """Bytes/s that a copy reads and writes, together."""
-        return self.facts.get("copy_bytes_per_s")
+        return self.earlier("facts").get("copy_bytes_per_s")
 
     @property
     def matmul_rate(self) -> float | None:
         """Operations/s of a large product in bfloat16."""
-        return self.facts.get("matmul_flops")
+        return self.earlier("facts").get("matmul_flops")
 
 
 def packed_weights(config: JanusConfig, policy: Policy, int8: bool = False) -> Any:
