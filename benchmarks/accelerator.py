@@ -35,6 +35,7 @@ from benchmarks.on_device.setting import Setting
 from benchmarks.on_device.tables import render
 from benchmarks.sampling import MODELS
 from janus_jax.errors import UserError, run_main
+from janus_jax.models import BACK_ENDS, REMAT
 
 LEAST = 15  # seconds left under which no section is begun
 
@@ -66,6 +67,7 @@ SECTIONS = {
     "answering": Section("drawing", "answering", 40, 80, "Answering"),
     "profile": Section("profiling", "profile", 40, 90, "Kernels of a decode step"),
     "options": Section("options", "options", 60, 120, "Options of XLA"),
+    "kernels": Section("kernels", "kernels", 30, 60, "Decode attention of one layer"),
     "attention": Section("attention", "attention", 40, 80, "Packed attention of one layer"),
     "peers": Section("peers", "peers", 120, 200, "PyTorch on the same device"),
 }
@@ -81,6 +83,9 @@ def parse_flags() -> argparse.Namespace:
     add("--sections", default=",".join(SECTIONS), metavar="NAME,..", help="%(default)s")
     add("--images", default="1,16", metavar="N,..", help="pictures of one prompt at once")
     add("--rows", default="1,4", metavar="N,..", help="packed rows of a training step")
+    add(
+        "--steps", default="xla+full,cudnn+full", metavar="A+R,..", help="attention and remat of it"
+    )
     add("--repeats", type=int, default=3, help="timed runs of one thing")
     add("--seconds", type=int, default=540, help="for all sections together")
     add("--device", choices=("cpu", "gpu"), help="default: a GPU if there is one")
@@ -90,6 +95,11 @@ def parse_flags() -> argparse.Namespace:
     args.large = args.large or ("tiny" if args.model == "tiny" else "janus-pro-7b")
     args.device = args.device or ("gpu" if Path("/dev/nvidia0").exists() else "cpu")
     args.images, args.rows = _numbers("images", args.images), _numbers("rows", args.rows)
+    for step in args.steps.split(","):
+        back_end, _, remat = step.partition("+")
+        if back_end not in BACK_ENDS or remat not in REMAT:
+            kinds = f"one of {', '.join(BACK_ENDS)}, a plus, and one of {', '.join(REMAT)}"
+            raise UserError(f"--steps: {step!r} is not {kinds}")
     args.sections = [name for name in args.sections.split(",") if name]
     if unknown := [name for name in args.sections if name not in SECTIONS]:
         raise UserError(f"--sections: {unknown[0]} is none of {', '.join(SECTIONS)}")
@@ -143,7 +153,7 @@ def _start(args: argparse.Namespace, name: str, limit: float, scratch: str) -> d
     part = Path(scratch) / f"{name}.json"
     log = Path(scratch) / f"{name}.log"
     command = [sys.executable, __file__, "--run", name, "--out", str(part)]
-    for flag in ("model", "large", "repeats", "device"):
+    for flag in ("model", "large", "repeats", "device", "steps"):
         command += [f"--{flag}", str(getattr(args, flag))]
     for flag in ("images", "rows"):
         command += [f"--{flag}", ",".join(map(str, getattr(args, flag)))]
@@ -186,6 +196,7 @@ def _run_section(args: argparse.Namespace) -> None:
         args.images,
         args.repeats,
         args.rows,
+        tuple(args.steps.split(",")),
         args.out.parent,
     )
     section = SECTIONS[args.run]

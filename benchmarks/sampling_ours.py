@@ -6,6 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,15 @@ class Ours:
         if timed_steps == self.config.vq.num_codes:
             codes = _zeros((keys.shape[0], timed_steps))
             began = time.perf_counter()
-            self._programs = {(images, "draw"): engine.draw.lower(*given, mode=self.mode).compile()}
-            compiled["compile"] = time.perf_counter() - began
+            lowered = {"draw": engine.draw.lower(*given, mode=self.mode)}
             # For the phases only; they are parts of the program above.
-            self._programs |= {
-                (images, "start"): engine.start.lower(*given, mode=self.mode).compile(),
-                (images, "pixels"): engine.pixels.lower(self.weights, codes).compile(),
-            }
+            lowered["start"] = engine.start.lower(*given, mode=self.mode)
+            lowered["pixels"] = engine.pixels.lower(self.weights, codes)
+            with ThreadPoolExecutor() as pool:  # XLA's compiler lets go of the interpreter
+                done = pool.map(lambda program: program.compile(), lowered.values())
+                names = [(images, name) for name in lowered]
+                self._programs = dict(zip(names, done, strict=True))
+            compiled["compile"] = time.perf_counter() - began
             self._phase(images, "start", *given)
             self._phase(images, "pixels", self.weights, codes)
             if steps == timed_steps:

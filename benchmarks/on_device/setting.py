@@ -33,6 +33,7 @@ class Setting:
       images: numbers of pictures that are drawn at once.
       repeats: timed runs of one thing.
       rows: packed rows of a training step, the numbers to try.
+      steps: kinds of training step, as "attention+remat".
       scratch: where each section leaves its results.
     """
 
@@ -42,6 +43,7 @@ class Setting:
     images: tuple[int, ...]
     repeats: int
     rows: tuple[int, ...]
+    steps: tuple[str, ...]
     scratch: Path
 
     @property

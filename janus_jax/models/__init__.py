@@ -6,11 +6,13 @@ from janus_jax.models.blocks import REMAT
 from janus_jax.models.decoder import Cache, Decoder, init_cache
 from janus_jax.models.init import Params, init_params
 from janus_jax.models.janus import Janus
+from janus_jax.models.packed_attention import BACK_ENDS, Segments, packed_attention
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.stacking import stack_layers, unstack_layers
 from janus_jax.models.vqgan import VQModel
 
 __all__ = [
+    "BACK_ENDS",
     "REMAT",
     "Adaptor",
     "Cache",
@@ -18,11 +20,13 @@ __all__ = [
     "ImageHead",
     "Janus",
     "Params",
+    "Segments",
     "SigLIP",
     "VQModel",
     "causal_mask",
     "init_cache",
     "init_params",
+    "packed_attention",
     "segment_mask",
     "stack_layers",
     "unstack_layers",

@@ -11,6 +11,7 @@ from janus_jax.config import DecoderConfig, JanusConfig, Policy
 from janus_jax.models.attention import apply_rotary, attend, rotary
 from janus_jax.models.blocks import make_blocks
 from janus_jax.models.layers import Dense, Embed, RMSNorm
+from janus_jax.models.packed_attention import Segments, packed_attention
 
 LayerCache = dict[str, jax.Array]  # {"k", "v"}: [B, S, K, H]
 Cache = tuple[LayerCache, ...]
@@ -36,7 +37,7 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
+        mask: jax.Array | Segments,
         cache: LayerCache | None,
         cache_index: jax.Array | int | None,
     ) -> tuple[jax.Array, LayerCache | None]:
@@ -62,7 +63,8 @@ class Attention(nn.Module):
                 "v": jax.lax.dynamic_update_slice(cache["v"], v.astype(cache["v"].dtype), start),
             }
             k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
-        out = rearrange(attend(q, k, v, mask), "b t n h -> b t (n h)")
+        attention = packed_attention if isinstance(mask, Segments) else attend
+        out = rearrange(attention(q, k, v, mask), "b t n h -> b t (n h)")
         out = Dense(
             config.width, self.policy.compute, self.policy.param, use_bias=False, name="o_proj"
         )(out)
@@ -157,7 +159,7 @@ class Decoder(nn.Module):
         self,
         embeds: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | Segments,
         cache: Cache | None = None,
         cache_index: jax.Array | int | None = None,
     ) -> tuple[jax.Array, Cache | None]:
@@ -166,7 +168,7 @@ class Decoder(nn.Module):
         Args:
           embeds: [B, T, D].
           positions: [B, T] integer rotary positions.
-          mask: [B, T, S] bool, True = attend; S = T without a cache.
+          mask: [B, T, S] bool, True = attend; S = T without a cache. `Segments` for packed rows.
           cache: keys and values so far (`init_cache`); needs unrolled layers.
           cache_index: scalar slot of the cache where this call's first key goes.
 

@@ -26,11 +26,13 @@ class Janus(nn.Module):
       policy: dtypes.
       remat: what SigLIP and decoder blocks keep for the backward pass: "none" (recompute nothing),
         "full" or "dots" (see `blocks.remat_block`).
+      attention: back end for packed rows (see `packed_attention`).
     """
 
     config: JanusConfig
     policy: Policy = Policy()
     remat: str = "none"
+    attention: str = "xla"
 
     def setup(self):
         config, policy = self.config, self.policy
@@ -74,7 +76,7 @@ class Janus(nn.Module):
         Args:
           embeds: [B, T, D].
           positions: [B, T] integer.
-          mask: [B, T, S] bool, True = attend; S = T without a cache.
+          mask: [B, T, S] bool, True = attend; S = T without a cache. `Segments` for packed rows.
           cache: from `init_cache`; unrolled layers only.
           cache_index: scalar slot where this call's keys start.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from janus_jax.config import DecoderConfig
 from janus_jax.models.attention import apply_rotary, rotary
 from janus_jax.models.layers import gelu, rms_norm
-from janus_jax.sampling import kv_cache
+from janus_jax.sampling import gpu_attention, kv_cache
 from janus_jax.sampling.product import product
 
 
@@ -34,9 +34,10 @@ def decode(
     config: DecoderConfig,
     x: jax.Array,
     positions: jax.Array,
-    mask: jax.Array,
+    mask: jax.Array | None,
     cache: kv_cache.Cache,
     index: jax.Array | int,
+    starts: jax.Array | None = None,
 ) -> tuple[jax.Array, kv_cache.Cache]:
     """Runs all blocks on T tokens of each row and adds them to the cache.
 
@@ -45,9 +46,10 @@ def decode(
       config: geometry.
       x: [..., T, D] embeddings in the compute dtype; the leading axes are rows.
       positions: [..., T] rotary positions.
-      mask: bool [..., T, S], True = attend.
+      mask: bool [..., T, S], True = attend; not read with `starts`.
       cache: S slots a row.
       index: slot of the first token, the same in every row.
+      starts: int32 [...]: T is 1, rows attend to their slots from here to `index`, by the kernel for GPUs.
 
     Returns:
       Hidden states after the final norm [..., T, D], and the cache.
@@ -57,9 +59,13 @@ def decode(
     for layer, slot in zip(weights["layers"], cache, strict=True):
         y = rms_norm(x, layer["attn_norm"], config.norm_eps, x.dtype)
         qkv = product(y, layer["qkv"], dtype=x.dtype)  # [..., T, K, G + 2, H]
-        rotated = apply_rotary(qkv[..., :-1, :], *angles)
-        slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
-        y = kv_cache.attend(rotated[..., :-1, :], slot, mask)
+        if starts is None:
+            rotated = apply_rotary(qkv[..., :-1, :], *angles)
+            slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
+            y = kv_cache.attend(rotated[..., :-1, :], slot, mask)
+        else:
+            token = (qkv[..., 0, :, :, :], tuple(x[..., 0, :] for x in angles))
+            y, slot = gpu_attention.decode_attention(*token, slot, index, starts)
         x = x + product(y.reshape(*x.shape[:-1], -1), layer["o"], dtype=x.dtype)
         y = rms_norm(x, layer["mlp_norm"], config.norm_eps, x.dtype)
         gate_up = product(y, layer["gate_up"], dtype=x.dtype)  # [..., T, 2, F]

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from janus_jax import models
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.parallel import BATCH_AXES
-from janus_jax.sampling import decoder, kv_cache
+from janus_jax.sampling import decoder, gpu_attention, kv_cache
 from janus_jax.sampling.batching import positions_of, prefill_mask
 from janus_jax.sampling.cpu import compiler_options
 from janus_jax.sampling.logits import Knobs, Mode, fold_in, guide, sample
@@ -74,6 +74,7 @@ class ImageEngine:
         None takes `WINDOW`.
       platform: what is compiled for, such as "tpu"; None is the default one.
       int8: the weights will be in int8; matters to how programs are compiled for a CPU.
+      kernel: whether steps use `gpu_attention`, with one window for all of them; None decides.
     """
 
     def __init__(
@@ -85,12 +86,17 @@ class ImageEngine:
         window: int | None = None,
         platform: str | None = None,
         int8: bool = False,
+        kernel: bool | None = None,
     ):
-        self.window = window or WINDOW
         self._config = config
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
         self._mesh = mesh
+        if kernel is None:
+            on_gpu = (platform or jax.default_backend()) == "gpu" and mesh is None
+            kernel = on_gpu and gpu_attention.supported(self._cache_dtype, config.decoder.head_dim)
+        self._kernel = kernel
+        self.window = window or (config.vq.num_codes if kernel else WINDOW)
         options = compiler_options(config.decoder, mesh, platform, int8)
         jit = partial(jax.jit, compiler_options=options)
         self.draw = jit(self._draw, static_argnames="mode")
@@ -207,6 +213,7 @@ class ImageEngine:
         """Draws the codes of `steps` [n]; the cache has room for them."""
         pads, config = state.pads, self._config.decoder
         slot = jnp.arange(kv_cache.slots(state.cache))
+        starts = pads if self._kernel else None
 
         def step(carry, i):
             cache, codes = carry
@@ -221,6 +228,7 @@ class ImageEngine:
                 seen[..., None, :],
                 cache,
                 index,
+                starts,
             )
             codes, kept = choose(self._logits(weights, hidden[..., 0, :], knobs), i)
             return (cache, codes), kept

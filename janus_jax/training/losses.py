@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
-from janus_jax.models import Janus, segment_mask
+from janus_jax.models import Janus, Segments
 from janus_jax.processing.sequence import SLOT_GEN, SLOT_UND, TASK_TEXT, TASK_UND
 
 Metrics = dict[str, jax.Array]
@@ -104,8 +104,8 @@ def _hidden(model: Janus, params: dict, batch: dict) -> jax.Array:
         codes = apply("embed_codes", batch["codes"][..., :-1])
         embeds = _fill(embeds, slots == SLOT_GEN, rearrange(codes, "B G N D -> B (G N) D"))
 
-    mask = segment_mask(batch["segment_ids"])
-    hidden, _ = apply("decode", embeds, batch["positions"], mask)
+    segments = Segments(batch["segment_ids"], model.attention)
+    hidden, _ = apply("decode", embeds, batch["positions"], segments)
     return hidden
 
 
