@@ -78,7 +78,25 @@ def test_padding_of_any_content_changes_nothing():
 def test_offsets_say_where_segments_lie():
     lengths, offsets = segment_offsets(jnp.asarray([[1, 1, 2, 0], [1, 2, 3, 3]]), 4)
     np.testing.assert_array_equal(lengths, [[2, 1, -1, -1], [1, 1, 2, -1]])
-    np.testing.assert_array_equal(offsets, [[0, 2, 3, -1, -1], [0, 1, 2, 4, -1]])
+    np.testing.assert_array_equal(offsets, [[0, 2, -1, -1, -1], [0, 1, 2, -1, -1]])
+
+
+def test_jax_tells_cudnn_of_each_segment_once():
+    """What JAX makes of our lengths and starts: those of all rows after each other."""
+    fix = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")._fix_seqlen_offsets
+    lengths, offsets = segment_offsets(IDS, 64)
+    q, k, _ = inputs(4, 4)
+    q_lengths, _, q_offsets, _ = fix(lengths, lengths, offsets, offsets, q, k)
+    q_lengths, starts = (np.asarray(x).ravel() for x in (q_lengths, q_offsets // (4 * 16)))
+    want = []
+    for row, ids in enumerate(ROWS):
+        for segment in sorted(set(ids) - {0}):
+            want.append((row * len(ids) + ids.index(segment), ids.count(segment)))
+    count = len(want)
+    found = list(zip(starts[:count].tolist(), q_lengths[:count].tolist(), strict=True))
+    assert found == want
+    assert not q_lengths[count:].any()
+    assert (starts[count:] == IDS.size).all()
 
 
 def test_unknown_back_end():

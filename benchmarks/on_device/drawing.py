@@ -24,8 +24,8 @@ def drawing(setting: Setting) -> Results:
     if not importlib.util.find_spec("qwix"):
         yield {"int8": "left out: qwix is not installed"}
         return
-    yield from _draw(setting, config, images[:1], ("weights",))  # few rows read weights above all
-    yield from _draw(setting, config, images[-1:], ("weights", "cache"))
+    for int8 in (("weights",), ("weights", "cache")):
+        yield from _draw(setting, config, images, int8, whole=False)
 
 
 def large_drawing(setting: Setting) -> Results:
@@ -34,8 +34,13 @@ def large_drawing(setting: Setting) -> Results:
 
 
 def _draw(
-    setting: Setting, config: JanusConfig, numbers: Sequence[int], int8: Sequence[str]
+    setting: Setting,
+    config: JanusConfig,
+    numbers: Sequence[int],
+    int8: Sequence[str],
+    whole: bool = True,
 ) -> Results:
+    """Blocks of steps and, of `whole` pictures, all of it."""
     name = f"int8 {' and '.join(int8)}" if int8 else "plain"
     began = time.perf_counter()
     ours = loaded(setting, config, int8)
@@ -47,8 +52,9 @@ def _draw(
         # A block of steps first: its program is small, so there is a number before the large one is compiled.
         row["block_ms_per_step"], row["block_compile_s"] = block(ours, n, setting.repeats)
         yield {name: rows}
-        row |= measured(setting, ours, n, int8)
-        yield {name: rows}
+        if whole:
+            row |= measured(setting, ours, n, int8)
+            yield {name: rows}
         ours.do_release()
 
 
