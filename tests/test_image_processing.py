@@ -67,11 +67,6 @@ def test_transparency_is_laid_over_white(tmp_path):
     assert pixels[0, 0].tolist() == [10, 20, 30] and pixels[1, 1].tolist() == [255] * 3
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "CMYK", "I;16", "RGB"])
-def test_every_mode_becomes_rgb(mode):
-    assert load_image(Image.new(mode, (4, 3))).mode == "RGB"
-
-
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees

@@ -6,58 +6,251 @@ Arrays are uint8 [H, W, 3] in RGB, or float32 in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import stat
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from janus_jax.errors import UserError
 
 BACKGROUND = (127, 127, 127)  # int(0.5 * 255), the padding of the understanding path
 MIN_SIDE = 14  # min_size of the official processor
+# Phones make 200 megapixels and more. Pillow holds 4 bytes a pixel, so this is 1 GiB.
+MAX_PIXELS = 2**28
+# Their decoders hold the picture about four times.
+COSTLY_FORMATS = ("AVIF", "JPEG2000", "WEBP")
+# Above this many pixels a picture is reduced while it is read, as long as both sides keep KEPT_SIDE;
+# below it nothing is done that the official processor does not do.
+LARGE_PIXELS = 2**26
+KEPT_SIDE = 2048
 
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray | BinaryIO
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# EXIF orientation -> what makes the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_image(source: ImageLike) -> Image.Image:
-    """Reads a picture as RGB; transparency is laid over white, EXIF rotation is applied.
+    """Reads a picture as RGB.
+
+    EXIF rotation is applied (also to a PIL image: one that was turned by hand must not carry the
+    orientation any more), transparency is laid over white, 16 bits become the upper 8, and of an animation
+    the first frame is taken (of a PIL image the frame it stands at). A picture of more than 64 megapixels
+    is reduced by a whole number while it is read, but never below 2048 pixels on its short side.
 
     Args:
-      source: a file name, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4].
+      source: a file name, a PIL image, an open binary file (read from its start), or a uint8 array [H, W],
+        [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA).
+
+    Returns:
+      A new image of mode "RGB".
 
     Raises:
-      UserError: unreadable file, a picture without pixels, or an array of another type.
+      UserError: no such file or no regular one; a picture that cannot be read, is truncated, closed, without
+        pixels or above 268 megapixels (134 of WebP, AVIF and JPEG 2000); values whose range is unknown
+        (floats, 32-bit integers beyond 16 bits); or an argument of another type.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
-            raise UserError(
-                "an image array must be non-empty uint8 [H, W, 3], "
-                f"got {source.dtype} {list(source.shape)}"
-            )
-        if source.ndim == 3 and source.shape[2] not in (3, 4):
-            raise UserError(f"an image array must have 3 or 4 channels, got {source.shape[2]}")
-        image, name = Image.fromarray(source), "the image array"
+        name, read = "the image array", lambda: _from_array(source)
     elif isinstance(source, Image.Image):
-        image, name = source, "the image"
+        name, read = "the image", lambda: _rgb(source)
+    elif isinstance(source, str | os.PathLike):
+        name, read = f"image {_shown(os.fspath(source))}", lambda: _from_path(source)
+    elif hasattr(source, "read"):
+        name, read = "the image file", lambda: _from_file(source)
     else:
-        name = f"image {source}"
-        try:
-            with Image.open(source) as opened:
-                image = ImageOps.exif_transpose(opened)
-                image.load()
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{name} is too large: {error}") from error
-        except Exception as error:  # Pillow raises many types for broken files
-            reason = str(error) or type(error).__name__
-            raise UserError(f"cannot read {name}: {reason}") from error
+        encoded = isinstance(source, bytes | bytearray | memoryview)
+        hint = "; give io.BytesIO(data)" if encoded else ""
+        raise UserError(
+            "an image must be a file name, a PIL image, an open binary file or a uint8 array, "
+            f"not {type(source).__name__}{hint}"
+        )
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(f"cannot read {name}: {error}") from error.__cause__
+    except AssertionError as error:  # what Pillow says of some images that were closed
+        raise UserError(f"cannot read {name}: it was closed before it was read") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {name}: not enough memory for its pixels") from error
+    except Exception as error:  # Pillow raises many types for broken files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot read {name}: {reason}") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape = list(array.shape)
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"it must be uint8 with values from 0 to 255, not {array.dtype}; scale it and use "
+            ".astype(np.uint8)"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "; the channels come last: use .transpose(1, 2, 0)" if first else ""
+        hint = "; it takes one picture, not a batch" if array.ndim == 4 else hint
+        raise UserError(f"it must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not {shape}{hint}")
+    if 0 in shape:
+        raise UserError(f"it has no pixels: its shape is {shape}")
+    return _rgb(Image.fromarray(array[..., 0] if shape[2:] == [1] else array))
+
+
+def _from_path(source: str | os.PathLike) -> Image.Image:
+    path = Path(source)
+    if "://" in str(source):
+        raise UserError("it is a web address; download the picture first")
+    # Before it is opened: a pipe without a writer would wait for ever.
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise UserError(f"it is {_KINDS.get(kind, 'something else')}, not a file")
+    with path.open("rb") as file:
+        return _from_file(file)
+
+
+def _from_file(file: BinaryIO) -> Image.Image:
+    with _identify(file) as image:
+        most = MAX_PIXELS // 2 if image.format in COSTLY_FORMATS else MAX_PIXELS
+        if image.width * image.height > most:
+            raise UserError(
+                f"{image.width}x{image.height} pixels are too many, at most {most // 10**6} megapixels "
+                f"of {image.format} are read; make it smaller first"
+            )
+        if image.width * image.height > LARGE_PIXELS:
+            image.draft(None, (KEPT_SIDE, KEPT_SIDE))  # JPEG decodes to a half, quarter or eighth
+        return _rgb(image)
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+    """`Image.open` without its limit on pixels, which is below what phones make, and global."""
+    if not (hasattr(file, "seek") and file.seekable()):
+        raise UserError("the file cannot seek; read it into io.BytesIO first")
+    file.seek(0)
+    prefix = file.read(16)
+    if not isinstance(prefix, bytes):
+        raise UserError("the file is open as text; open it with mode 'rb'")
+    if not prefix:
+        raise UserError("it is empty")
+    tried = {"EPS"}  # a program, not a picture: Pillow would start Ghostscript
+    reason = "it is no picture in a format that Pillow reads"
+    for register in (Image.preinit, Image.init):
+        register()
+        for kind in [k for k in Image.ID if k not in tried]:
+            tried.add(kind)
+            make, accepts = Image.OPEN[kind]
+            try:
+                accepted = accepts is None or accepts(prefix)
+                if isinstance(accepted, str):  # known, but this Pillow is built without it
+                    reason = accepted
+                elif accepted:
+                    file.seek(0)
+                    return make(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # Pillow's sign that a format does not know the file
+    raise UserError(reason)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A new image: RGB on white, upright, reduced if it is very large."""
     if 0 in image.size:
-        raise UserError(f"{name} has no pixels: its size is {image.width}x{image.height}")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        raise UserError(f"it has no pixels: its size is {image.width}x{image.height}")
+    wide = "16" in str([part.args for part in getattr(image, "tile", [])])  # gone once it is loaded
+    image.load()
+    convert = _converter(image, wide)
+    side, large = min(image.size), image.width * image.height > LARGE_PIXELS
+    factor = max(side // KEPT_SIDE, 1) if large else 1
+    width, height = (-(-s // factor) for s in image.size)
+    result = Image.new("RGB", (width, height))
+    # In strips, so that the copies that a conversion makes do not add up to gigabytes.
+    rows = max(2**22 // (image.width * factor), 1) * factor
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(convert(strip).reduce(factor), (0, top // factor))
+    turn = _UPRIGHT.get(_orientation(image))  # only now: Pillow turns TIFF itself, in `load`
+    return result if turn is None else result.transpose(turn)
+
+
+def _converter(image: Image.Image, wide: bool) -> Callable[[Image.Image], Image.Image]:
+    """What turns a strip of `image` into RGB; `wide` says that its file has 16 bits a channel."""
+    if image.mode == "F":
+        low, high = image.getextrema()
+        raise UserError(
+            f"its pixels are floats, from {low:g} to {high:g}: what is white is not known; convert it "
+            "to 8 bits first"
+        )
+    clear = image.info.get("transparency")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        shift = _bits(image) - 8
+        return lambda strip: _high_byte(np.asarray(strip), shift, clear)
+    if clear is None and image.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return lambda strip: strip.convert("RGB")
+    # Pillow keeps the upper byte of 16 bits, but both bytes of the colour that is transparent.
+    if isinstance(clear, tuple) and (wide or max(clear) > 255):
+        clear = tuple(value >> 8 for value in clear)
+
+    def on_white(strip: Image.Image) -> Image.Image:
+        if clear is not None:
+            strip.info["transparency"] = clear
+        if strip.mode == "La":  # Pillow converts it to nothing else
+            strip = strip.convert("LA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB")
+
+    return on_white
+
+
+def _bits(image: Image.Image) -> int:
+    """How many bits the values of a picture of mode I or I;16 have."""
+    bits = dict(getattr(image, "tag_v2", {})).get(258, (0,))[0]  # TIFF's BitsPerSample
+    if image.mode != "I":
+        return bits if 8 < bits < 16 else 16  # Pillow does not scale 12 bits to 16
+    low, high = image.getextrema()
+    if low < 0 or high > 0xFFFF:
+        raise UserError(
+            f"its pixels are 32-bit integers, from {low} to {high}: what is white is not known; convert "
+            "it to 8 or 16 bits first"
+        )
+    # PGM of 16 bits has this mode, and so has what a program widened from 8 bits.
+    return 16 if high > 255 or bits == 16 or image.format in ("PPM", "PNG") else 8
+
+
+def _high_byte(values: np.ndarray, shift: int, clear: int | None) -> Image.Image:
+    grey = (values >> shift).astype(np.uint8)
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF in a picture that can be read: as viewers do
+        return 1
+
+
+def _shown(name: str) -> str:
+    """A file name that is safe to print on one line."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def understanding_pixels(image: Image.Image, size: int) -> np.ndarray:

@@ -24,7 +24,6 @@ _FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "rope_scaling": None,
     "tie_word_embeddings": False,
 }
 
@@ -93,10 +92,22 @@ def integer(values: Mapping[str, Any], key: str, default: int | None, where: str
 
 
 def _with_rope(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Newer files keep the rotary base in `rope_parameters`."""
-    rope = section.get("rope_parameters")
-    if rope is None:
-        return section
-    if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
-        raise UserError(f"config.json {where}: rope_parameters {rope!r} is not supported")
-    return {**section, "rope_theta": rope.get("rope_theta", _DEFAULTS["rope_theta"])}
+    """Newer files keep the rotary base in `rope_parameters` or `rope_scaling`; no scaling is supported."""
+    theta = section.get("rope_theta")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = section.get(key)
+        if rope is None:
+            continue
+        plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1, "factor": 1}
+        if not isinstance(rope, Mapping) or any(
+            value is not None and value != plain.get(name)
+            for name, value in rope.items()
+            if name != "rope_theta"
+        ):
+            raise UserError(f"config.json {where}: {key} = {rope!r} is not supported")
+        # transformers prefers the base in here to the one beside.
+        theta = theta if rope.get("rope_theta") is None else rope["rope_theta"]
+    if section.get("partial_rotary_factor") not in (None, 1):
+        value = section["partial_rotary_factor"]
+        raise UserError(f"config.json {where}: partial_rotary_factor = {value!r} is not supported")
+    return {**section, "rope_theta": _DEFAULTS["rope_theta"] if theta is None else theta}

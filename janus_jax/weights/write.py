@@ -100,9 +100,6 @@ def write_torch(
             temporary.mkdir(parents=True)
             files = {"config.json": json.dumps(config, indent=2)}
             files |= processor_files(source.config, processor, tokenizer, table.key)
-            if table.key == "hf":
-                text = json.dumps(_generation(processor, tokenizer), indent=2)
-                files["generation_config.json"] = text
             for name, text in files.items():
                 (temporary / name).write_text(text + "\n", encoding="utf-8")
             _write_shards(source, temporary, table, progress, shard_bytes)
@@ -143,17 +140,6 @@ def _config(
     if table.key == "hf":
         return config_to_hf(config, tokenizer.image_id, dtype)
     return config_to_official(config, dtype)
-
-
-def _generation(processor: ProcessorConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """transformers' `generation_config.json`; without these it draws with a top-k of 50."""
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-        "guidance_scale": processor.cfg_weight,
-        "generation_kwargs": {"boi_token_id": tokenizer.boi_id},
-    }
 
 
 def _write_shards(
