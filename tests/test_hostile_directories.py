@@ -13,6 +13,8 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -28,7 +30,9 @@ from janus_jax.checkpoints.model_dir import _read_card
 from janus_jax.config import JANUS_PRO_1B, JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.processing import ProcessorConfig, build_word_tokenizer
+from janus_jax.weights import parity
 from janus_jax.weights.hf_config import config_to_hf
+from janus_jax.weights.parity import check_parity, read_recording
 from janus_jax.weights.source import open_source
 from janus_jax.weights.write import write_ours
 
@@ -1000,3 +1004,69 @@ def test_no_value_of_a_file_is_a_traceback(valid, tmp_path):
                     refused += 1
                     assert message.isprintable() and len(message) <= 500, (path, odd, message)
     assert tried > 1500 and refused > 0.5 * tried
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "changes", "words"),
+    [
+        ("convert_torch_weights.py", "torch", (vocab(big=2**31),), "id"),
+        ("sample.py", "ours", (stages([ESCAPE]),), "stages.json"),
+    ],
+)
+def test_a_command_ends_in_one_line_in_little_memory(
+    valid, work, tmp_path, command, kind, changes, words
+):
+    directory = shutil.copytree(valid / kind, tmp_path / "model", copy_function=os.link)
+    both(*changes)(directory)
+    flags = {
+        "convert_torch_weights.py": ["--src", directory, "--dst", tmp_path / "converted"],
+        "sample.py": ["--checkpoint", directory, "--prompt", "a cat", "--out", tmp_path / "out"],
+    }
+    limited = ["bash", "-c", 'ulimit -v 7340032; exec "$@"', "bash", sys.executable]
+    ran = subprocess.run(
+        [*limited, ROOT / command, *map(str, flags[command])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+    assert ran.returncode == 2, ran.stderr[-2000:]
+    assert ran.stdout == "" and re.search(words, ran.stderr)
+    assert ran.stderr.startswith("error: ") and ran.stderr[:-1].isprintable()
+    assert not (tmp_path / "converted").exists() and not list(work.iterdir())
+
+
+def recording(**arrays):
+    def change(path):
+        with np.load(GOLDEN / "expected.npz") as plain:
+            np.savez_compressed(path, **dict(plain) | arrays)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (os.mkfifo, "named pipe"),
+        (os.mkdir, "directory"),
+        (lambda p: p.symlink_to("/dev/zero"), "device"),
+        (lambda p: p.write_bytes(b""), "no recording"),
+        (recording(vq_image=np.array(["x"])), "dtype"),
+        (recording(vq_image=np.array([Runs(os.mkdir, "code_has_run")], object)), "pickle"),
+        (recording(und_attention_mask=np.ones((9, 9), np.int64)), "does not fit|no sense"),
+        (recording(und_greedy=np.ones(4, np.int64)), "does not fit"),
+        (recording(pixel_values=np.zeros((1, 1), np.float32)), "does not fit"),
+    ],
+)
+def test_a_hostile_recording_is_refused(valid, work, tmp_path, change, words):
+    change(tmp_path / "recording.npz")
+    with limits(), pytest.raises(UserError, match=words) as caught:
+        check_parity(open_source(valid / "torch"), read_recording(tmp_path / "recording.npz"))
+    assert str(caught.value).isprintable() and not list(work.iterdir())
+
+
+def test_a_recording_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parity, "MAX_BYTES", 10**6)
+    np.savez_compressed(tmp_path / "recording.npz", vq_image=np.zeros(10**6, np.float32))
+    with pytest.raises(UserError, match="more than 1000000 bytes"):
+        read_recording(tmp_path / "recording.npz")
