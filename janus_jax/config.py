@@ -9,6 +9,7 @@ official repository and the defaults of `transformers.LlamaConfig`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,9 +18,37 @@ from typing import Any, Self
 import jax.numpy as jnp
 
 from janus_jax.errors import UserError, nearest
+from janus_jax.untrusted import printable, shown
 
 CONV_IMPLEMENTATIONS = ("lax", "im2col")
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+
+# Far above any model that is known, and below what only a damaged or hostile file asks for: with these
+# nothing that is computed from a config alone takes long.
+_LIMITS: dict[str, float] = {
+    "image_size": 2**14,
+    "patch_size": 2**10,
+    "width": 2**17,
+    "layers": 2**10,
+    "heads": 2**12,
+    "mlp_ratio": 2**7,
+    "codebook_size": 2**24,
+    "codebook_dim": 2**16,
+    "z_channels": 2**16,
+    "ch": 2**16,
+    "num_res_blocks": 2**6,
+    "norm_groups": 2**16,
+    "vocab_size": 2**24,
+    "ffw": 2**20,
+    "kv_heads": 2**12,
+    "head_dim": 2**14,
+    "rope_theta": 1e15,
+    "norm_eps": 1.0,
+    "max_position": 2**30,
+}
+_MAX_LEVELS, _MAX_MULTIPLIER, _MAX_RES_BLOCKS = 12, 2**10, 2**8
+_MAX_TOKENS = 2**16  # of one picture
+_MAX_NAME = 255
 
 
 class _Config:
@@ -57,7 +86,8 @@ def _build(cls: type, values: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise UserError(f"{where} has no field {name!r}.{nearest(str(name), fields)}")
+            close = nearest(str(name)[:_MAX_NAME], fields)
+            raise UserError(f"{where} has no field {shown(name)}.{close}")
     missing = [
         name
         for name, field in fields.items()
@@ -74,12 +104,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _build(kind, value, where)
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where} must be a list of integers, not {value!r}")
+            raise UserError(f"{where} must be a list of integers, not {shown(value)}")
         return tuple(_convert(int, item, where) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{where} must be of type {kind.__name__}, not {value!r}")
+        raise UserError(f"{where} must be of type {kind.__name__}, not {shown(value)}")
     return value
 
 
@@ -88,10 +118,22 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value > 0, f"{type(config).__name__}.{name} must be positive, not {value}")
+def _require_within_limits(config: Any) -> None:
+    """Every field that has a limit is positive and not above it."""
+    for field in dataclasses.fields(config):
+        if field.name in _LIMITS:
+            value, limit = getattr(config, field.name), _LIMITS[field.name]
+            where = f"{type(config).__name__}.{field.name}"
+            _require(value > 0, f"{where} must be positive, not {shown(value)}")
+            _require(value <= limit, f"{where} must be at most {limit}, not {shown(value)}")
+
+
+def _require_few_tokens(config: Any, count: int) -> None:
+    _require(
+        0 < count <= _MAX_TOKENS,
+        f"{type(config).__name__}.image_size {config.image_size} makes {count} tokens of a picture; "
+        f"between 1 and {_MAX_TOKENS} are supported",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +157,7 @@ class SigLIPConfig(_Config):
     mlp_ratio: int = 4
 
     def __post_init__(self):
-        _require_positive(self, *(f.name for f in dataclasses.fields(self)))
+        _require_within_limits(self)
         _require(
             self.image_size % self.patch_size == 0,
             f"SigLIPConfig.patch_size {self.patch_size} does not divide image_size "
@@ -125,6 +167,7 @@ class SigLIPConfig(_Config):
             self.width % self.heads == 0,
             f"SigLIPConfig.heads {self.heads} does not divide width {self.width}",
         )
+        _require_few_tokens(self, self.num_patches)
 
     @property
     def grid(self) -> int:
@@ -168,11 +211,17 @@ class VQConfig(_Config):
     conv_impl: str = "lax"
 
     def __post_init__(self):
-        names = [f.name for f in dataclasses.fields(self)]
-        _require_positive(self, *(n for n in names if n not in ("ch_mult", "conv_impl")))
+        _require_within_limits(self)
+        levels = len(self.ch_mult)
         _require(
-            len(self.ch_mult) > 0 and min(self.ch_mult) > 0,
-            f"VQConfig.ch_mult must hold positive integers, not {self.ch_mult}",
+            0 < levels <= _MAX_LEVELS and all(0 < m <= _MAX_MULTIPLIER for m in self.ch_mult),
+            f"VQConfig.ch_mult must hold 1 to {_MAX_LEVELS} positive integers up to {_MAX_MULTIPLIER}, "
+            f"not {shown(self.ch_mult)}",
+        )
+        _require(
+            levels * self.num_res_blocks <= _MAX_RES_BLOCKS,
+            f"VQConfig.num_res_blocks {self.num_res_blocks} at {levels} levels are more than "
+            f"{_MAX_RES_BLOCKS} blocks",
         )
         _require(
             self.image_size % self.downsample == 0,
@@ -186,8 +235,9 @@ class VQConfig(_Config):
             )
         _require(
             self.conv_impl in CONV_IMPLEMENTATIONS,
-            f"VQConfig.conv_impl must be one of {CONV_IMPLEMENTATIONS}, not {self.conv_impl!r}",
+            f"VQConfig.conv_impl must be one of {CONV_IMPLEMENTATIONS}, not {shown(self.conv_impl)}",
         )
+        _require_few_tokens(self, self.num_codes)
 
     @property
     def downsample(self) -> int:
@@ -234,7 +284,7 @@ class DecoderConfig(_Config):
     max_position: int = 16384
 
     def __post_init__(self):
-        _require_positive(self, *(f.name for f in dataclasses.fields(self)))
+        _require_within_limits(self)
         _require(
             self.heads % self.kv_heads == 0,
             f"DecoderConfig.kv_heads {self.kv_heads} does not divide heads {self.heads}",
@@ -263,6 +313,18 @@ class JanusConfig(_Config):
     vq: VQConfig
     decoder: DecoderConfig
     scan_layers: bool = False
+
+    def __post_init__(self):
+        _require(
+            self.name == printable(self.name, _MAX_NAME),
+            f"JanusConfig.name must have at most {_MAX_NAME} printable letters, not {shown(self.name)}",
+        )
+
+    @property
+    def least_arrays(self) -> int:
+        """Arrays that the blocks have at least when they are unrolled, in any format."""
+        vq = len(self.vq.ch_mult) * (2 * self.vq.num_res_blocks + 1)
+        return 9 * self.decoder.layers + 12 * self.siglip.layers + 8 * vq
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ LIBRARY = ROOT / "janus_jax"
 # On the ground floor `errors` carries `config`, which carries `models`.
 FLOORS = {
     "errors": 0.0,
+    "untrusted": 0.05,
     "cli": 0.1,
     "config": 0.1,
     "models": 0.2,

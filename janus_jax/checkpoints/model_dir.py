@@ -26,6 +26,7 @@ from janus_jax.checkpoints import storage
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.models import Janus, init_params, unstack_layers
+from janus_jax.untrusted import JSON_BYTES, check_tree, is_file, printable, shown, understanding
 
 CARD = "janus.json"
 TOKENIZER = "tokenizer.json"
@@ -154,14 +155,31 @@ def load_model(
         origin.update(stage=stage, step=step)
         path = directory / CHECKPOINTS / stage / str(step) / PARAMS
     tokenizer = directory / TOKENIZER
-    if not tokenizer.is_file():
+    if not is_file(tokenizer):
         raise UserError(f"{directory} has no {TOKENIZER}; copy it from the model it was made of")
     tokenizer_json = storage.read_text(tokenizer)
-    shapes = storage.read_shapes(path)
-    _check_fit({k: v for k, v in shapes.items() if k != EXTRAS}, config, str(path))
+    _check_files(path)
+    with understanding(path):
+        shapes = storage.read_shapes(path)
+        used = {k: v for k, v in shapes.items() if k != EXTRAS}
+        _check_fit(used, config, str(path))
+        for name, leaf in storage.flatten(used).items():
+            if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+                raise UserError(f"{path} is damaged: {name} has dtype {leaf.dtype}")
     params = storage.read_tree(path, shapes)
     params.pop(EXTRAS, None)
     return LoadedModel(config, card["processor"], tokenizer_json, params, origin)
+
+
+def _check_files(path: Path) -> None:
+    """Raises a UserError for what Orbax and TensorStore would wait for, or read into memory whole."""
+    check_tree(path)
+    for file in (*path.glob("_*METADATA"), *path.glob("array_metadatas/*")):
+        if is_file(file):
+            storage.read_json(file)
+    for file in path.glob("**/manifest.ocdbt"):
+        if file.stat().st_size > JSON_BYTES:
+            raise UserError(f"{file} is damaged: a manifest is never that large")
 
 
 def finished_steps(directory: Path) -> list[int]:
@@ -182,7 +200,7 @@ def _read_card(directory: Path) -> dict[str, Any]:
     if not any(directory.iterdir()):
         raise UserError(f"{directory} is empty: not a model or a training run")
     path = directory / CARD
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(
             f"{directory} is not a model or a training run: it has no {CARD} (the weights of the "
             "PyTorch release must be converted first)"
@@ -190,24 +208,39 @@ def _read_card(directory: Path) -> dict[str, Any]:
     card = storage.read_json(path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise UserError(f"{path} is not the {CARD} of a {FORMAT} model")
-    if not isinstance(card.get("version"), int) or card["version"] > VERSION:
+    version = card.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise UserError(
-            f"{path} has format version {card.get('version')!r}; this janus_jax reads "
-            f"up to {VERSION}"
+            f"{path} has format version {shown(version)}; this janus_jax reads up to {VERSION}"
         )
     for field in ("config", "processor"):
         if not isinstance(card.get(field), dict):
             raise UserError(f"{path} is damaged: it lacks {field!r}")
+    if not isinstance(card.get("origin", {}), dict):
+        raise UserError(
+            f"{path} is damaged: 'origin' must be an object, not {shown(card['origin'])}"
+        )
     return card
 
 
 def _find_step(directory: Path, step: int | None, stage: str | None) -> tuple[str, int]:
     """The stage and step to load from a training run."""
-    if not (directory / STAGES).is_file():
+    if not is_file(directory / STAGES):
         raise UserError(f"{directory} has neither {PARAMS}/ nor a finished checkpoint")
     names = storage.read_json(directory / STAGES)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{directory / STAGES} must be a list of stage names")
+    for name in names:  # a stage is a directory in this one, whatever a file says
+        if (
+            Path(name).name != name
+            or name in ("", "..")
+            or not name.isprintable()
+            or len(name) > 255
+        ):
+            raise UserError(
+                f"{directory / STAGES}: {shown(name)} cannot be the name of a stage: stages are "
+                f"directories in {CHECKPOINTS}/"
+            )
     if stage is not None and stage not in names:
         raise UserError(f"{directory} has no stage {stage!r}; its stages are {', '.join(names)}")
     steps = {
@@ -228,10 +261,17 @@ def _find_step(directory: Path, step: int | None, stage: str | None) -> tuple[st
 
 def _check_fit(params: Any, config: JanusConfig, where: str) -> None:
     """Raises a UserError that names the first parameter that is not `config`'s."""
-    found, wanted = storage.flatten(params), storage.flatten(_expected(config))
+    found = storage.flatten(params)
+    if not config.scan_layers and config.least_arrays > 2 * len(found) + 1000:
+        raise UserError(
+            f"{where} belongs to another architecture than its {CARD} ({config.name}), which describes more "
+            f"than {config.least_arrays} tensors, not {len(found)}"
+        )
+    wanted = storage.flatten(_expected(config))
     if difference := storage.first_difference(found, wanted):
         raise UserError(
-            f"{where} belongs to another architecture than its {CARD} ({config.name}): {difference}"
+            f"{where} belongs to another architecture than its {CARD} ({config.name}): "
+            f"{printable(difference, 200)}"
         )
 
 

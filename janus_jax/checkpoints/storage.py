@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from janus_jax import untrusted
 from janus_jax.errors import UserError
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of everything Orbax has not finished
@@ -190,12 +190,9 @@ def read_text(path: Path) -> str:
     """Reads a text file.
 
     Raises:
-      UserError: it is missing, unreadable or not UTF-8.
+      UserError: it is missing, unreadable, not UTF-8, too large or no regular file.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    return untrusted.read_text(path)
 
 
 def read_json(path: Path) -> Any:
@@ -204,7 +201,4 @@ def read_json(path: Path) -> Any:
     Raises:
       UserError: it cannot be read or parsed.
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON, it may be damaged: {error}") from error
+    return untrusted.read_json(path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from janus_jax.errors import UserError, nearest
 from janus_jax.processing.tokenizer import ASSISTANT, BOI, EOS, IMAGE, USER
+from janus_jax.untrusted import shown
 
 UNDERSTANDING_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual "
@@ -40,8 +41,8 @@ def get_template(name: str) -> ChatTemplate:
     """The template called `name`; UserError if there is none."""
     if name not in TEMPLATES:
         raise UserError(
-            f"unknown chat template {name!r}, expected one of {', '.join(TEMPLATES)}."
-            + nearest(name, TEMPLATES)
+            f"unknown chat template {shown(name)}, expected one of {', '.join(TEMPLATES)}."
+            + nearest(name[:100], TEMPLATES)
         )
     return TEMPLATES[name]
 

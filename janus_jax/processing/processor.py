@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from janus_jax.errors import UserError, nearest
 from janus_jax.processing import chat
 from janus_jax.processing.tokenizer import Tokenizer
+from janus_jax.untrusted import shown
 
 if TYPE_CHECKING:
     from janus_jax.config import JanusConfig
@@ -52,18 +53,32 @@ class ProcessorConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ProcessorConfig:
-        """Inverse of `to_dict`. Raises UserError on a field it does not know."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in fields:
+        """Inverse of `to_dict`. Raises UserError on a field it does not know or of the wrong type."""
+        known = {f.name: f.default for f in dataclasses.fields(cls)}
+        for name, value in fields.items():
             if name not in known:
                 raise UserError(
-                    f"unknown field {name!r} in the processor config.{nearest(name, known)}"
+                    f"unknown field {shown(name)} in the processor config.{nearest(name[:100], known)}"
                 )
+            _check_type(name, value, type(known[name]))
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return dataclasses.asdict(self)
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    """Sizes are positive, and weights and temperatures finite."""
+    if kind is str:
+        good, want = isinstance(value, str), "text"
+    elif kind is int:
+        good, want = type(value) is int and 0 < value < 2**31, "a positive integer"
+    else:
+        good = type(value) in (int, float) and 0 <= value < 1e6
+        want = "a number of at least 0"
+    if not good:
+        raise UserError(f"processor config: {name} must be {want}, not {shown(value)}")
 
 
 class Processor:

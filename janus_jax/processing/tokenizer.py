@@ -8,7 +8,7 @@ byte-level pre-tokenizer of DeepSeek and silently drops spaces (transformers #45
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from janus_jax.errors import UserError
+from janus_jax.untrusted import printable, read_text
 
 # The bars are U+FF5C and the blocks U+2581.
 BOS = "<｜begin▁of▁sentence｜>"
@@ -28,6 +29,9 @@ USER = "<|User|>"
 ASSISTANT = "<|Assistant|>"
 UNK = "<unk>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, BOI, EOI, IMAGE, USER, ASSISTANT)
+
+# Ids that no token has, beside as many as there are tokens: writing a tokenizer takes memory for each id.
+_MAX_GAPS = 4096
 
 _WORD = r"\w+|[^\w\s]"
 
@@ -42,21 +46,29 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Reads a `tokenizer.json`. Raises UserError if it is missing or cannot be parsed."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the tokenizer file {path}: {error}") from error
-        return cls.from_json(text, origin=str(path))
+        return cls.from_json(read_text(path), origin=printable(path, 200))
 
     @classmethod
     def from_json(cls, text: str, origin: str = "the tokenizer JSON") -> Tokenizer:
-        """Parses the contents of a `tokenizer.json`; `origin` names it in the UserError."""
+        """Parses the contents of a `tokenizer.json`; `origin` names it in the UserError.
+
+        Raises:
+          UserError: it is none, has no token, has ids far beyond the number of its tokens, or cannot encode.
+        """
         try:
             backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust side raises plain Exception
-            raise UserError(f"{origin} is not a Hugging Face tokenizer.json: {error}") from error
-        backend.no_padding()
-        backend.no_truncation()
+            backend.no_padding()
+            backend.no_truncation()
+            ids = backend.get_vocab(with_added_tokens=True).values()
+            _check_ids(ids, origin)
+            backend.encode("\ue000", add_special_tokens=False)  # a letter that no vocabulary has
+        except BaseException as error:  # the Rust side raises plain Exception, and panics
+            if isinstance(error, UserError) or not (
+                isinstance(error, Exception) or type(error).__name__ == "PanicException"
+            ):
+                raise
+            reason = printable(error, 200)
+            raise UserError(f"{origin} is not a Hugging Face tokenizer.json: {reason}") from error
         return cls(backend)
 
     def to_json(self) -> str:
@@ -166,6 +178,15 @@ def build_word_tokenizer(words: Iterable[str]) -> Tokenizer:
     )
     backend.add_special_tokens(_added(SPECIAL_TOKENS))
     return Tokenizer(backend)
+
+
+def _check_ids(ids: Collection[int], origin: str) -> None:
+    if not ids:
+        raise UserError(f"{origin} has an empty vocabulary: it is no tokenizer of Janus")
+    if max(ids) > 2 * len(ids) + _MAX_GAPS:
+        raise UserError(
+            f"{origin} has {len(ids)} tokens, but one of them has the id {max(ids)}: it is damaged"
+        )
 
 
 def _added(tokens: Iterable[str]) -> list[tokenizers.AddedToken]:

@@ -1,15 +1,15 @@
 """Tensors of a PyTorch checkpoint on disk, read one at a time.
 
 What may lie in a directory: `model.safetensors` or `pytorch_model.bin`, or several of either with an
-`.index.json`. Safetensors is taken where both are there. A `.bin` is a pickle: torch reads it, with
-`weights_only=True`, which refuses everything but tensors, and mapped, so that only what is asked for
-is read.
+`.index.json`. Safetensors is taken where both are there. A `.bin` is a pickle: see `pickles`. Nothing but
+regular files is opened, and none outside of the directory except through links.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import os
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from safetensors import SafetensorError, safe_open
 
 from janus_jax.checkpoints import storage
 from janus_jax.errors import UserError
+from janus_jax.untrusted import is_file, printable, shown
+from janus_jax.weights.foreign import explain_files, explain_quantized
+from janus_jax.weights.names import is_buffer
+from janus_jax.weights.pickles import load_state, state_value
 
 # (single file, its index) in order of preference.
 _FILES = (
@@ -28,6 +32,9 @@ _FILES = (
 )
 # safetensors' names of the dtypes that weights may have.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Janus-Pro-7B has 1100 tensors, names of 70 letters and a header of 130 kB.
+_MAX_TENSORS, _MAX_NAME, _MAX_HEADER = 2**15, 255, 2**23
+_SHOWN = 3  # problems listed; the rest is counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +66,39 @@ class CheckpointFiles(Mapping[str, TensorInfo]):
         self.names, listed = _find(self.directory)
         self._open: tuple[str, Any] | None = None
         self._infos: dict[str, TensorInfo] = {}
-        problems = []
+        problems: list[str] = []
+        dtypes: dict[str, str] = {}  # of those that weights cannot have
         for file in self.names:
             for name, info in self._reader(file).infos().items():
+                _check_name(name, self.directory / file)
                 if name in self._infos:
                     problems.append(f"{name} is in {self._infos[name].file} and in {file}")
-                if info.dtype not in _DTYPES.values():
-                    problems.append(f"{name} has dtype {info.dtype}, not a float of 16 or 32 bits")
+                if info.dtype not in _DTYPES.values() and not is_buffer(name):
+                    dtypes[name] = info.dtype
                 self._infos[name] = info
+            if len(self._infos) > _MAX_TENSORS:
+                raise UserError(
+                    f"{self.directory} has more than {_MAX_TENSORS} tensors: no Janus has"
+                )
+        if reason := explain_quantized(self._infos, dtypes):
+            raise UserError(f"{directory}: {reason}")
+        problems += [
+            f"{name} has dtype {printable(dtype, 30)}, not a float of 16 or 32 bits: take it out if it is "
+            "a buffer"
+            for name, dtype in dtypes.items()
+        ]
         if listed is not None:
-            problems += [f"{n} of the index is in no file" for n in listed if n not in self._infos]
+            problems += [
+                f"the index has {printable(n, 60)}, which is in no file"
+                for n in listed
+                if n not in self._infos
+            ]
             problems += [f"{n} is not in the index" for n in self._infos if n not in listed]
         if problems:
-            more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise UserError(
-                f"the weights in {directory} are damaged: {'; '.join(problems[:8])}{more}"
-            )
+            some = "; ".join(printable(problem, 120) for problem in problems[:_SHOWN])
+            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            message = f"the weights in {directory} are damaged: {some}{more}"
+            raise UserError(message)
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -111,6 +135,7 @@ class _Safetensors:
 
     def __init__(self, path: Path):
         self._path = path
+        _check_header(path)
         self._file = _guarded(path, lambda: safe_open(path, framework="numpy"))
 
     def infos(self) -> dict[str, TensorInfo]:
@@ -131,16 +156,7 @@ class _TorchBin:
 
     def __init__(self, path: Path):
         self._path = path
-        torch = _torch()
-        load = lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = _guarded(path, load)
-        if not isinstance(state, dict) or not all(
-            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
-        ):
-            raise UserError(
-                f"{path} is no state dict: it must hold tensors by name and nothing else"
-            )
-        self._state = state
+        self._state = _guarded(path, lambda: load_state(path))
 
     def infos(self) -> dict[str, TensorInfo]:
         return {
@@ -149,46 +165,50 @@ class _TorchBin:
         }
 
     def read(self, name: str) -> np.ndarray:
-        torch, tensor = _torch(), self._state[name]
-        if tensor.dtype == torch.bfloat16:
-            return _guarded(
-                self._path, lambda: tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-            )
-        return _guarded(self._path, tensor.numpy)
+        return _guarded(self._path, lambda: state_value(self._state[name]))
 
 
-@functools.cache
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
+def _check_name(name: str, path: Path) -> None:
+    if len(name) > _MAX_NAME or not name.isprintable():
         raise UserError(
-            'pytorch_model.bin needs torch to be read: pip install "janus-jax[convert]"'
-        ) from error
-    return torch
+            f"{path} cannot be read: no tensor of a model has the name {printable(name)!r}; it has "
+            f"{len(name)} letters"
+        )
+
+
+def _check_header(path: Path) -> None:
+    """The reader would take memory for a header of up to 100 MB."""
+    with path.open("rb") as file:
+        start, size = file.read(8), os.fstat(file.fileno()).st_size
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise UserError(
+            f"{path} cannot be read: it is damaged or no safetensors file, for its header of {length} bytes "
+            f"does not fit into {size} bytes, or is above {_MAX_HEADER}"
+        )
 
 
 def _guarded(path: Path, action: Callable[[], Any]) -> Any:
-    """What the libraries say about a bad file, in one line."""
+    """What safetensors says about a bad file, in one line."""
     try:
         return action()
     except UserError:
         raise
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
     except (
-        Exception
-    ) as error:  # torch's restricted unpickler raises pickle.UnpicklingError and others
-        if type(error).__name__ not in ("UnpicklingError", "BadZipFile"):
-            raise
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        MemoryError,
+    ) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "Weights only load failed" in text or "Unsupported global" in text:
-        return "it is a pickle that holds more than tensors, and loading it could run code"
-    return text[:200] or type(error).__name__
+    return printable(text, 200) or type(error).__name__
 
 
 def _find(directory: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -196,19 +216,22 @@ def _find(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if not directory.is_dir():
         raise UserError(f"no such directory: {directory}")
     for single, index in _FILES:
-        if (directory / index).is_file():
+        if is_file(directory / index):
             listed = _read_index(directory / index)
             files = sorted(set(listed.values()))
-            missing = [f for f in files if not (directory / f).is_file()]
+            missing = [f for f in files if not is_file(directory / f)]
             if missing:
+                more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+                names = ", ".join(printable(name) for name in missing[:_SHOWN])
                 raise UserError(
-                    f"{directory} lacks {', '.join(missing)}, which {index} names; download it again"
+                    f"{directory} lacks {names}{more}, which {index} names; download it again"
                 )
             return files, listed
-        if (directory / single).is_file():
+        if is_file(directory / single):
             return [single], None
     raise UserError(
-        f"{directory} has no weights: model.safetensors or pytorch_model.bin, or shards with an index"
+        explain_files(directory)
+        or f"{directory} has no weights: model.safetensors or pytorch_model.bin, or shards with an index"
     )
 
 
@@ -225,11 +248,14 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        names = {str(k): str(v) for k, v in read_object(path)["weight_map"].items()}
-    except (KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no index of shards: it has no weight_map") from error
-    for file in set(names.values()):
-        if Path(file).name != file or not file.endswith((".safetensors", ".bin")):
-            raise UserError(f"{path} names the file {file!r}, which is no weight file beside it")
+    names = read_object(path).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{path} is no index of shards: it has no weight_map")
+    for name, file in names.items():
+        beside = isinstance(file, str) and Path(file).name == file and len(file) <= _MAX_NAME
+        if not beside or not file.isprintable() or not file.endswith((".safetensors", ".bin")):
+            raise UserError(
+                f"{path} names the file {shown(file)} for {printable(name, 80)}, which is no weight file "
+                "beside it"
+            )
     return names

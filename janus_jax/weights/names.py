@@ -222,8 +222,38 @@ def _old_hf(name: str) -> str:
     return f"model.{name.replace('language_model.model.', 'language_model.', 1)}"
 
 
+# Parts of a name that wrappers put anywhere, and that no name of Janus has: DistributedDataParallel,
+# torch.compile, FSDP, activation checkpointing, Lightning Fabric.
+_WRAPPERS = frozenset(
+    (
+        *("module", "_orig_mod", "_fsdp_wrapped_module"),
+        *("_checkpoint_wrapped_module", "_forward_module"),
+    )
+)
+# Last part of the names of what is computed, not learnt, and stored by some tools all the same.
+_BUFFERS = frozenset(
+    (
+        *("position_ids", "num_batches_tracked", "inv_freq", "original_inv_freq"),
+        *("cos_cached", "sin_cached"),
+    )
+)
+
+
+def _unwrapped(name: str) -> str:
+    """A name without the parts that wrappers put there."""
+    parts = name.split(".")
+    return name if _WRAPPERS.isdisjoint(parts) else ".".join(p for p in parts if p not in _WRAPPERS)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one that is computed anew instead of read, of whatever dtype it is."""
+    return name.rsplit(".", 1)[-1] in _BUFFERS
+
+
 class NameTable:
     """The bijection between one format's tensors and our arrays.
+
+    Names are read with or without the parts that wrappers add to them, such as `module.`.
 
     Args:
       key: "official" or "hf".
@@ -250,12 +280,12 @@ class NameTable:
                 self._to_torch.append((_pattern(path), Slot(name, layout, *part)))
 
     def is_dropped(self, name: str) -> bool:
-        """Whether this tensor of a released checkpoint is ignored on purpose."""
-        return bool(self._dropped) and name.startswith(self._dropped)
+        """Whether this tensor is ignored on purpose."""
+        return is_buffer(name) or _unwrapped(name).startswith(self._dropped)
 
     def to_ours(self, name: str) -> Slot | None:
         """Where a torch tensor belongs in our tree; None for an unknown name."""
-        found = _lookup(self._rename(name), self._to_ours)
+        found = _lookup(self._rename(_unwrapped(name)), self._to_ours)
         return found[0] if found else None
 
     def to_torch(self, path: str) -> list[Slot]:

@@ -15,10 +15,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import EinopsError
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
 from janus_jax.models import Janus
+from janus_jax.untrusted import is_file, printable, understanding
 from janus_jax.weights.convert import nest
 from janus_jax.weights.recompute import Progress, Recomputer, silent
 from janus_jax.weights.source import Source
@@ -33,6 +35,7 @@ INPUTS = {
     *("pixel_values", "und_input_ids", "und_image_mask", "und_attention_mask", "vq_image"),
     *("gen_prompt_ids", "gen_pad_id", "gen_cfg_weight", "short_prompt_ids"),
 }
+MAX_BYTES = 2**32  # of a recording; that of Janus-Pro-7B has less than 1 GB
 LOGITS = {"und_logits", "gen_cfg_logits_first", "gen_cfg_logits_last"}
 
 
@@ -69,11 +72,18 @@ def read_recording(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is missing, damaged, holds pickled objects or no known key.
     """
+    if not is_file(path):
+        raise UserError(f"{path} is no recording: there is no such file")
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if sum(part.file_size for part in arrays.zip.infolist()) > MAX_BYTES:
+                raise ValueError(f"its arrays have more than {MAX_BYTES} bytes")
             recorded = {key: arrays[key] for key in arrays.files}
+        for key, value in recorded.items():
+            if value.dtype.kind not in "biuf":
+                raise ValueError(f"{printable(key)} has dtype {value.dtype}")
     except Exception as error:  # numpy and zipfile raise many types for broken files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = printable(error, 200) or type(error).__name__
         raise UserError(f"{path} is no recording (.npz of arrays): {reason}") from error
     if not recorded.keys() & INPUTS:
         raise UserError(f"{path} holds no input that is known: {', '.join(sorted(INPUTS))}")
@@ -113,7 +123,7 @@ def check_parity(
     with jax.default_matmul_precision("highest" if exact else "default"):
         try:
             computed = recompute(recorded)
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, EinopsError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the recording does not fit {source.config.name}: {reason}") from error
     valid = recorded.get("und_attention_mask")
@@ -121,7 +131,8 @@ def check_parity(
     for key, ours in computed.items():
         theirs = recorded[key]
         if key in ("und_logits",) and valid is not None:
-            ours, theirs = ours[valid.astype(bool)], theirs[valid.astype(bool)]
+            with understanding("the recording"):
+                ours, theirs = ours[valid.astype(bool)], theirs[valid.astype(bool)]
         if ours.shape != theirs.shape:
             raise UserError(
                 f"the recording does not fit {source.config.name}: {key} is {list(theirs.shape)} there, "

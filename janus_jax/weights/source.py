@@ -19,10 +19,12 @@ from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.models import unstack_layers
 from janus_jax.processing import ProcessorConfig, Tokenizer
-from janus_jax.weights.convert import check, leaves, make_plan
+from janus_jax.untrusted import is_file, printable, read_text, shown, understanding
+from janus_jax.weights.convert import Plan, check, leaves, make_plan
 from janus_jax.weights.files import CheckpointFiles, read_object
+from janus_jax.weights.foreign import explain_files, explain_names, is_adapter, refuse_quantized
 from janus_jax.weights.hf_config import config_from_hf
-from janus_jax.weights.names import HF, OFFICIAL, TABLES, NameTable
+from janus_jax.weights.names import HF, OFFICIAL, NameTable
 from janus_jax.weights.official_config import config_from_official
 from janus_jax.weights.processor_files import read_processor
 
@@ -56,7 +58,8 @@ class Source:
                 Tokenizer.from_file(tokenizer_file) if tokenizer_file else Tokenizer.from_json(text)
             )
             return ProcessorConfig.from_dict(fields), own
-        return read_processor(self.directory, self.config, tokenizer_file)
+        with understanding(f"{self.directory}/processor_config.json or preprocessor_config.json"):
+            return read_processor(self.directory, self.config, tokenizer_file)
 
     def check_finite(self) -> None:
         """Raises a UserError if an array that was loaded has a value that is not finite."""
@@ -65,12 +68,12 @@ class Source:
 
 def is_ours(directory: Path) -> bool:
     """Whether it is a model or run directory of ours."""
-    return (directory / "janus.json").is_file()
+    return is_file(directory / "janus.json")
 
 
 def is_torch(directory: Path) -> bool:
-    """Whether it looks like a PyTorch checkpoint."""
-    return (directory / "config.json").is_file() and not is_ours(directory)
+    """Whether it looks like a PyTorch checkpoint, or an adapter of one."""
+    return not is_ours(directory) and (is_file(directory / "config.json") or is_adapter(directory))
 
 
 def open_source(directory: str | Path, name: str | None = None) -> Source:
@@ -89,20 +92,12 @@ def open_source(directory: str | Path, name: str | None = None) -> Source:
         raise UserError(f"no such directory: {directory}")
     if is_ours(directory):
         return _open_ours(directory)
-    hf_or_official = _read_config(directory)
-    name = name or directory.resolve().name.lower()
-    table = {"janus": HF, "multi_modality": OFFICIAL}.get(hf_or_official.get("model_type"))
-    if table is None:
-        raise UserError(
-            f"{directory}/config.json: model_type {hf_or_official.get('model_type')!r} is no Janus; it must "
-            "be 'multi_modality' (official) or 'janus' (transformers)"
-        )
-    read = config_from_hf if table is HF else config_from_official
-    config = read(hf_or_official, name=name)
+    config, table = _read_config(directory, name or directory.resolve().name.lower())
     files = CheckpointFiles(directory)
+    _check_count(files, config)
     plan = make_plan({n: files[n].shape for n in files}, config, table)
-    if not plan.sources:
-        _explain_names(files, table)
+    if plan.problems:
+        _explain(files, plan, table)
     bad: list[str] = []
     reader = lambda tensor: _finite(tensor, files.read(tensor), bad)
     problems = dict(plan.problems)
@@ -116,7 +111,9 @@ def open_source(directory: str | Path, name: str | None = None) -> Source:
         for parts in plan.sources.values():
             for tensor, _ in parts:
                 reader(tensor)
-        check(problems | ({"non-finite": bad} if bad else {}), config)
+        problems = {k: [printable(n, 120) for n in names] for k, names in problems.items()}
+        with understanding(directory, limit=1500):
+            check(problems | ({"non-finite": bad} if bad else {}), config)
     order = {n: i for i, n in enumerate(files)}
 
     def lazy(path: str) -> LazyArray:
@@ -134,7 +131,7 @@ def open_source(directory: str | Path, name: str | None = None) -> Source:
 def load_card(directory: Path) -> tuple[dict[str, Any], str]:
     """(processor fields, tokenizer JSON) of a directory of ours."""
     card = read_object(directory / "janus.json")
-    return card["processor"], (directory / "tokenizer.json").read_text(encoding="utf-8")
+    return card["processor"], read_text(directory / "tokenizer.json")
 
 
 def _open_ours(directory: Path) -> Source:
@@ -163,18 +160,47 @@ def _finite(name: str, value: np.ndarray, bad: list[str]) -> np.ndarray:
     return value
 
 
-def _explain_names(files: CheckpointFiles, table: NameTable) -> None:
-    """A config of one format beside weights of the other is worth its own message."""
-    for other in TABLES.values():
-        if other is not table and any(other.to_ours(n) for n in files):
-            raise UserError(
-                f"{files.directory}: config.json is of the {table.key} format, but the weights have "
-                f"{other.key} names; take both from one repository"
-            )
+def _explain(files: CheckpointFiles, plan: Plan, table: NameTable) -> None:
+    """Raises a UserError with a better reason than a list of names, if there is one."""
+    if reason := explain_names(files, table):
+        raise UserError(f"{files.directory}: {reason}")
+    head = [slot.name for slot in table.to_torch("decoder/lm_head/kernel")]
+    if plan.problems == {"missing": head}:
+        raise UserError(
+            f"{files.directory} lacks {head[0]}: weights without one are of a model with tied embeddings, "
+            "or were saved by a tool that took it for one; those of Janus are not tied, so save it again"
+        )
 
 
-def _read_config(directory: Path) -> Mapping[str, Any]:
+def _check_count(files: CheckpointFiles, config: JanusConfig) -> None:
+    """Raises a UserError if a list of what is missing would be out of all proportion."""
+    if config.least_arrays > 2 * len(files) + 1000:
+        raise UserError(
+            f"{files.directory}/config.json describes {config.decoder.layers} decoder layers, "
+            f"{config.siglip.layers} vision layers and {config.vq.num_res_blocks} num_res_blocks, more than "
+            f"{config.least_arrays} tensors, but the weights are {len(files)}: they do not belong together"
+        )
+
+
+def _read_config(directory: Path, name: str) -> tuple[JanusConfig, NameTable]:
+    """The architecture, and the format of the names, that `config.json` says."""
     path = directory / "config.json"
-    if not path.is_file():
-        raise UserError(f"{directory} is no model: it has neither janus.json nor config.json")
-    return read_object(path)
+    if not is_file(path):
+        raise UserError(
+            explain_files(directory)
+            or f"{directory} is no model: it has neither janus.json nor config.json"
+        )
+    values = read_object(path)
+    with understanding(path):
+        refuse_quantized(values, path)
+        kind = values.get("model_type")
+        table = (
+            {"janus": HF, "multi_modality": OFFICIAL}.get(kind) if isinstance(kind, str) else None
+        )
+        if table is None:
+            raise UserError(
+                f"{path}: model_type {shown(kind)} is no Janus; it must be 'multi_modality' (official) or "
+                "'janus' (transformers)"
+            )
+        read = config_from_hf if table is HF else config_from_official
+        return read(values, name=printable(name, 200)), table
