@@ -1,6 +1,7 @@
 """Checkpoints that are not as they were written: found, passed over with a word, and never deleted."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.checkpoints import (
-    StageCheckpoints,
-    checksums,
-)
+from janus_jax.checkpoints import DamagedError, StageCheckpoints, checksums
+from janus_jax.errors import UserError
 
 OLD, NEW, WHOLE, BROKEN = 10, 20, "10", "20"
 RNG = np.random.default_rng(0)
@@ -206,3 +205,143 @@ def test_a_higher_step_that_is_not_one_is_passed_over(saved, tmp_path, capfd, co
     assert_step(restore(directory, numbers()), NEW)
     assert capfd.readouterr().err.count("\n") == 1
     assert sorted(p.name for p in directory.iterdir()) == [WHOLE, "100", BROKEN, "99.damaged"]
+
+
+def test_what_orbax_notes_for_itself_may_be_lost(saved, tmp_path, capfd):
+    for change in (*WAYS.values(),):
+        directory = tmp_path / "stage"
+        shutil.copytree(saved[0], directory)
+        for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+            change(directory / BROKEN / name)
+        assert_step(restore(directory), NEW)
+        assert capfd.readouterr() == ("", "")
+        shutil.rmtree(directory)
+
+
+def break_all(directory):
+    for step in (WHOLE, BROKEN):
+        flip(biggest(directory / step, "params"), 1)
+
+
+def test_without_any_whole_step_nothing_is_moved(saved, tmp_path, capfd):
+    directory = tmp_path / "stage"
+    shutil.copytree(saved[0], directory)
+    break_all(directory)
+    with pytest.raises(
+        UserError, match=r"no whole checkpoint.*20 is damaged.*10 is damaged"
+    ) as error:
+        restore(directory)
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+    assert sorted(p.name for p in directory.iterdir()) == [WHOLE, BROKEN]
+
+
+def test_a_step_that_is_asked_for_must_be_whole(saved, tmp_path):
+    directory = damaged_copy(saved, tmp_path, "array-of-params-1-bits")
+    with StageCheckpoints(directory) as checkpoints:
+        for read in (
+            lambda: checkpoints.restore(NEW, *tree(0), None),
+            lambda: checkpoints.restore_params(NEW),
+        ):
+            with pytest.raises(DamagedError, match=r"20 is damaged: params/.*checksum"):
+                read()
+        checkpoints.restore_params(OLD)
+        assert checkpoints.latest_step() == NEW
+    assert sorted(p.name for p in directory.iterdir()) == [WHOLE, BROKEN]
+
+
+def test_the_parameters_alone_need_no_whole_state(saved, tmp_path, capfd):
+    directory = damaged_copy(saved, tmp_path, "array-of-state-1-bits")
+    with StageCheckpoints(directory) as checkpoints:
+        step, params = checkpoints.restore_newest_params()
+    assert_step((step, params, tree(NEW)[1]), NEW)
+    assert capfd.readouterr() == ("", "")
+    flip(biggest(directory / BROKEN, "params"), 1)
+    with StageCheckpoints(directory) as checkpoints:
+        step, params = checkpoints.restore_newest_params()
+    assert_step((step, params, tree(OLD)[1]), OLD)
+    assert "and step 10 is used instead" in capfd.readouterr().err
+
+
+def test_checking_can_be_switched_off(saved, tmp_path, capfd):
+    directory = damaged_copy(saved, tmp_path, "array-of-params-1-bits")
+    step, params, _ = restore(directory, verify=False)
+    assert step == NEW and capfd.readouterr() == ("", "")
+    different = jax.tree.map(lambda a, b: int((a != b).sum()), params, tree(NEW)[0])
+    assert sum(jax.tree.leaves(different)) == 1
+
+
+def test_damage_is_kept_beside_earlier_damage(saved, tmp_path, capfd):
+    directory = damaged_copy(saved, tmp_path, "without-data")
+    (directory / f"{BROKEN}.damaged").mkdir()
+    (directory / f"{BROKEN}.damaged2").mkdir()
+    shutil.copytree(directory / BROKEN, directory / "30")
+    assert_step(restore(directory), OLD)
+    err = capfd.readouterr().err.splitlines()
+    assert len(err) == 2 and "30.damaged," in err[0] and "20.damaged3," in err[1]
+    assert (directory / f"{BROKEN}.damaged3" / "params").is_dir()
+
+
+def test_training_goes_on_after_a_damaged_step_and_saves_it_again(saved, tmp_path):
+    directory = damaged_copy(saved, tmp_path, "array-of-state-100-bits")
+    with StageCheckpoints(directory) as checkpoints:
+        checkpoints.restore_newest(*tree(0), None)
+        assert checkpoints.save(NEW, *tree(NEW), {})
+        assert_step((NEW, *checkpoints.restore(NEW, *tree(0), {})), NEW)
+    assert sorted(p.name for p in directory.iterdir()) == [WHOLE, BROKEN, "20.damaged"]
+
+
+def test_whole_files_that_cannot_be_read_are_left_alone(saved, tmp_path, monkeypatch):
+    directory = tmp_path / "stage"
+    shutil.copytree(saved[0], directory)
+
+    def fail(self, *args, **kwargs):
+        raise ValueError("a bug of a library")
+
+    monkeypatch.setattr(checksums.storage.ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(UserError, match="a bug of a library"):
+        restore(directory)
+    assert sorted(p.name for p in directory.iterdir()) == [WHOLE, BROKEN]
+
+
+# The sums themselves
+
+
+def test_every_bit_of_every_chunk_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "CHUNK", 16)
+    content = bytes(range(70))
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "b"
+    file.write_bytes(content)
+    (tmp_path / "empty").touch()
+    (tmp_path / "unlisted").write_text("x")
+    checksums.write(tmp_path, ["a", "empty"], step=3)
+    assert checksums.damage(tmp_path) is None and checksums.intact(tmp_path)
+    assert checksums.damage(tmp_path, step=4) == "it is a copy of step 3"
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        assert checksums.damage(tmp_path) == "a/b differs from its checksum"
+    assert checksums.damage(tmp_path, "empty") is None
+    file.write_bytes(content)
+    assert checksums.damage(tmp_path) is None
+    sums = (tmp_path / checksums.NAME).read_bytes()
+    found = []
+    for bit in range(0, 8 * len(sums), 3):
+        changed = bytearray(sums)
+        changed[bit // 8] ^= 1 << bit % 8
+        (tmp_path / checksums.NAME).write_bytes(changed)
+        found.append(checksums.damage(tmp_path))
+    # A blank may become another blank.
+    assert found.count(None) <= len(found) // 20
+    (tmp_path / checksums.NAME).unlink()
+    assert checksums.damage(tmp_path) is None and not checksums.intact(tmp_path)
+
+
+def test_a_process_without_file_handles_does_not_call_files_damaged(saved, monkeypatch):
+    def exhausted(*args):
+        raise OSError(24, os.strerror(24))
+
+    monkeypatch.setattr(checksums, "_sum", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        checksums.damage(saved[0] / BROKEN)
