@@ -1,11 +1,13 @@
 """Models and runs that are read: damage is found, a run is read at its newest whole step."""
 
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from configs import janus_tiny
 from janus_jax.checkpoints import (
     StageCheckpoints,
     checksums,
@@ -16,6 +18,10 @@ from janus_jax.checkpoints import (
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
 from janus_jax.models import Janus, init_params
+from janus_jax.run import build, training_run
+from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.report import write_report
+from janus_jax.training import MetricsLog, read_metrics
 
 
 def flip_a_bit(tree):
@@ -130,3 +136,59 @@ def test_a_flipped_bit_of_a_model_is_found_and_an_edited_card_told(run, tmp_path
     with pytest.raises(UserError, match=r"model is damaged: params/.* differs.*convert the model"):
         load_model(place)
     load_model(place, verify=False)
+
+
+# The small files of a run
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{", '{"a": 1', "[]", "null", "\x00\x00", "[" * 10**5])
+def test_damaged_small_files_are_one_line_that_says_what_to_do(tmp_path, text):
+    config = janus_tiny.get_config("smoke")
+    config.mesh.fsdp = 1
+    experiment = build(config)
+    for name, read, advice in (
+        ("config.json", lambda: training_run._claim(tmp_path, config, experiment), "--workdir"),
+        ("scores.json", Evaluator(experiment, tmp_path).read_scores, "move it away"),
+        ("scores.json", lambda: write_report(tmp_path), "copy it back"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name} .*{advice}") as error:
+            read()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+RECORDS = [{"stage": "a", "step": i, "loss": float(i)} for i in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(b"garbage", b"", b"\xff\xfe\x00\x00", b'{"stage": "a", "st', b"5", b"{}"),
+        *(b'{"stage": 1}', b"[" * 10**5, b'{"stage": "a", "step": "x"}', "{\u2028}".encode()),
+    ],
+)
+def test_a_garbage_line_costs_no_later_history(tmp_path, capfd, garbage):
+    log = MetricsLog(tmp_path)
+    lines = [json.dumps(record).encode() for record in RECORDS]
+    log.path.write_bytes(b"\n".join([*lines[:2], garbage, *lines[2:], b""]))
+    assert log.read() == RECORDS == read_metrics(log.path)
+    capfd.readouterr()
+    log.start_stage("a", 7)
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "left out 1 of its 9 lines (line 3)" in err
+    assert log.read() == RECORDS[:7]
+    assert capfd.readouterr() == ("", "")
+    log.close()
+
+
+def test_a_line_cut_by_a_kill_is_no_damage(tmp_path, capfd):
+    log = MetricsLog(tmp_path)
+    whole = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    last = len(json.dumps(RECORDS[-1]))
+    for cut in range(1, last + 2):
+        log.path.write_text(whole[:-cut])
+        assert log.read() == (RECORDS if cut == 1 else RECORDS[:-1])
+    log.close()
+    assert capfd.readouterr() == ("", "")
