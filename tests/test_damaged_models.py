@@ -192,3 +192,13 @@ def test_a_line_cut_by_a_kill_is_no_damage(tmp_path, capfd):
         assert log.read() == (RECORDS if cut == 1 else RECORDS[:-1])
     log.close()
     assert capfd.readouterr() == ("", "")
+
+
+def test_checking_is_no_part_of_what_a_run_is(tmp_path):
+    config = janus_tiny.get_config("smoke")
+    config.mesh.fsdp = 1
+    experiment = build(config)
+    training_run._claim(tmp_path, config, experiment)
+    assert "verify" not in json.loads((tmp_path / "config.json").read_text())["log"]
+    config.log.verify = False
+    training_run._claim(tmp_path, config, experiment)

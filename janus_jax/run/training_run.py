@@ -174,9 +174,10 @@ def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | N
 
 def _claim(run_dir: Path, config: ConfigDict, experiment: Experiment) -> None:
     """Makes the run directory, or checks that it holds this very config."""
-    # Which stage to run is no part of what the run is.
+    # Which stage to run, and whether to check what is read, is no part of what the run is.
     fields = json.loads(config.copy_and_resolve_references().to_json_best_effort())
     fields.pop("only_stage")
+    fields["log"].pop("verify")
     path = run_dir / "config.json"
     if path.exists():
         advice = "the same command with another --workdir writes a new one, to copy here"
