@@ -131,7 +131,7 @@ def understanding(what: str | Path, limit: int = MESSAGE) -> Iterator[None]:
         message = printable(error, limit)
         if message == str(error):
             raise
-        raise UserError(message) from error
+        raise type(error)(message) from error
     except (
         ArithmeticError,
         AttributeError,

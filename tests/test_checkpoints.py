@@ -162,8 +162,8 @@ def damage_arrays(directory):
         ),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda d: (d / "tokenizer.json").write_bytes(b"\xff\xfe"), "cannot read"),
-        (lambda d: (d / "params" / "_METADATA").unlink(), "may be damaged"),
-        (damage_arrays, "may be damaged"),
+        (lambda d: (d / "params" / "_METADATA").unlink(), "params/_METADATA is missing"),
+        (damage_arrays, "has 7 bytes, not "),
         (lambda d: (d / "params").rename(d / "parms"), "neither params/ nor a finished checkpoint"),
     ],
 )
@@ -304,6 +304,7 @@ def test_restoring_what_does_not_fit_is_a_user_error(run_dir):
             checkpoints.restore(2, SMALL, {"mu": SMALL}, None)
         data = run_dir / "checkpoints" / "first" / "1" / "data"
         (data / "process_0-of-1.json").rename(data / "process_0-of-4.json")
+        (data.parent / "checksums.json").unlink()
         with pytest.raises(UserError, match="another number of processes"):
             checkpoints.restore(1, SMALL, {"mu": SMALL}, {})
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,30 @@ def test_after_kill_9_the_losses_are_the_same_value_for_value(uninterrupted, tmp
     assert again.wait() == 0, again.stderr.read()
     assert losses(workdir) == losses(uninterrupted)
     assert [step for step, *_ in losses(workdir)] == list(range(1, 15))
+
+
+def flip_a_bit(tree: Path) -> None:
+    files = (tree / "ocdbt.process_0" / "d").iterdir()
+    path = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_from_a_damaged_checkpoint_a_run_goes_back_to_the_one_before(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    stage = workdir / "checkpoints" / "stage2"
+    assert sorted(p.name for p in stage.iterdir()) == ["12", "14"]
+    flip_a_bit(stage / "14" / "state")  # of a finished stage, this is not read
+    flip_a_bit(stage / "14" / "params")
+    again = start(workdir)
+    assert again.wait() == 0, again.stderr.read()
+    assert losses(workdir) == losses(uninterrupted)
+    message = again.stderr.read()
+    assert len(message.strip().splitlines()) == 1
+    assert "14 is damaged" in message and "step 12 is used instead" in message
+    assert sorted(p.name for p in stage.iterdir()) == ["12", "14", "14.damaged"]
 
 
 def test_another_config_in_the_same_directory_is_refused(uninterrupted):

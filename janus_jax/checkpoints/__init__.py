@@ -8,14 +8,24 @@ from janus_jax.checkpoints.model_dir import (
     save_model,
     write_card,
 )
-from janus_jax.checkpoints.storage import write_text
+from janus_jax.checkpoints.storage import (
+    DamagedError,
+    is_leftover,
+    read_json,
+    write_bytes,
+    write_text,
+)
 
 __all__ = [
+    "DamagedError",
     "LoadedModel",
     "StageCheckpoints",
     "finished_steps",
+    "is_leftover",
     "load_model",
+    "read_json",
     "save_model",
+    "write_bytes",
     "write_card",
     "write_text",
 ]

@@ -4,6 +4,8 @@
     DIRECTORY/STEP/state    optimizer state, counters, keys
     DIRECTORY/STEP/data     position of the data iterator, one file a process
     DIRECTORY/STEP/metrics  JSON, for people
+    DIRECTORY/STEP/checksums.json
+    DIRECTORY/STEP.damaged  a step that was not as it had been written, and was passed over
 
 A step is written under a temporary name and renamed when all of it is on disk, so a process killed
 at any moment leaves the earlier steps whole; the next run that opens the stage removes leftovers.
@@ -13,16 +15,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from janus_jax.checkpoints import storage
+from janus_jax.checkpoints import checksums, storage
+from janus_jax.checkpoints.storage import DamagedError
 from janus_jax.errors import UserError
+
+_ITEMS = ("params", "state", "data", "metrics")
 
 
 class StageCheckpoints:
@@ -31,20 +38,28 @@ class StageCheckpoints:
     Usable as a context manager.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2):
+    def __init__(self, directory: str | Path, keep: int = 2, verify: bool = True):
         """Opens, and makes, a stage's directory, and removes what a killed run left half written.
 
         Args:
           directory: `RUN/checkpoints/STAGE`.
           keep: how many of the newest steps to keep.
+          verify: compare what is read with the checksums that were written with it.
         """
         self.directory = Path(os.path.abspath(directory))
+        self._verify = verify
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
         import grain  # here, since reading a model, as sampling does, needs no data pipeline
 
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=self._keep,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
+            temporary_path_class=checksums.SummedPath,
+            lightweight_initialize=True,  # or damaged metrics would be an error here
         )
         handlers = {
             "params": storage.tree_handler(),
@@ -53,9 +68,7 @@ class StageCheckpoints:
             "metrics": ocp.JsonCheckpointHandler(),
         }
         with storage.writing(self.directory, "nothing was written"):
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_handlers=handlers
-            )
+            return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(
         self,
@@ -117,26 +130,26 @@ class StageCheckpoints:
           UserError: no such step, it is damaged, it is of another architecture or optimizer, or of
             a job with another number of processes.
         """
-        import grain
+        self._check(step)
+        return self._restore(step, abstract_params, abstract_state, data)
 
-        path = self._path(step)
-        for item, abstract in (("params", abstract_params), ("state", abstract_state)):
-            self._check_fit(path / item, abstract)
-        items = {
-            "params": _restore_like(abstract_params),
-            "state": _restore_like(abstract_state),
-        }
-        if data is not None:
-            name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-            if not (path / "data" / name).is_file():
-                raise UserError(
-                    f"{path} was saved by a job with another number of processes than "
-                    f"{jax.process_count()}; resume it with the same number"
-                )
-            items["data"] = grain.checkpoint.CheckpointRestore(_iterator(data))
-        with storage.reading(path):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return restored["params"], restored["state"]
+    def restore_newest(
+        self, abstract_params: Any, abstract_state: Any, data: Any
+    ) -> tuple[int, Any, Any] | None:
+        """Reads the newest step that is whole; damaged ones are moved aside, with a line on stderr.
+
+        Args:
+          abstract_params, abstract_state, data: like in `restore`.
+
+        Returns:
+          (step, params, state), or None if there is no step at all.
+
+        Raises:
+          UserError: there are steps, but none is whole; or as `restore` does.
+        """
+        read = lambda step: self._restore(step, abstract_params, abstract_state, data)
+        found = self._newest_whole(read)
+        return found and (found[0], *found[1])
 
     def restore_params(self, step: int) -> dict[str, Any]:
         """The parameters alone, as nested dicts of host numpy arrays.
@@ -144,8 +157,12 @@ class StageCheckpoints:
         Raises:
           UserError: no such step, or it is damaged.
         """
-        path = self._path(step) / "params"
-        return storage.read_tree(path, storage.read_shapes(path))
+        self._check(step, "params")
+        return self._read_params(step)
+
+    def restore_newest_params(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, parameters) of the newest step of which they are whole, like `restore_newest`."""
+        return self._newest_whole(self._read_params, "params")
 
     def metrics(self, step: int) -> dict[str, Any]:
         """The metrics saved with a step."""
@@ -168,6 +185,87 @@ class StageCheckpoints:
             raise UserError(f"no checkpoint of step {step} in {self.directory}; it has {steps}")
         return self.directory / str(step)
 
+    def _read_params(self, step: int) -> dict[str, Any]:
+        path = self._path(step) / "params"
+        return storage.read_tree(path, storage.read_shapes(path))
+
+    def _restore(
+        self, step: int, abstract_params: Any, abstract_state: Any, data: Any
+    ) -> tuple[Any, Any]:
+        import grain
+
+        path = self._path(step)
+        for item, abstract in (("params", abstract_params), ("state", abstract_state)):
+            self._check_fit(path / item, abstract)
+        items = {
+            "params": _restore_like(abstract_params),
+            "state": _restore_like(abstract_state),
+        }
+        if data is not None:
+            _check_position(path / "data")
+            items["data"] = grain.checkpoint.CheckpointRestore(_iterator(data))
+        with storage.reading(path):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored["params"], restored["state"]
+
+    def _check(self, step: int, below: str = "") -> None:
+        """Raises DamagedError, in every process, if a step is not what was written."""
+        path, reason = self._path(step), None
+        if jax.process_index() == 0:
+            items = [below] if below else _ITEMS
+            missing = [item for item in items if not (path / item).is_dir()]
+            if missing:
+                reason = f"{missing[0]}/ is missing" if any(path.glob("*")) else "it is empty"
+            elif self._verify:
+                reason = checksums.damage(path, below, step)
+        if not _agreed(reason is None):
+            raise DamagedError(f"{path} is damaged: {reason or 'process 0 found it so'}")
+
+    def _newest_whole(self, read: Callable[[int], Any], below: str = "") -> tuple[int, Any] | None:
+        """(step, read(step)) of the newest step that is whole, or None without any step."""
+        damaged: dict[int, DamagedError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                self._check(step, below)
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            try:
+                result = read(step)
+            except DamagedError as error:
+                # Files that are as they were written are not to blame. Other processes have read on.
+                if checksums.intact(self._path(step)) or jax.process_count() > 1:
+                    raise
+                damaged[step] = error
+                continue
+            self._set_aside(damaged, step)
+            return step, result
+        if not damaged:
+            return None
+        reasons = "; ".join(str(error) for error in damaged.values())
+        raise DamagedError(
+            f"no whole checkpoint is left in {self.directory} ({reasons}); to train the stage from "
+            "its start, move that directory away"
+        )
+
+    def _set_aside(self, damaged: Mapping[int, DamagedError], used: int) -> None:
+        """Renames damaged steps, so that no later run meets them and people still can."""
+        for step, error in damaged.items():
+            new = self.directory / f"{step}.damaged"
+            number = 2
+            while new.exists():
+                new, number = self.directory / f"{step}.damaged{number}", number + 1
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(new)
+                print(
+                    f"warning: {error}; it is now {new.name}, and step {used} is used instead",
+                    file=sys.stderr,
+                )
+        if damaged:
+            _agreed(True)  # the others wait for the renaming
+            self._manager.close()  # its `reload` would read the metrics of every step
+            self._manager = self._open()
+
     def _check_fit(self, path: Path, abstract: Any) -> None:
         """Orbax would say this in many lines."""
         found, wanted = storage.flatten(storage.read_shapes(path)), storage.flatten(abstract)
@@ -178,6 +276,36 @@ class StageCheckpoints:
                 f"{path} belongs to another architecture or optimizer: {difference}; "
                 "use the config it was made with, or a new working directory"
             )
+
+
+def _agreed(fine: bool) -> bool:
+    """What process 0 says, in every process."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(fine)))
+
+
+def _check_position(directory: Path) -> None:
+    """Looks at the position in the data, of which an iterator would believe anything."""
+    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    if not (directory / name).is_file():
+        if any(directory.glob("process_*-of-*.json")) and not any(
+            directory.glob(f"process_*-of-{jax.process_count()}.json")
+        ):
+            raise UserError(
+                f"{directory.parent} was saved by a job with another number of processes than "
+                f"{jax.process_count()}; resume it with the same number"
+            )
+        raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
+    todo = [storage.read_json(directory / name)]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("next_index"), int) and value["next_index"] < 0:
+                raise DamagedError(
+                    f"{directory.parent} is damaged: data/{name} has a negative index"
+                )
+            todo += value.values()
 
 
 class _JsonIterator:

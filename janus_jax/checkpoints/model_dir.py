@@ -3,6 +3,7 @@
     model/                              run/  (written by training)
       janus.json                          janus.json
       tokenizer.json                      tokenizer.json
+      checksums.json                      checksums.json            of the two
       params/                             stages.json               stage names, in order
                                           checkpoints/STAGE/STEP/params/
 
@@ -16,13 +17,15 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from janus_jax.checkpoints import storage
+from janus_jax.checkpoints import checksums, storage
+from janus_jax.checkpoints.storage import DamagedError
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.models import Janus, init_params, unstack_layers
@@ -63,7 +66,7 @@ def write_card(
     tokenizer_json: str,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `janus.json` and `tokenizer.json`, each by rename; makes the directory if needed.
+    """Writes `janus.json`, `tokenizer.json` and their checksums; makes the directory if needed.
 
     Of several processes only the first one writes.
 
@@ -83,6 +86,7 @@ def write_card(
     }
     storage.write_text(directory / TOKENIZER, tokenizer_json)
     storage.write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    checksums.write(directory, (CARD, TOKENIZER))
 
 
 def save_model(
@@ -121,20 +125,26 @@ def save_model(
         with storage.writing(directory, "nothing there was changed", params):
             write_card(temporary, config, processor, tokenizer_json, origin)
             (save or storage.save_tree)(temporary / PARAMS, params)
+            checksums.write(temporary, (CARD, TOKENIZER, PARAMS))
         _replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_model(
-    directory: str | Path, step: int | None = None, stage: str | None = None
+    directory: str | Path,
+    step: int | None = None,
+    stage: str | None = None,
+    verify: bool = True,
 ) -> LoadedModel:
     """Loads a model directory or a training run directory.
 
     Args:
       directory: what `save_model` wrote, or the directory of a training run.
-      step: of a run, which checkpoint; by default the newest of its last stage that has one.
+      step: of a run, which checkpoint; by default the newest whole one of its last stage that has
+        one: damaged ones are passed over with a line on stderr.
       stage: of a run, which stage; by default the last one.
+      verify: compare the files with the checksums that were written with them.
 
     Raises:
       UserError: the directory is missing, empty, of another kind or damaged; the run has no
@@ -143,32 +153,89 @@ def load_model(
     directory = Path(os.path.abspath(directory))
     card = _read_card(directory)
     config = JanusConfig.from_dict(card["config"])
+    tokenizer = directory / TOKENIZER
+    if not is_file(tokenizer):
+        raise UserError(f"{directory} has no {TOKENIZER}; copy it from the model it was made of")
+    tokenizer_json = storage.read_text(tokenizer)
     origin = dict(card.get("origin", {}))
     if (directory / PARAMS).is_dir():
         if step is not None or stage is not None:
             raise UserError(
                 f"{directory} is a model, not a training run: it has no stages or steps"
             )
-        path = directory / PARAMS
+        try:
+            params = _read_params(directory, config, verify)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; copy or convert the model again") from error
     else:
-        stage, step = _find_step(directory, step, stage)
+        stage, step, params = _read_step(directory, config, step, stage, verify)
         origin.update(stage=stage, step=step)
-        path = directory / CHECKPOINTS / stage / str(step) / PARAMS
-    tokenizer = directory / TOKENIZER
-    if not is_file(tokenizer):
-        raise UserError(f"{directory} has no {TOKENIZER}; copy it from the model it was made of")
-    tokenizer_json = storage.read_text(tokenizer)
+    if verify:
+        _warn_of_edits(directory)
+    return LoadedModel(config, card["processor"], tokenizer_json, params, origin)
+
+
+def _read_params(
+    directory: Path, config: JanusConfig, verify: bool, step: int | None = None
+) -> dict[str, Any]:
+    path = directory / PARAMS
     _check_files(path)
+    if verify and (reason := checksums.damage(directory, PARAMS, step)):
+        raise DamagedError(f"{directory} is damaged: {reason}")
     with understanding(path):
         shapes = storage.read_shapes(path)
         used = {k: v for k, v in shapes.items() if k != EXTRAS}
         _check_fit(used, config, str(path))
         for name, leaf in storage.flatten(used).items():
             if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
-                raise UserError(f"{path} is damaged: {name} has dtype {leaf.dtype}")
+                raise DamagedError(f"{path} is damaged: {name} has dtype {leaf.dtype}")
     params = storage.read_tree(path, shapes)
     params.pop(EXTRAS, None)
-    return LoadedModel(config, card["processor"], tokenizer_json, params, origin)
+    return params
+
+
+def _read_step(
+    directory: Path, config: JanusConfig, step: int | None, stage: str | None, verify: bool
+) -> tuple[str, int, dict[str, Any]]:
+    """(stage, step, parameters) of the step that was asked for, or of the newest whole one."""
+    damaged: dict[tuple[str, int], DamagedError] = {}
+    while True:
+        # Listed again after each failure: a run that still trains deletes its oldest step.
+        steps = _find_steps(directory, stage)
+        left = [s for s in steps if s not in damaged and step in (None, s[1])]
+        if not left:
+            break
+        found = left[0]
+        path = directory / CHECKPOINTS / found[0] / str(found[1])
+        try:
+            params = _read_params(path, config, verify, found[1])
+        except DamagedError as error:
+            if step is not None and path.exists():
+                raise
+            damaged[found] = error
+            continue
+        for which, error in damaged.items():
+            if which in steps:
+                print(
+                    f"warning: {error}; step {found[1]} of {found[0]} is used instead",
+                    file=sys.stderr,
+                )
+        return *found, params
+    if damaged:
+        reasons = "; ".join(map(str, damaged.values()))
+        raise DamagedError(f"no whole checkpoint is left in {directory} ({reasons})")
+    have: dict[str, list[str]] = {}
+    for name, number in sorted(steps, key=lambda found: found[1]):
+        have.setdefault(name, []).append(str(number))
+    names = dict.fromkeys(name for name, _ in steps)
+    have = "; ".join(f"{name}: {', '.join(have[name])}" for name in names)
+    raise UserError(f"{directory} has no checkpoint of step {step}; it has {have}")
+
+
+def _warn_of_edits(directory: Path) -> None:
+    """A card or a tokenizer that is not as it was written may be damaged, or meant so."""
+    if reason := checksums.damage(directory, CARD) or checksums.damage(directory, TOKENIZER):
+        print(f"warning: {directory}: {reason}: it was edited, or is damaged", file=sys.stderr)
 
 
 def _check_files(path: Path) -> None:
@@ -223,8 +290,8 @@ def _read_card(directory: Path) -> dict[str, Any]:
     return card
 
 
-def _find_step(directory: Path, step: int | None, stage: str | None) -> tuple[str, int]:
-    """The stage and step to load from a training run."""
+def _find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:
+    """(stage, step) of a training run's checkpoints, the last stage's newest first; never empty."""
     if not is_file(directory / STAGES):
         raise UserError(f"{directory} has neither {PARAMS}/ nor a finished checkpoint")
     names = storage.read_json(directory / STAGES)
@@ -243,20 +310,16 @@ def _find_step(directory: Path, step: int | None, stage: str | None) -> tuple[st
             )
     if stage is not None and stage not in names:
         raise UserError(f"{directory} has no stage {stage!r}; its stages are {', '.join(names)}")
-    steps = {
-        name: found
+    steps = [
+        (name, step)
         for name in reversed(names)
-        if (stage is None or name == stage)
-        and (found := finished_steps(directory / CHECKPOINTS / name))
-    }
+        if stage in (None, name)
+        for step in reversed(finished_steps(directory / CHECKPOINTS / name))
+    ]
     if not steps:
         which = f"stage {stage!r}" if stage else "the run"
         raise UserError(f"no finished checkpoint yet in {directory}: {which} has not saved one")
-    for name, found in steps.items():
-        if step is None or step in found:
-            return name, found[-1] if step is None else step
-    have = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in steps.items())
-    raise UserError(f"{directory} has no checkpoint of step {step}; it has {have}")
+    return steps
 
 
 def _check_fit(params: Any, config: JanusConfig, where: str) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
+import logging as python_logging
 import os
 import shutil
 import sys
 import threading
+import time
+import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,18 +28,36 @@ from janus_jax.errors import UserError
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of everything Orbax has not finished
 
 
+class DamagedError(UserError):
+    """What is on disk is not what was written there, or not all of it."""
+
+
+class _Silence:
+    """What Orbax's and TensorStore's threads say, thrown away; `last` is when they last spoke."""
+
+    def __init__(self):
+        self.last = time.monotonic()
+
+    def __call__(self, *_: object) -> None:
+        self.last = time.monotonic()
+
+
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Iterator[_Silence]:
     """Hides Orbax's log lines and its worker threads' tracebacks (the error still raises)."""
-    verbosity = logging.get_verbosity()
-    hooks = threading.excepthook, sys.unraisablehook
+    silence, asyncio = _Silence(), python_logging.getLogger("asyncio")
+    verbosity, level = logging.get_verbosity(), asyncio.level
+    # TensorStore's own threads report to `sys.excepthook`, Python's to the others.
+    hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
     logging.set_verbosity(logging.FATAL)
-    threading.excepthook = sys.unraisablehook = lambda args: None
+    asyncio.setLevel(python_logging.CRITICAL + 1)
+    threading.excepthook = sys.unraisablehook = sys.excepthook = silence
     try:
-        yield
+        yield silence
     finally:
         logging.set_verbosity(verbosity)
-        threading.excepthook, sys.unraisablehook = hooks
+        asyncio.setLevel(level)
+        threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -66,15 +89,41 @@ def writing(directory: Path, intact: str, *trees: Any) -> Iterator[None]:
             f"no space left on the disk of {directory}: {needed / 1e6:.0f} MB are needed, "
             f"{free / 1e6:.0f} MB are free; {intact}"
         )
-    try:
-        with quiet():
+    full = False
+    with quiet() as silence:
+        try:
             yield
-    except (OSError, ValueError, RuntimeError, BaseExceptionGroup) as error:
-        if not is_disk_full(error):
-            raise
+        except (OSError, ValueError, RuntimeError, BaseExceptionGroup) as error:
+            if not is_disk_full(error):
+                raise
+            _forget(error)
+            _wait_for_threads(directory, silence)
+            full = True
+    if full:
+        raise UserError(f"no space left on the disk of {directory}: free some; {intact}")
+
+
+def _forget(error: BaseException | None) -> None:
+    """Lets go of the tasks that failed: each complains when it is freed, the last ones at exit."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            _forget(part)
+        error = error.__cause__ or error.__context__
+
+
+def _wait_for_threads(directory: Path, silence: _Silence, still: float = 0.5) -> None:
+    """Removes what was half written, until nothing has written or complained for `still` seconds."""
+    silence()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < min(silence.last + still, deadline):
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # never awaited
+            gc.collect()
         for path in directory.glob(f"*{TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
-        raise UserError(f"no space left on the disk of {directory}: free some; {intact}") from error
+            silence()
+        time.sleep(still / 10)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -160,30 +209,67 @@ def read_tree(path: Path, shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore say about damaged files into a `UserError`."""
+    """Turns what Orbax and TensorStore say about damaged files into a `DamagedError`."""
     try:
         with quiet():
             yield
-    except UserError:
+    except (UserError, MemoryError, RuntimeError):  # of JAX: the device has no memory left
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
+    except Exception as error:  # some damage is a bare Exception of Orbax
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DamagedError(
             f"cannot read the checkpoint {path}, it may be damaged: {reason}"
         ) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it."""
+    """Writes a small file as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a small file so that it has its old content or its new one, whatever happens.
+
+    Under a temporary name, renamed when it is on disk: without that, a machine that stops right
+    after the renaming can leave an empty file.
+
+    Raises:
+      UserError: the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if is_disk_full(error):
-            raise UserError(f"no space left on the disk while writing {path}: free some") from error
+            raise UserError(
+                f"no space left on the disk while writing {path}: free some and run the same "
+                "command again"
+            ) from error
         raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what a killed `write_bytes`, or an earlier version's, left behind."""
+    return (path.name.startswith(".") and path.suffix == ".tmp") or path.name == "config.tmp"
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on disk."""
+    is_directory = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not is_directory:  # some file systems cannot do it for directories
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path: Path) -> str:
@@ -192,13 +278,30 @@ def read_text(path: Path) -> str:
     Raises:
       UserError: it is missing, unreadable, not UTF-8, too large or no regular file.
     """
-    return untrusted.read_text(path)
+    try:
+        return untrusted.read_text(path)
+    except UserError as error:
+        raise DamagedError(str(error)) from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: type = object, advice: str = "copy it back") -> Any:
     """Parses a JSON file.
 
+    Args:
+      path: of the file.
+      kind: what must be in it, such as dict.
+      advice: what a person can do about a damaged one.
+
     Raises:
-      UserError: it cannot be read or parsed.
+      UserError: it cannot be read or parsed, or holds something else.
     """
-    return untrusted.read_json(path)
+    try:
+        if untrusted.is_file(path) and path.stat().st_size == 0:
+            raise DamagedError(f"{path} is empty, so it is damaged")
+        value = untrusted.read_json(path)
+    except UserError as error:
+        raise DamagedError(f"{error}: {advice}") from error
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise DamagedError(f"{path} is damaged, it holds a {found}, no {kind.__name__}: {advice}")
+    return value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from janus_jax.checkpoints import write_bytes
 
 Steps = list[dict[str, Any]]  # lines of metrics.jsonl
 
@@ -46,9 +48,9 @@ def draw_curves(stages: Mapping[str, Steps], path: Path) -> None:
         axes.grid(alpha=0.3)
         if [*drawn] != ["loss"]:
             axes.legend(frameon=False)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    write_bytes(path, png.getvalue())
 
 
 def _fields(steps: Steps) -> list[str]:

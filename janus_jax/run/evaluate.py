@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import resource
 import time
 from pathlib import Path
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from janus_jax import checkpoints
 from janus_jax.data import emoji_scenes as es
 from janus_jax.evaluation import (
     make_prompts,
@@ -141,7 +142,8 @@ class Evaluator:
 
     def read_scores(self) -> dict[str, Any]:
         path = self._run_dir / "scores.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        advice = "move it away, and stages are scored again"
+        return checkpoints.read_json(path, dict, advice) if path.exists() else {}
 
     def _questions(self, janus: Janus, count: int, held_out: bool = False) -> dict[str, Any]:
         answer = lambda pictures, texts: janus.answer_batch(
@@ -193,9 +195,9 @@ class Evaluator:
         side = max(TILE, tiles[0].width)
         tiles = [t.resize((side, side), Image.Resampling.NEAREST) for t in tiles]
         path = directory / f"{stage.name}_{step:06d}.png"
-        temporary = path.with_suffix(".tmp")
-        grid(tiles, columns).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        png = io.BytesIO()
+        grid(tiles, columns).save(png, format="PNG")
+        checkpoints.write_bytes(path, png.getvalue())
         write_json(path.with_suffix(".json"), {"prompts": prompts})
 
     def _write_scores(self, scores: dict[str, Any]) -> None:
@@ -204,6 +206,4 @@ class Evaluator:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON by rename, so that a reader never sees half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    checkpoints.write_text(path, json.dumps(value, indent=1) + "\n")

@@ -8,8 +8,6 @@ it again, such as for a run that is still going:
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from janus_jax import checkpoints
 from janus_jax.errors import UserError
 from janus_jax.run.curves import Steps, draw_curves
+from janus_jax.training import read_metrics
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
@@ -72,24 +72,18 @@ def write_report(run_dir: str | Path) -> Path:
     if not order:
         sections.insert(2, "Nothing has been trained yet.")
     path = run_dir / REPORT
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    checkpoints.write_text(path, "\n\n".join(s for s in sections if s) + "\n")
     return path
 
 
 def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    return checkpoints.read_json(path, type(default)) if path.exists() else default
 
 
 def _stages(path: Path) -> dict[str, Steps]:
-    """Stage -> its lines of metrics.jsonl; a line cut short by a kill ends the reading."""
+    """Stage -> its lines of metrics.jsonl."""
     stages: dict[str, Steps] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
+    for record in read_metrics(path):
         stages.setdefault(record["stage"], []).append(record)
     return stages
 

@@ -58,7 +58,7 @@ def train(config: ConfigDict, run_dir: Path, quiet: bool = False) -> None:
     evaluator = Evaluator(experiment, run_dir)
     params = None
     for stage in stages:
-        finished = _finished(run_dir, stage)
+        finished = _finished(experiment, run_dir, stage)
         if finished is None:
             if params is None:
                 params = _starting_params(experiment, run_dir, stage)
@@ -106,6 +106,7 @@ def _train_stage(
             sample_every=config.log.sample_every,
             on_sample=lambda step, p: evaluator.sample(stage, step, p),
             quiet=quiet,
+            verify=config.log.verify,
         )
     finally:
         iterator.close()  # its thread would outlive the interpreter
@@ -129,12 +130,12 @@ def _starting_params(experiment: Experiment, run_dir: Path, stage: Stage) -> Par
     names = [s.name for s in experiment.stages]
     before = names[: names.index(stage.name)]
     for name in reversed(before):
-        found = _finished(run_dir, experiment.stages[names.index(name)])
+        found = _finished(experiment, run_dir, experiment.stages[names.index(name)])
         if found is not None:
             return shard_params(found, experiment.mesh)
     config = experiment.config
     if config.init_from:
-        loaded = checkpoints.load_model(config.init_from)
+        loaded = checkpoints.load_model(config.init_from, verify=config.log.verify)
         if loaded.config != experiment.janus_config:
             raise UserError(
                 f"config.init_from: {config.init_from} holds {loaded.config.name}, but this config is "
@@ -158,32 +159,35 @@ def _is_finished(run_dir: Path, stage: Stage) -> bool:
     return (run_dir / "checkpoints" / stage.name / str(stage.steps)).exists()
 
 
-def _finished(run_dir: Path, stage: Stage) -> Params | None:
-    """The parameters a stage ended with, if it is done."""
+def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | None:
+    """The parameters a stage ended with, if it is done and they are whole."""
     directory = run_dir / "checkpoints" / stage.name
     if not _is_finished(run_dir, stage):
         return None
-    with checkpoints.StageCheckpoints(directory) as saved:
-        if saved.latest_step() != stage.steps:
-            return None
-        params = saved.restore_params(stage.steps)
+    with checkpoints.StageCheckpoints(directory, verify=experiment.config.log.verify) as saved:
+        newest = saved.restore_newest_params()
+    if newest is None or newest[0] != stage.steps:
+        return None
+    params = newest[1]
     return {k: v for k, v in params.items() if k != "aux"}
 
 
 def _claim(run_dir: Path, config: ConfigDict, experiment: Experiment) -> None:
     """Makes the run directory, or checks that it holds this very config."""
-    # Which stage to run is no part of what the run is.
+    # Which stage to run, and whether to check what is read, is no part of what the run is.
     fields = json.loads(config.copy_and_resolve_references().to_json_best_effort())
     fields.pop("only_stage")
+    fields["log"].pop("verify")
     path = run_dir / "config.json"
     if path.exists():
-        difference = _first_difference(json.loads(path.read_text()), fields)
+        advice = "the same command with another --workdir writes a new one, to copy here"
+        difference = _first_difference(checkpoints.read_json(path, dict, advice), fields)
         if difference:
             raise UserError(
                 f"{run_dir} holds the run of another config ({difference}); choose another --workdir, "
                 "or remove it"
             )
-    elif run_dir.exists() and any(run_dir.iterdir()):
+    elif run_dir.exists() and not all(map(checkpoints.is_leftover, run_dir.iterdir())):
         raise UserError(f"{run_dir} is not empty and holds no run; choose another --workdir")
     # The config first: with it, a run killed right here can be started again.
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,7 @@ class Janus:
         directory: str | Path,
         step: int | None = None,
         policy: Policy | None = None,
+        verify: bool = True,
         **options: Any,
     ) -> Janus:
         """Reads a model directory or a training run's directory (newest step unless `step`).
@@ -113,13 +114,14 @@ class Janus:
           directory: what to read.
           step: of a training run.
           policy: dtypes.
+          verify: compare the files with their checksums; a damaged step of a run is passed over.
           **options: `max_batch`, `mesh`, `int8` and `memory_limit` of `Janus`.
 
         Raises:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
         """
         policy = policy or Policy()
-        loaded = checkpoints.load_model(our_directory(directory), step=step)
+        loaded = checkpoints.load_model(our_directory(directory), step=step, verify=verify)
         processor = Processor(
             ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
         )

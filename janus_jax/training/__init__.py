@@ -4,7 +4,7 @@ from janus_jax.training.codebook_start import start_from_codebook
 from janus_jax.training.contrastive import init_aux
 from janus_jax.training.loop import run_stage
 from janus_jax.training.losses import janus_loss
-from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.metrics import MetricsLog, read_metrics
 from janus_jax.training.optimizer import learning_rate, make_optimizer
 from janus_jax.training.stages import TRAINABLE, Stage, select_stages, split_params
 from janus_jax.training.step import TrainState, evaluated_params, init_state, make_step
@@ -21,6 +21,7 @@ __all__ = [
     "learning_rate",
     "make_optimizer",
     "make_step",
+    "read_metrics",
     "run_stage",
     "select_stages",
     "split_params",

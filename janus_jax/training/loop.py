@@ -33,6 +33,7 @@ def run_stage(
     sample_every: int = 0,
     on_sample: SampleFn | None = None,
     quiet: bool = False,
+    verify: bool = True,
 ) -> Params:
     """Trains one stage, from its newest checkpoint if it has one.
 
@@ -46,6 +47,7 @@ def run_stage(
       save_every: steps between checkpoints; the last step is always saved.
       log_every: steps between fetches of the metrics (every step is recorded).
       sample_every: steps between calls of `on_sample(step, params)`; 0 for never.
+      verify: compare the checkpoint with its checksums before going on from it.
 
     Returns:
       The full tree to evaluate and to hand to the next stage: the averaged weights where the stage
@@ -55,7 +57,7 @@ def run_stage(
       RunError: a loss or gradient is not finite; earlier checkpoints are intact.
       UserError: the disk is full, or the checkpoints belong to another architecture.
     """
-    with StageCheckpoints(directory) as checkpoints:
+    with StageCheckpoints(directory, verify=verify) as checkpoints:
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
@@ -85,15 +87,15 @@ def run_stage(
 
 
 def _start(stage, params, batches, checkpoints, mesh) -> tuple[TrainState, Params, Params]:
-    """(state, frozen, evaluated params) at the newest checkpoint, or at step 0."""
+    """(state, frozen, evaluated params) at the newest whole checkpoint, or at step 0."""
     state, frozen = init_state(stage, params)
     state = jax.device_put(state, state_shardings(state, mesh))
-    newest = checkpoints.latest_step()
-    if newest is None:
-        return state, frozen, params
     shapes = _with_shardings(params, param_shardings(params, mesh))
     state_shapes = _with_shardings(state, state_shardings(state, mesh))
-    params, saved = checkpoints.restore(newest, shapes, _saved_state(state_shapes), batches)
+    newest = checkpoints.restore_newest(shapes, _saved_state(state_shapes), batches)
+    if newest is None:
+        return state, frozen, params
+    _, params, saved = newest
     frozen = {k: v for k, v in params.items() if k not in stage.trainable}
     trainable = {k: v for k, v in params.items() if k in stage.trainable}
     fields = dict(saved)

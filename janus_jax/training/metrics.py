@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from janus_jax.errors import RunError
+from janus_jax.checkpoints import write_text
+from janus_jax.errors import RunError, UserError
 
 _TASKS = {"loss_und": "understanding", "loss_text": "text", "loss_gen": "generation"}
 
@@ -29,34 +35,72 @@ class MetricsLog:
     def start_stage(self, stage: str, done: int) -> None:
         """Drops what a killed run wrote after its last checkpoint, so that no step appears twice."""
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= done]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def write(self, records: list[Mapping[str, Any]]) -> None:
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(r) + "\n" for r in records))
-        if self._board is not None:
-            for record in records:
-                for name, value in record.items():
-                    if isinstance(value, float):
-                        self._board.add_scalar(f"{record['stage']}/{name}", value, record["step"])
+        """Adds records, and sees to it that they are on disk.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(r) + "\n" for r in records))
+                file.flush()
+                os.fsync(file.fileno())
+            if self._board is not None:
+                self._board.write(records)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"no space left on the disk of {self.path}: free some and run the same command "
+                "again; checkpoints are intact"
+            ) from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All records so far; a last line cut short by a kill is dropped."""
-        if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """All records so far, like `read_metrics`."""
+        return read_metrics(self.path)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, none if there is no such file.
+
+    A last line that a kill cut short is left out. So are damaged ones, with a line on stderr.
+    """
+    if not path.exists():
+        return []
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    records = [_record(line) for line in [*lines, last]]
+    damaged = [str(i) for i, record in enumerate(records[:-1], 1) if record is None]
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
+        print(
+            f"warning: {path} is damaged: left out {len(damaged)} of its {len(lines)} lines "
+            f"(line {shown})",
+            file=sys.stderr,
+        )
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = (
+        isinstance(record, dict)
+        and isinstance(record.get("stage"), str)
+        and isinstance(record.get("step"), int)
+    )
+    return record if sound else None
 
 
 def check_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -85,9 +129,51 @@ def set_losses(bar: tqdm, metrics: Mapping[str, float], tokens_per_s: float, wai
     bar.set_postfix({**shown, "tok/s": f"{tokens_per_s:.0f}", "data": f"{wait:.0%}"})
 
 
-def _board(directory: Path):
+class _Board:
+    """TensorBoard's events of scalars, written at once.
+
+    `SummaryWriter` writes in a thread of its own. When the disk is full that thread dies in many
+    lines, and whoever adds events waits for it for ever.
+    """
+
+    def __init__(self, directory: Path):
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = RecordWriter(str(directory / name))
+        self._put([{"file_version": "brain.Event:2"}])
+
+    def write(self, records: list[Mapping[str, Any]]) -> None:
+        """Adds the floats of records, as STAGE/NAME."""
+        self._put(
+            {"step": r["step"], "summary": self._scalar(f"{r['stage']}/{name}", value)}
+            for r in records
+            for name, value in r.items()
+            if isinstance(value, float)
+        )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _put(self, events: Iterable[Mapping[str, Any]]) -> None:
+        try:
+            for fields in events:
+                event = self._event(wall_time=time.time(), **fields)
+                self._file.write(event.SerializeToString())
+            self._file.flush()
+        except OSError:
+            self.close()  # or Python would try to write the rest at exit
+            raise
+
+
+def _board(directory: Path) -> _Board | None:
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError:
         return None
-    return SummaryWriter(str(directory))
+    return _Board(directory)

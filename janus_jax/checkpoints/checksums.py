@@ -1,0 +1,175 @@
+"""Checksums of the files of a checkpoint or a model, so that damage is found when they are read.
+
+`checksums.json` lies beside the files it lists:
+
+    {"chunk_bytes": 8388608, "step": 14, "files": {"params/_METADATA":
+      {"bytes": 9142, "crc32": ["5a1c03fe"]}, ...}, "crc32": "97b0d2e4"}
+
+A file has one CRC-32 for every chunk of it, so that several threads can share a large file; the last
+field is that of the other fields. CRC-32 finds every single bit and every run of up to 32 bits, and
+misses other damage of a chunk once in four thousand million times. It guards against disks, memory
+and copies that fail, not against people.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint.path import atomicity
+
+from janus_jax.checkpoints import storage
+
+NAME = "checksums.json"
+CHUNK = 2**23
+# Orbax writes these last, and reads nothing of ours from them.
+_BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+# The process lacks something, the file does not.
+_NO_DAMAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+
+
+def write(directory: Path, names: Iterable[str], step: int | None = None) -> None:
+    """Writes `checksums.json` for what is in a directory, and sees to it that all of it is on disk.
+
+    Args:
+      directory: where the files are.
+      names: files and directories in it.
+      step: of a training run.
+    """
+    paths = [path for name in names for path in _files(directory / name)]
+    for path in paths:
+        storage.sync(path)
+    for folder in {path.parent for path in paths}:
+        storage.sync(folder)
+    files = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32": sums}
+        for path, sums in zip(paths, _sums(paths, CHUNK), strict=True)
+    }
+    content = {"chunk_bytes": CHUNK, "step": step, "files": files}
+    content["crc32"] = _own_sum(content)
+    storage.write_text(directory / NAME, json.dumps(content, indent=1) + "\n")
+
+
+def damage(directory: Path, below: str = "", step: int | None = None) -> str | None:
+    """Compares a directory with its `checksums.json`.
+
+    Args:
+      directory: where `checksums.json` is. Without one, which is how earlier versions wrote, nothing
+        is compared.
+      below: a file or directory in it that alone is to be compared; the default is all of them.
+      step: that the files must be of.
+
+    Returns:
+      None if nothing is wrong, or the first thing that is, such as "params/_METADATA is missing".
+
+    Raises:
+      OSError: the process is out of memory or of file handles.
+    """
+    try:
+        if not (directory / NAME).exists():
+            return None
+        content = json.loads((directory / NAME).read_bytes())
+        chunk, files = content["chunk_bytes"], content["files"]
+        if content.pop("crc32") != _own_sum(content):
+            return f"{NAME} is damaged"
+    except OSError as error:
+        return _unreadable(NAME, error)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{NAME} is damaged"
+    if step is not None and content["step"] != step:
+        return f"it is a copy of step {content['step']}"
+    listed = {
+        n: f for n, f in files.items() if not below or n == below or n.startswith(f"{below}/")
+    }
+    return _missing(directory, listed) or _different(directory, listed, chunk)
+
+
+def intact(directory: Path) -> bool:
+    """Whether a directory has checksums, and all that they list is as it was written."""
+    return (directory / NAME).exists() and damage(directory) is None
+
+
+def _missing(directory: Path, listed: dict[str, Any]) -> str | None:
+    """The first file that is not there or not as long as it was: found without reading."""
+    for name, was in listed.items():
+        path = directory / name
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            size = path.stat().st_size
+        except OSError as error:
+            return _unreadable(name, error)
+        if size != was["bytes"]:
+            return f"{name} has {size} bytes, not {was['bytes']}"
+    return None
+
+
+def _different(directory: Path, listed: dict[str, Any], chunk: int) -> str | None:
+    found = _sums([directory / name for name in listed], chunk)
+    for name, was in listed.items():
+        try:
+            sums = next(found)
+        except OSError as error:
+            return _unreadable(name, error)
+        if sums != was["crc32"]:
+            return f"{name} differs from its checksum"
+    return None
+
+
+def _unreadable(name: str, error: OSError) -> str:
+    if error.errno in _NO_DAMAGE:
+        raise error
+    return f"{name} cannot be read ({error.strerror})"
+
+
+def _files(path: Path) -> list[Path]:
+    found = path.rglob("*") if path.is_dir() else [path]
+    return sorted(file for file in found if file.is_file())
+
+
+def _sums(paths: list[Path], chunk: int) -> Iterator[list[str]]:
+    """The sums of one file after the other, in `paths`' order.
+
+    Raises:
+      OSError: when it is the turn of a file that cannot be read.
+    """
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        try:
+            jobs = []
+            for path in paths:
+                offsets = range(0, path.stat().st_size, chunk)
+                jobs.append([pool.submit(_sum, path, offset, chunk) for offset in offsets])
+            for job in jobs:
+                yield [part.result() for part in job]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _sum(path: Path, offset: int, size: int) -> str:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return f"{zlib.crc32(file.read(size)):08x}"
+
+
+def _own_sum(content: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+class SummedPath(atomicity.AtomicRenameTemporaryPath):
+    """Where Orbax writes a step: before the step is renamed into place it gets its checksums."""
+
+    async def finalize(self):
+        directory, final = Path(self.get()), Path(self.get_final())
+        step = final.name.isdecimal()  # Orbax finishes each item of a step in the same way
+        if step:
+            names = sorted(p.name for p in directory.iterdir() if p.name not in _BOOKKEEPING)
+            write(directory, names, int(final.name))
+        await super().finalize()
+        if step:
+            storage.sync(final.parent)
