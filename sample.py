@@ -237,8 +237,8 @@ def answer(janus, flags: argparse.Namespace, asked: Image.Image) -> dict:
 
 def write_record(path: Path, record: dict) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    # A name that is no UTF-8 arrives with lone surrogates, which are written as they came.
-    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="surrogateescape"))
+    # Lone surrogates stand for bytes of a name that is no UTF-8; "\\udcff" is JSON for one.
+    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ def local_directory(src: str) -> Path:
         return Path(snapshot_download(src, allow_patterns=[*_SETTINGS, *weights]))
     except Exception as error:  # the hub raises its own, requests', httpx' and OSError
         reason = one_line(error)[:200] or type(error).__name__
+        reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else reason
         snapshot, instead, expected = _cached(src)
         if snapshot is None:
             raise UserError(
