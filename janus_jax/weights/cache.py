@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from janus_jax.checkpoints import LoadedModel, load_model
 from janus_jax.console import printable
@@ -33,15 +34,16 @@ def cache_directory() -> Path | None:
     return Path(chosen) if chosen else user_cache()
 
 
-def load_checkpoint(src: str | Path, step: int | None = None) -> LoadedModel:
+def load_checkpoint(src: str | Path, step: int | None = None, **options: Any) -> LoadedModel:
     """Loads whatever a model can be read from.
+
+    A conversion is kept in the cache. Where that cannot be written it stays in memory, with a warning.
 
     Args:
       src: a model directory of ours; a training run, or a directory of its checkpoints, such as
         RUN/checkpoints/STAGE/STEP; PyTorch weights in either format, or a hub id.
       step: of a training run; by default the newest.
-
-    A conversion is kept in the cache. Where that cannot be written it stays in memory, with a warning.
+      **options: of `checkpoints.load_model`.
 
     Raises:
       UserError: the checkpoint cannot be found, downloaded, converted or loaded.
@@ -51,21 +53,21 @@ def load_checkpoint(src: str | Path, step: int | None = None) -> LoadedModel:
         run, stage, own = part
         if None not in (step, own) and step != own:
             raise UserError(f"{src} is step {own} of {run}, but step {step} is asked for")
-        return load_model(run, step=own if step is None else step, stage=stage)
+        return load_model(run, step=own if step is None else step, stage=stage, **options)
     name = str(src)
     if not _is_foreign(name):
-        return load_model(name, step=step)
+        return load_model(name, step=step, **options)
     found = _find(name)
     if isinstance(found, Path):
-        return load_model(found, step=step)
+        return load_model(found, step=step, **options)
     source, place = found
     processor, tokenizer = source.processor()
     obstacle = _obstacle(place, sum(array.nbytes for array in source.arrays.values()))
     if not obstacle:
-        return load_model(_convert(name, source, place), step=step)
-    print(f"warning: {printable(obstacle)}; {printable(name)} is converted anew", file=sys.stderr)
+        return load_model(_convert(name, source, place), step=step, **options)
     if step is not None:
         raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
+    print(f"warning: {printable(obstacle)}; {printable(name)} is converted anew", file=sys.stderr)
     in_turn = sorted(source.arrays.items(), key=lambda item: item[1].turn)
     params = nest({path: array.load() for path, array in in_turn})
     source.check_finite()
