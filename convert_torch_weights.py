@@ -21,7 +21,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from janus_jax.cli import Parser
+from janus_jax.console import printable
 from janus_jax.errors import RunError, UserError, run_main
+from janus_jax.places import check_file
 
 
 def parse_flags() -> argparse.Namespace:
@@ -51,9 +53,8 @@ def parse_flags() -> argparse.Namespace:
     if flags.json and not flags.parity:
         raise UserError("--json holds the result of --parity: give both")
     for name in ("record", "json"):  # before anything is computed for a long time
-        path = getattr(flags, name)
-        if path and not Path(path).absolute().parent.is_dir():
-            raise UserError(f"--{name} {path}: there is no such directory to write it in")
+        if path := getattr(flags, name):
+            check_file(path, f"--{name}")
     if not 0 < flags.tolerance < math.inf:
         raise UserError(f"--tolerance must be a positive number, not {flags.tolerance}")
     return flags
@@ -75,7 +76,7 @@ def convert(source, flags: argparse.Namespace) -> None:
     print(f"{'':16}{'parameters':>16}{'bytes':>18}")
     for name, parameters, nbytes in rows:
         print(f"{name:16}{parameters:16,}{nbytes:18,}")
-    print(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})")
+    print(printable(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})"))
 
 
 class Watch:
@@ -107,19 +108,19 @@ def compare(source, flags: argparse.Namespace) -> None:
     with tqdm(unit="step", dynamic_ncols=True) as bar:
         watch = Watch(bar)
         rows = check_parity(source, recorded, flags.dtype, flags.tolerance, watch)
-    number = lambda value: "" if value is None else f"{value:.3g}"
-    verdict = {True: "ok", False: "FAIL", None: "-"}
-    print(f"{'':22}{'max abs':>10}{'max rel':>10}{'match':>8}{'KL':>10}{'top-1':>7}  verdict")
-    for r in rows:
-        cells = f"{number(r.max_abs):>10}{number(r.max_rel):>10}{number(r.match):>8}"
-        cells += f"{number(r.kl):>10}{number(r.top1):>7}"
-        print(f"{r.key:22}{cells}  {verdict[r.ok]} {r.note}".rstrip())
     failed = [r.key for r in rows if r.ok is False]
     if flags.json:
         result = {"dtype": flags.dtype, "tolerance": flags.tolerance, "ok": not failed}
         result["seconds"] = {part: round(s, 3) for part, s in watch.seconds.items()}
         result["keys"] = [dataclasses.asdict(r) for r in rows]
         write_text(Path(flags.json), json.dumps(result, indent=1) + "\n")
+    number = lambda value: "" if value is None else f"{value:.3g}"
+    verdict = {True: "ok", False: "FAIL", None: "-"}
+    print(f"{'':22}{'max abs':>10}{'max rel':>10}{'match':>8}{'KL':>10}{'top-1':>7}  verdict")
+    for r in rows:
+        cells = f"{number(r.max_abs):>10}{number(r.max_rel):>10}{number(r.match):>8}"
+        cells += f"{number(r.kl):>10}{number(r.top1):>7}"
+        print(printable(f"{r.key:22}{cells}  {verdict[r.ok]} {r.note}".rstrip()))
     if failed:
         raise RunError(f"beyond tolerance: {', '.join(failed)}")
     print(f"all {len(rows)} recorded keys agree ({flags.dtype})")
@@ -128,16 +129,26 @@ def compare(source, flags: argparse.Namespace) -> None:
 def main() -> None:
     flags = parse_flags()
     # After the flags, so that --help and bad flags answer at once.
+    from janus_jax.weights.cache import part_of_run
     from janus_jax.weights.hub import local_directory
+    from janus_jax.weights.place import check_place
     from janus_jax.weights.source import open_source
+    from janus_jax.weights.write import is_model
 
+    if part := part_of_run(flags.src):
+        raise UserError(
+            f"--src {flags.src} is a part of the run {part[0]}; give --src {part[0]}, whose newest "
+            "step is converted"
+        )
+    if flags.dst:  # before anything is downloaded or computed
+        check_place(flags.dst, is_model if flags.to == "janus_jax" else None)
     directory = local_directory(flags.src)
     source = open_source(directory, name=Path(flags.src).name.lower())
     if flags.record:
         from janus_jax.weights.record import record
 
         by = record(source, Path(flags.record))
-        print(f"recorded {flags.src} in {flags.record}, computed by {by}")
+        print(printable(f"recorded {flags.src} in {flags.record}, computed by {by}"))
     if flags.dst:
         convert(source, flags)
     if flags.parity:

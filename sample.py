@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from janus_jax.cli import Parser
+from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
+from janus_jax.places import check_directory, make_directory, write_file
 from janus_jax.processing import grid, load_image
 
 MIN_TILE = 192  # pixels of a picture in grid.png, so that small ones can be seen
@@ -73,27 +74,24 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("--image and --question go together: give both")
     if flags.num_images < 1:
         raise UserError(f"--num_images must be at least 1, got {flags.num_images}")
-    if flags.memory_gb is not None and not flags.memory_gb > 0:
-        raise UserError(f"--memory_gb must be above 0, got {flags.memory_gb}")
+    if flags.memory_gb is not None and not 0 < flags.memory_gb * 2**30 < math.inf:
+        raise UserError(
+            f"--memory_gb must be above 0 and finite, got {flags.memory_gb}; without it, all that is "
+            "free is used"
+        )
     for name, texts in (("--prompt", flags.prompt), ("--question", flags.question)):
         if not all(text.strip() for text in texts):
             raise UserError(f"{name} is empty")
     return flags
 
 
-def write(path: Path, save: Callable[[Path], None]) -> None:
-    """Lets `save` write a temporary file, then renames it: never leaves half a file at `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def progress(items: list) -> tqdm:
     """A bar on stderr when there is more than one item."""
     return tqdm(items, unit="batch", disable=len(items) < 2)
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    write_file(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
 class Growing:
@@ -108,7 +106,7 @@ class Growing:
         if self._files is None or preview.done == preview.total:
             return
         for i, pixels in enumerate(preview.pixels(), preview.first):
-            write(self._files[i], lambda path, p=pixels: Image.fromarray(p).save(path, "PNG"))
+            save_picture(self._files[i], Image.fromarray(pixels))
 
     def close(self) -> None:
         self._bar.close()
@@ -156,14 +154,21 @@ def chat(janus, flags: argparse.Namespace) -> None:
                 print()
                 return
 
-    temperature = flags.temperature or 0.0
+    drawing = {
+        "cfg_weight": flags.cfg_weight,
+        "temperature": flags.temperature,
+        "top_k": flags.top_k,
+        "top_p": flags.top_p,
+    }
     Terminal(
         janus,
         Path(flags.out),
-        temperature,
+        flags.temperature or 0.0,
         flags.top_p,
         flags.seed,
         flags.max_new_tokens,
+        drawing=drawing,
+        pictures=flags.num_images,
     ).run(lines())
 
 
@@ -181,9 +186,68 @@ def warm_up(janus, flags: argparse.Namespace, previews: bool) -> None:
     print(f"compiled {count} programs")
 
 
+def draw(janus, flags: argparse.Namespace, out: Path, files: list[str], seen: bool) -> dict:
+    """Draws and writes the pictures and grid.png; returns their part of samples.json."""
+    own = janus.processor.config
+    settings = {
+        "cfg_weight": own.cfg_weight if flags.cfg_weight is None else flags.cfg_weight,
+        "temperature": own.temperature if flags.temperature is None else flags.temperature,
+        "top_k": flags.top_k,
+        "top_p": flags.top_p,
+    }
+    paths = [out / file for file in files] if flags.preview else None
+    growing = Growing(len(files) * janus.config.vq.num_codes, paths) if seen else None
+    images = janus.generate(
+        flags.prompt, flags.num_images, seed=flags.seed, preview=growing, **settings
+    )
+    if growing:
+        growing.close()
+    for file, image in zip(files, images, strict=True):
+        save_picture(out / file, image)
+    if len(images) > 1:
+        scale = -(-MIN_TILE // images[0].width)
+        tiles = [i.resize((i.width * scale, i.height * scale), resample=0) for i in images]
+        columns = flags.num_images if len(flags.prompt) > 1 else None  # a row for each prompt
+        save_picture(out / "grid.png", grid(tiles, columns))
+    prompts = (prompt for prompt in flags.prompt for _ in range(flags.num_images))
+    entries = [
+        {"file": file, "prompt": prompt, "index": i % flags.num_images}
+        for i, (file, prompt) in enumerate(zip(files, prompts, strict=True))
+    ]
+    return {"settings": settings, "images": entries}
+
+
+def answer(janus, flags: argparse.Namespace, asked: Image.Image) -> dict:
+    """Answers the questions; returns their part of samples.json."""
+    answers = janus.answer_batch(
+        [asked] * len(flags.question),
+        flags.question,
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature or 0.0,
+        top_p=flags.top_p,
+        seed=flags.seed,
+        progress=progress,
+    )
+    entries = [
+        {"image": flags.image, "question": question, "answer": answer}
+        for question, answer in zip(flags.question, answers, strict=True)
+    ]
+    return {"answers": entries}
+
+
+def write_record(path: Path, record: dict) -> None:
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    # Lone surrogates stand for bytes of a name that is no UTF-8; "\\udcff" is JSON for one.
+    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
 def main() -> None:
     flags = parse_flags()
     asked = load_image(flags.image) if flags.image else None
+    out = Path(flags.out)
+    files = [f"image_{i:03d}.png" for i in range(len(flags.prompt) * flags.num_images)]
+    if not flags.interactive:  # before anything is loaded or drawn
+        check_directory(out, "--out", [*files, "grid.png", "samples.json"])
 
     from janus_jax import Janus  # after the flags: JAX takes seconds to import
     from janus_jax.sampling import keep_programs
@@ -202,66 +266,26 @@ def main() -> None:
     if flags.interactive:
         chat(janus, flags)
         return
-    out = Path(flags.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"--out {out} cannot be a directory: {error.strerror}") from error
+    make_directory(out)
     unknown = janus.processor.tokenizer.unknown_words(" ".join(flags.prompt + flags.question))
     if unknown:
-        print(f"warning: the model does not know: {', '.join(unknown)}", file=sys.stderr)
+        words = printable(", ".join(unknown))
+        print(f"warning: the model does not know: {words}", file=sys.stderr)
 
+    # Every result is on disk before anything is printed about it.
     record = {"checkpoint": flags.checkpoint, "seed": flags.seed}
     if flags.prompt:
-        own = janus.processor.config
-        settings = {
-            "cfg_weight": own.cfg_weight if flags.cfg_weight is None else flags.cfg_weight,
-            "temperature": own.temperature if flags.temperature is None else flags.temperature,
-            "top_k": flags.top_k,
-            "top_p": flags.top_p,
-        }
-        count = len(flags.prompt) * flags.num_images
-        files = [f"image_{i:03d}.png" for i in range(count)]
-        paths = [out / file for file in files] if flags.preview else None
-        growing = Growing(count * janus.config.vq.num_codes, paths) if seen else None
-        images = janus.generate(
-            flags.prompt, flags.num_images, seed=flags.seed, preview=growing, **settings
-        )
-        if growing:
-            growing.close()
-        for file, image in zip(files, images, strict=True):
-            write(out / file, lambda path, image=image: image.save(path, "PNG"))
-        if len(images) > 1:
-            scale = -(-MIN_TILE // images[0].width)
-            tiles = [i.resize((i.width * scale, i.height * scale), resample=0) for i in images]
-            columns = flags.num_images if len(flags.prompt) > 1 else None  # a row for each prompt
-            write(out / "grid.png", lambda path: grid(tiles, columns).save(path, "PNG"))
-        record["settings"] = settings
-        record["images"] = [
-            {"file": file, "prompt": prompt, "index": i % flags.num_images}
-            for i, (file, prompt) in enumerate(
-                zip(files, (p for p in flags.prompt for _ in range(flags.num_images)), strict=True)
-            )
-        ]
-        print(f"wrote {len(files)} image{'s' * (len(files) > 1)} to {out}")
+        record |= draw(janus, flags, out, files, seen)
+        write_record(out / "samples.json", record)
+        print(f"wrote {len(files)} image{'s' * (len(files) > 1)} to {printable(out)}")
     if asked:
-        answers = janus.answer_batch(
-            [asked] * len(flags.question),
-            flags.question,
-            max_new_tokens=flags.max_new_tokens,
-            temperature=flags.temperature or 0.0,
-            top_p=flags.top_p,
-            seed=flags.seed,
-            progress=progress,
-        )
-        record["answers"] = [
-            {"image": flags.image, "question": question, "answer": answer}
-            for question, answer in zip(flags.question, answers, strict=True)
-        ]
-        for question, answer in zip(flags.question, answers, strict=True):
-            print(f"{question}\n  {answer}")
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write(out / "samples.json", lambda path: path.write_text(text, encoding="utf-8"))
+        record |= answer(janus, flags, asked)
+        write_record(out / "samples.json", record)
+        for entry in record["answers"]:
+            question, answer_text = (
+                printable(entry[name], keep="\n\t") for name in ("question", "answer")
+            )
+            print(f"{question}\n  {answer_text}")
 
 
 if __name__ == "__main__":

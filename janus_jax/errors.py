@@ -12,6 +12,23 @@ import errno
 import sys
 from collections.abc import Callable, Iterable
 
+from janus_jax.console import forgiving_streams, printable
+
+# What to do about a place that cannot be used.
+_ADVICE = {
+    errno.EACCES: "choose a place that you may use",
+    errno.EPERM: "choose a place that you may use",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EISDIR: "a directory is in the place of a file",
+    errno.EEXIST: "something else has this name: choose another, or move it",
+    errno.ENOTEMPTY: "something else has this name: choose another, or move it",
+    errno.EBUSY: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "links lead in a circle there",
+}
+
 
 class UserError(ValueError):
     """Bad input: a file, flag, config field, prompt or image. Exit code 2."""
@@ -28,29 +45,45 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line."""
-    return " ".join(str(error).split())
+    """The message of `error` on one line, without anything that steers a terminal."""
+    return printable(" ".join(str(error).split()))
+
+
+def about_place(error: OSError) -> str:
+    """What is wrong with the file or directory that `error` names, and what to do."""
+    # Of a rename, the second name is the one that somebody chose.
+    name = error.filename if error.filename2 is None else error.filename2
+    name = name.decode(errors="replace") if isinstance(name, bytes) else name
+    advice = _ADVICE.get(error.errno)
+    return f"{name}: {error.strerror or error}" + (f"; {advice}" if advice else "")
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs an entry point; turns the errors above, and a full disk, into one line and an exit code."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"error: no space left on the disk ({error.filename or 'while writing'}); "
-            "free some and run the same command again: earlier checkpoints are intact",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+    """Runs an entry point; turns the errors above, an unusable place and a full disk into one line and
+    an exit code. A terminal that cannot show a text, or a closed pipe, is no error."""
+    with forgiving_streams():
+        try:
+            main()
+            sys.stdout.flush()
+        except UserError as error:
+            _leave(f"error: {one_line(error)}", 2)
+        except RunError as error:
+            _leave(f"error: {one_line(error)}", 1)
+        except KeyboardInterrupt:
+            _leave("interrupted; run the same command again to continue", 130)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = printable(error.filename or "while writing")
+                _leave(
+                    f"error: no space left on the disk ({place}); free some and run the same command "
+                    "again: earlier checkpoints are intact",
+                    2,
+                )
+            if error.filename is None:
+                raise
+            _leave(f"error: {printable(about_place(error))}", 2)
+
+
+def _leave(text: str, code: int) -> None:
+    print(text, file=sys.stderr)
+    sys.exit(code)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from janus_jax import console
 from janus_jax.errors import UserError
 
 MESSAGE = 480  # letters of a whole message
@@ -32,14 +33,9 @@ _KINDS = {
 
 
 def printable(text: object, limit: int = 100) -> str:
-    """`text` with control characters escaped, on one line, and cut to `limit` letters.
-
-    What is cut ends in the number of letters there were.
-    """
+    """`console.printable`, cut to `limit` letters: what is cut ends in the number of letters there were."""
     text = str(text)
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:limit]
-    )
+    shown = console.printable(text[:limit])
     if len(text) <= limit and len(shown) <= limit:
         return shown
     note = f"... ({len(text)} letters)"

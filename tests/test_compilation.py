@@ -44,3 +44,12 @@ def test_the_user_decides_and_a_bad_place_is_no_failure(tmp_path, monkeypatch, c
     (tmp_path / "file").write_text("")
     assert keep_programs(tmp_path / "file") is None
     assert "not kept" in capsys.readouterr().err
+
+
+def test_no_home_is_a_warning(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr("janus_jax.sampling.compilation.user_cache", lambda: None)
+    assert keep_programs() is None
+    assert capsys.readouterr().err == (
+        "warning: compiled programs are not kept: there is no home directory\n"
+    )

@@ -20,7 +20,7 @@ from janus_jax.processing import (
     build_word_tokenizer,
     understanding_pixels,
 )
-from janus_jax.run.terminal import Terminal
+from janus_jax.run.terminal import Terminal, typed_files
 from janus_jax.sampling import Janus
 from janus_jax.sampling.memory import answer_bytes
 from janus_jax.weights import HF
@@ -147,6 +147,76 @@ def test_a_chat_in_the_terminal(janus, tmp_path):
     assert f"now ask about it\n{first}\n" in text
     assert text.endswith(f"{tmp_path / 'out' / 'chat_000.png'}\n")
     assert Image.open(tmp_path / "out" / "chat_000.png").size == (16, 16)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b c.png", "it's.png", 'say "hi".png', "back\\slash.png", "~.png"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a.png", ["a.png"]),
+        ("~/a.png", ["{home}/a.png"]),
+        ("~/b c.png", ["{home}/b c.png"]),
+        (r"~/b\ c.png", ["{home}/b c.png"]),
+        ('"~/b c.png"', ["{home}/b c.png"]),
+        ("b c.png", ["b c.png"]),
+        (r"b\ c.png", ["b c.png"]),
+        ("'b c.png'", ["b c.png"]),
+        ('"b c.png"', ["b c.png"]),
+        ("it's.png", ["it's.png"]),
+        (r"it\'s.png", ["it's.png"]),
+        ('"it\'s.png"', ["it's.png"]),
+        ('say "hi".png', ['say "hi".png']),
+        (r"back\slash.png", [r"back\slash.png"]),
+        ("~.png", ["~.png"]),
+        ("a.png 'b c.png'", ["a.png", "b c.png"]),
+        # Not there: the message shows what was meant.
+        ("~/x.png", ["{home}/x.png"]),
+        ("'~/x y.png'", ["{home}/x y.png"]),
+        ("x y.png", ["x y.png"]),
+        ("a.png x.png", ["a.png x.png"]),
+        ("x'.png", ["x'.png"]),
+        ("''", [""]),
+        ("~nobody_here/x", ["~nobody_here/x"]),
+    ],
+)
+def test_files_are_meant_as_a_shell_would_read_them(pictures, text, names):
+    assert typed_files(text) == [name.replace("{home}", str(pictures)) for name in names]
+
+
+def test_bad_places_and_control_characters_do_not_end_a_chat(janus, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    said = []
+    terminal = Terminal(janus, tmp_path / "file" / "out", max_new_tokens=2, write=said.append)
+
+    def drawn(*args, **kwargs):
+        raise AssertionError("drawn although it cannot be written")
+
+    monkeypatch.setattr(janus, "generate", drawn)
+    terminal.run(iter(["/draw a red cat", "/image", "/image \x1b[2J", "/\x1b[2J", "zebra"]))
+    text = "".join(said)
+    assert "the output directory" in text and "Not a directory; choose another place" in text
+    assert "/image needs the name of a file" in text
+    assert r"cannot read image \x1b[2J" in text and r"no command /\x1b[2J" in text
+    assert "does not know: zebra" in text and "\x1b" not in text
+
+
+def test_an_answer_cannot_steer_the_terminal(janus, tmp_path, monkeypatch):
+    class Hostile:
+        def ask(self, *args):
+            yield from ("a\n\x1b", "[2J", "b\r\x9b")
+
+    monkeypatch.setattr(janus, "conversation", lambda *args: Hostile())
+    said = []
+    Terminal(janus, tmp_path, write=said.append).run(iter(["a"]))
+    assert "".join(said).endswith("a\n\\x1b[2Jb\\r\\x9b\n")
 
 
 def test_conversations_that_memory_has_no_room_for_say_so():

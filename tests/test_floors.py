@@ -8,11 +8,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "janus_jax"
 
-# On the ground floor `errors` carries `config`, which carries `models`.
+# On the ground floor `console` carries `errors`, which carries `config`, which carries `models`.
 FLOORS = {
+    "console": -0.1,
     "errors": 0.0,
     "untrusted": 0.05,
     "cli": 0.1,
+    "places": 0.1,
     "config": 0.1,
     "models": 0.2,
     "parallel": 1,

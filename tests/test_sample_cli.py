@@ -135,6 +135,7 @@ def bad_inputs(directory: Path, checkpoint: str) -> dict[str, list]:
     (directory / "empty").mkdir()
     (directory / "broken.png").write_bytes(b"\x89PNG\r\n")
     (directory / "zero.png").write_bytes(b"")
+    (directory / "taken" / "image_000.png").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(directory / "fine.png")
     prompt = ["--prompt", "a cat"]
     here = ["--checkpoint", checkpoint]
@@ -143,10 +144,22 @@ def bad_inputs(directory: Path, checkpoint: str) -> dict[str, list]:
         "no such directory": ["--checkpoint", directory / "missing", *prompt],
         "is empty: not a model": ["--checkpoint", directory / "empty", *prompt],
         "cannot be a directory": [*here, *prompt, "--out", directory / "fine.png"],
+        "fine.png/x cannot be a directory": [*here, *prompt, "--out", directory / "fine.png/x"],
+        "File name too long": [*here, *prompt, "--out", directory / ("x" * 300)],
+        "image_000.png is a directory there": [*here, *prompt, "--out", directory / "taken"],
+        "/x\\x1b[31m": ["--checkpoint", "./x\x1b[31m", *prompt],
         "--mesh must look like": [*here, *prompt, "--mesh", "2x4"],
         "needs 64 devices": [*here, *prompt, "--mesh", "data=64"],
         "--memory_gb must be above 0": [*here, *prompt, "--memory_gb", 0],
-        "not enough memory for even one picture": [*here, *prompt, "--memory_gb", 0.00001],
+        **{
+            f"--memory_gb must be above 0 and finite, got {gb}": [
+                *here,
+                *prompt,
+                f"--memory_gb={gb}",
+            ]
+            for gb in ("inf", "nan", "-1.0", "-inf", "1e+308")
+        },
+        "raise memory_limit (of sample.py: --memory_gb)": [*here, *prompt, "--memory_gb", 0.00001],
         "int8 can be": [*here, *prompt, "--int8", "keys"],
         "--prompt is empty": [*here, "--prompt", " "],
         "the limit of this model is": [*here, "--prompt", "a cat " * 40],
@@ -176,3 +189,60 @@ def test_bad_input_is_one_line_and_exit_code_2(sample, checkpoint, tmp_path):
         assert code == 2 and len(errors) == 1, (message, stderr)
         assert errors[0].startswith("error: ") and message in errors[0]
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_results_are_kept_where_the_console_cannot_show_them(checkpoint, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    question = "what 是 😀 \x1b[31m?"
+    flags = ["--image", tmp_path / "a.png", "--question", question, "--out", tmp_path]
+    done = subprocess.run(
+        [sys.executable, SAMPLE, "--checkpoint", checkpoint, *flags, "--max_new_tokens", "2"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(rb"what \u662f \U0001f600 \x1b[31m?")
+    (entry,) = json.loads((tmp_path / "samples.json").read_text(encoding="utf-8"))["answers"]
+    assert entry["question"] == question
+
+
+def test_pictures_are_recorded_even_if_a_question_fails(sample, checkpoint, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    flags = ["--checkpoint", checkpoint, "--prompt", "a cat", "--out", tmp_path / "out"]
+    long = ["--image", tmp_path / "a.png", "--question", "a cat " * 40]
+    assert sample(*flags, *long)[0] == 2
+    assert len(json.loads((tmp_path / "out" / "samples.json").read_text())["images"]) == 1
+
+
+def chat(monkeypatch, lines):
+    lines = iter(lines)
+
+    def typed(prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+
+
+def test_a_chat_draws_with_the_same_flags(sample, checkpoint, tmp_path, monkeypatch):
+    drawing = ["--cfg_weight", 1.5, "--temperature", 0.7, "--top_k", 5, "--top_p", 0.9]
+    flags = ["--checkpoint", checkpoint, *drawing, "--num_images", 2, "--seed", 4]
+    chat(monkeypatch, ["/draw a red cat", "/draw a red cat"])
+    code, _, stderr = sample(*flags, "--interactive", "--out", tmp_path / "chat")
+    assert code == 0, stderr
+    flags[-1] = 5  # of the second drawing
+    assert sample(*flags, "--prompt", "a red cat", "--out", tmp_path)[0] == 0
+    for i in range(2):
+        typed = Image.open(tmp_path / "chat" / f"chat_{2 + i:03d}.png")
+        wanted = Image.open(tmp_path / f"image_{i:03d}.png")
+        np.testing.assert_array_equal(np.asarray(typed), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--top_k", 33], "top_k"), (["--cfg_weight", "inf"], "cfg_weight")]
+)
+def test_a_chat_with_impossible_settings_does_not_start(sample, checkpoint, flags, said):
+    code, stdout, stderr = sample("--checkpoint", checkpoint, "--interactive", *flags)
+    assert code == 2 and said in stderr and "Type a message" not in stdout

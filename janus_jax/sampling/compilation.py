@@ -8,13 +8,16 @@ from pathlib import Path
 
 import jax
 
+from janus_jax.console import printable
+from janus_jax.places import probe, user_cache
+
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # of JAX itself; empty switches the cache off
 
 
-def default_directory() -> Path:
-    """`$XDG_CACHE_HOME/janus_jax/programs`, or the same under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "janus_jax" / "programs"
+def default_directory() -> Path | None:
+    """`$XDG_CACHE_HOME/janus_jax/programs`, or the same under `~/.cache`; None without a home."""
+    cache = user_cache()
+    return cache and cache / "programs"
 
 
 def keep_programs(directory: Path | None = None, seconds: float = 0.5) -> Path | None:
@@ -34,11 +37,14 @@ def keep_programs(directory: Path | None = None, seconds: float = 0.5) -> Path |
         return Path(os.environ[_VARIABLE]) if os.environ[_VARIABLE] else None
     directory = directory or default_directory()
     try:
+        if directory is None:
+            raise OSError("there is no home directory")
         directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(directory)
+        probe(directory)
     except OSError as error:
-        print(f"warning: compiled programs are not kept: {error}", file=sys.stderr)
+        reason = printable(error.strerror or error)
+        where = f" in {printable(directory)}" if directory else ""
+        print(f"warning: compiled programs are not kept{where}: {reason}", file=sys.stderr)
         return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)

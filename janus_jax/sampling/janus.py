@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from janus_jax import checkpoints, models
+from janus_jax import models
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
 from janus_jax.processing import (
@@ -34,7 +34,7 @@ from janus_jax.sampling.logits import Knobs, Mode, make_knobs
 from janus_jax.sampling.text_engine import TextEngine
 from janus_jax.sampling.warmup import Program, answering_programs, buckets, drawing_programs
 from janus_jax.sampling.weights import Weights, pack
-from janus_jax.weights import our_directory
+from janus_jax.weights import load_checkpoint
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]  # such as tqdm.tqdm
 
@@ -105,7 +105,7 @@ class Janus:
         verify: bool = True,
         **options: Any,
     ) -> Janus:
-        """Reads a model directory or a training run's directory (newest step unless `step`).
+        """Reads a model directory, or a training run's (newest step unless `step`) or one of its steps'.
 
         A directory in the official or in the Hugging Face format, or a hub id such as
         "deepseek-ai/Janus-Pro-1B", is converted on first use into a cache (`weights.cache`).
@@ -121,7 +121,7 @@ class Janus:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
         """
         policy = policy or Policy()
-        loaded = checkpoints.load_model(our_directory(directory), step=step, verify=verify)
+        loaded = load_checkpoint(directory, step=step, verify=verify)
         processor = Processor(
             ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
         )

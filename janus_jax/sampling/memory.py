@@ -97,5 +97,5 @@ def _budget(limit: int | None) -> int:
 def _too_little(what: str, needed: int, budget: int, limit: int | None) -> UserError:
     return UserError(
         f"not enough memory for {what} {needed / 2**30:.2f} GiB, {budget / 2**30:.2f} GiB may be used"
-        f"{'; raise memory_limit' if limit is not None else ''}"
+        f"{'; raise memory_limit (of sample.py: --memory_gb)' if limit is not None else ''}"
     )

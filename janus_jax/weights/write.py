@@ -1,6 +1,6 @@
 """Writing an opened model: to a directory of ours, or to one that PyTorch programs read.
 
-All write next to the place they are given and rename at the end; what is interrupted never loads.
+All build the directory somewhere else and move it at the end (`place.py`); what is interrupted never loads.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from safetensors.numpy import save_file
 from janus_jax.checkpoints import save_model, storage
 from janus_jax.checkpoints.streaming import LazyArray, save_lazily
 from janus_jax.config import JanusConfig
-from janus_jax.errors import UserError
 from janus_jax.processing import ProcessorConfig, Tokenizer
 from janus_jax.weights.convert import nest, to_torch
 from janus_jax.weights.hf_config import config_to_hf
 from janus_jax.weights.names import NameTable
 from janus_jax.weights.official_config import config_to_official
+from janus_jax.weights.place import building, check_place
 from janus_jax.weights.processor_files import processor_files
-from janus_jax.weights.source import Source
+from janus_jax.weights.source import Source, is_ours
 
 SHARD_BYTES = 2 * 10**9
 
@@ -42,26 +42,27 @@ def write_ours(
     tokenizer: Tokenizer,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Writes a model directory of ours, array by array.
+    """Writes a model directory of ours, array by array; an earlier one in the same place is replaced.
 
     Raises:
-      UserError: a value is not finite, the place is taken by something else, or the disk is full;
-        nothing is left.
+      UserError: a value is not finite, the place is taken by something else or cannot be written, or the
+        disk is full; nothing is left.
     """
 
     def save(path: Path, tree: Any) -> None:
         save_lazily(path, tree)
         source.check_finite()  # before the directory gets its name
 
-    save_model(
-        directory,
-        source.config,
-        processor.to_dict(),
-        tokenizer.to_json(),
-        nest(_watched(source.arrays, progress)),
-        origin={"from": str(source.directory), "format": source.format},
-        save=save,
-    )
+    with building(directory, is_model) as new, _space(directory, source):
+        save_model(
+            new,
+            source.config,
+            processor.to_dict(),
+            tokenizer.to_json(),
+            nest(_watched(source.arrays, progress)),
+            origin={"from": str(source.directory), "format": source.format},
+            save=save,
+        )
 
 
 def write_torch(
@@ -87,28 +88,23 @@ def write_torch(
       UserError: the format cannot express the model, a value is not finite, the place is taken, or the
         disk is full; nothing is left.
     """
-    directory = Path(os.path.abspath(directory))
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"cannot write to {directory}: it exists and is not empty")
+    check_place(directory)
     dtypes = {array.dtype.name for array in source.arrays.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     config = _config(source.config, table, tokenizer, dtype)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with storage.writing(directory, "nothing there was changed", dict(source.arrays)):
-            temporary.mkdir(parents=True)
-            files = {"config.json": json.dumps(config, indent=2)}
-            files |= processor_files(source.config, processor, tokenizer, table.key)
-            for name, text in files.items():
-                (temporary / name).write_text(text + "\n", encoding="utf-8")
-            _write_shards(source, temporary, table, progress, shard_bytes)
+    with building(directory) as new, _space(directory, source):
+        new.mkdir()
+        files = {"config.json": json.dumps(config, indent=2)}
+        files |= processor_files(source.config, processor, tokenizer, table.key)
+        for name, text in files.items():
+            (new / name).write_text(text + "\n", encoding="utf-8")
+        _write_shards(source, new, table, progress, shard_bytes)
         source.check_finite()
-        if directory.exists():
-            directory.rmdir()
-        temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_model(directory: Path) -> bool:
+    """Whether it holds a model of ours that may be replaced; a training run may not."""
+    return is_ours(directory) and not (directory / "checkpoints").exists()
 
 
 def summary(arrays: Mapping[str, LazyArray]) -> list[tuple[str, int, int]]:
@@ -120,6 +116,12 @@ def summary(arrays: Mapping[str, LazyArray]) -> list[tuple[str, int, int]]:
         group[1] += array.nbytes
     rows = [(name, *numbers) for name, numbers in groups.items()]
     return [*rows, ("total", sum(r[1] for r in rows), sum(r[2] for r in rows))]
+
+
+def _space(directory: Path, source: Source) -> AbstractContextManager[None]:
+    """Names the place, not what is built for it, where the disk is too small or gets full."""
+    place = Path(os.path.realpath(directory))
+    return storage.writing(place, "nothing there was changed", dict(source.arrays))
 
 
 def _watched(arrays: Mapping[str, LazyArray], progress: Progress) -> dict[str, LazyArray]:
