@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.on_device.setting import Setting
 from benchmarks.on_device.tables import render
 from benchmarks.sampling import MODELS
-from janus_jax.errors import UserError, run_main
+from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.models import BACK_ENDS, REMAT
 
 LEAST = 15  # seconds left under which no section is begun
@@ -147,6 +147,11 @@ def main() -> None:
                 report["sections"][name] = _start(args, name, min(section.limit_s, left), scratch)
             _write(args.out, report)
     print(render(report, {name: section.title for name, section in SECTIONS.items()}))
+    failed = [name for name, found in report["sections"].items() if "problem" in found]
+    if failed:
+        raise RunError(
+            f"not measured, or not all of it: {', '.join(failed)}; the rest is in {args.out}.json"
+        )
 
 
 def _start(args: argparse.Namespace, name: str, limit: float, scratch: str) -> dict[str, Any]:
