@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,8 @@ from PIL import Image
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.processing import Processor, ProcessorConfig
+
+_SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
@@ -40,9 +43,14 @@ def number(name: str, value: Any) -> float:
 
 
 def listed(name: str, values: Any) -> list[Any]:
-    """The list of some values; a text, a file name or one picture is none."""
-    single = isinstance(values, str | bytes | os.PathLike | Image.Image | Mapping)
-    if single or not isinstance(values, Iterable) or not getattr(values, "shape", (1,)):
+    """The list of some values; a text, a file or one picture is none, though most can be iterated."""
+    single = isinstance(values, _SINGLE)
+    if (
+        single
+        or hasattr(values, "read")
+        or not isinstance(values, Iterable)
+        or not getattr(values, "shape", (1,))
+    ):
         raise UserError(f"{name} must be a list, not {type(values).__name__}")
     return list(values)
 
@@ -93,14 +101,23 @@ def seed_key(seed: int) -> jax.Array:
     return jax.random.key(seed)
 
 
-def check_options(max_batch: Any, memory_limit: Any, int8: Any) -> None:
-    """Raises UserError if an option of `Janus` is of another type or out of range."""
+def check_options(max_batch: Any, memory_limit: Any, int8: Any) -> frozenset[str]:
+    """What is to be in int8; raises UserError if an option of `Janus` is of another type or out of range."""
     whole("max_batch", max_batch, least=1)
-    if memory_limit is not None:
-        number("memory_limit", memory_limit)
-    unknown = set(map(str, listed("int8", int8))) - {"weights", "cache"}
-    if unknown:
+    if memory_limit is not None and not math.isfinite(number("memory_limit", memory_limit)):
+        raise UserError("memory_limit must be a number of bytes, or None for what is free")
+    parts = frozenset(map(str, listed("int8", int8)))
+    if unknown := parts - {"weights", "cache"}:
         raise UserError(f"int8 can be 'weights' and 'cache', not {sorted(unknown)}")
+    return parts
+
+
+def check_source(directory: Any, step: Any) -> None:
+    """Raises UserError if what to load is of another type."""
+    if not isinstance(directory, str | os.PathLike):
+        raise UserError(f"a model directory is a path, not {type(directory).__name__}")
+    if step is not None:
+        whole("step", step, least=0)
 
 
 def check_fit(config: JanusConfig, processor: Processor) -> None:

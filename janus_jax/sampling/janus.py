@@ -25,7 +25,6 @@ from janus_jax.processing import (
 from janus_jax.processing.image import ImageLike
 from janus_jax.sampling import checks, kv_cache, memory
 from janus_jax.sampling.batching import bucket, padded_size
-from janus_jax.sampling.checks import check_fit, check_options, seed_key
 from janus_jax.sampling.conversation import Conversation, Conversations
 from janus_jax.sampling.dialogue import Dialogue
 from janus_jax.sampling.drawing import Drawer, OnPreview, Request
@@ -78,8 +77,8 @@ class Janus:
         Raises:
           UserError: the processor does not fit the architecture, or an unknown or impossible option.
         """
-        check_fit(config, processor)
-        check_options(max_batch, memory_limit, int8)
+        checks.check_fit(config, processor)
+        int8 = checks.check_options(max_batch, memory_limit, int8)
         self.config = config.replace(scan_layers=False)
         self.processor = processor
         self.max_batch = max_batch
@@ -117,6 +116,7 @@ class Janus:
         Raises:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
         """
+        checks.check_source(directory, step)
         policy = policy or Policy()
         loaded = checkpoints.load_model(our_directory(directory), step=step)
         processor = Processor(
@@ -187,7 +187,7 @@ class Janus:
             top_k,
             top_p,
         )
-        key = seed_key(seed)
+        key = checks.seed_key(seed)
         requests = [Request(ids, i) for ids in map(self._generation_ids, prompts) for i in range(n)]
         most = self._most_pictures(max(len(r.ids) for r in requests), mode.guided)
         drawer = self._drawer()
@@ -247,7 +247,7 @@ class Janus:
         knobs, mode = make_knobs(
             self.config.decoder.vocab_size, temperature=temperature, top_p=top_p
         )
-        key = seed_key(seed)
+        key = checks.seed_key(seed)
         asked = list(map(self._understanding_ids, questions))
         size = self.config.siglip.image_size
         # A picture that is asked about several times is read, resized and encoded once.
@@ -293,7 +293,7 @@ class Janus:
           UserError: a bad argument; the message names it.
         """
         count = checks.whole("count, the number of conversations,", count, least=1)
-        seed_key(seed)
+        checks.seed_key(seed)
         vocab = self.config.decoder.vocab_size
         knobs, mode = make_knobs(vocab, temperature=temperature, top_p=top_p)
 
