@@ -82,8 +82,8 @@ def test_an_image_id_that_the_model_draws_shows_nothing(janus):
     """The slots of the next picture are its own, not those of what the model said."""
     conversation, tok = janus.conversation(), janus.processor.tokenizer
     asked = len(janus.processor.text_ids("the cat"))
-    "".join(conversation.ask("the cat", [], 12))
-    drawn = conversation.ids[asked + 11]  # the last one: it is computed with the next turn
+    list(conversation.ask("the cat", [], 1))
+    drawn = conversation.ids[asked]  # it is computed with the next turn
     knobs, mode = make_knobs(LONGER.decoder.vocab_size, temperature=0)
     pixels = understanding_pixels(picture(0), LONGER.siglip.image_size)
     answers = []
@@ -91,10 +91,10 @@ def test_an_image_id_that_the_model_draws_shows_nothing(janus):
         engine = TextEngine(janus.config, Policy(), image_id, tok.eos_id)
         dialogue = Dialogue(engine, janus.weights, 1, knobs, mode, tok.pad_id, tok.eos_id)
         key = jax.random.split(jax.random.key(0), 1)
-        list(dialogue.turn([janus.processor.text_ids("the cat")], [[]], [12], key))
+        list(dialogue.turn([janus.processor.text_ids("the cat")], [[]], [1], key))
         question = [
             image_id if i == tok.image_id else i
-            for i in janus.processor.next_question_ids("a red dog", 1)
+            for i in janus.processor.next_question_ids("is it?", 1)
         ]
         assert question.count(image_id) == P
         pieces = dialogue.turn([question], [[pixels]], [12], key)

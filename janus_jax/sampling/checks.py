@@ -60,6 +60,14 @@ def counts(name: str, values: Any) -> list[int]:
     return [whole(f"each of {name}", value, least=1) for value in listed(name, values)]
 
 
+def prompts(prompt: Any) -> list[Any]:
+    """One prompt, or several, as a list that is not empty."""
+    several = [prompt] if isinstance(prompt, str) else listed("prompt, if it is no text,", prompt)
+    if not several:
+        raise UserError("prompt is an empty list: give at least one prompt")
+    return several
+
+
 def pictures(name: str, values: Any) -> list[Any]:
     """The list of some pictures, each of a type that can be one."""
     shape = getattr(values, "shape", None)

@@ -171,10 +171,8 @@ class Janus:
         Raises:
           UserError: a bad argument, or not even one picture fits into memory; the message says which.
         """
-        prompts = [prompt] if isinstance(prompt, str) else checks.listed("prompt", prompt)
+        prompts = checks.prompts(prompt)
         size, total = self.config.vq.image_size, self.config.vq.num_codes
-        if not prompts:
-            raise UserError("prompt is an empty list: give at least one prompt")
         n = checks.whole("n, the number of pictures of each prompt,", n, least=1)
         checks.function("progress", progress)
         checks.function("preview", preview)
