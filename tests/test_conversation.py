@@ -44,6 +44,8 @@ def picture(seed):
 
 def next_ids(janus, ids, pictures):
     """The most likely id after each position, from one pass without a cache."""
+    length = len(ids)
+    ids = [*ids, *[0] * (LONGER.decoder.max_position - length)]  # one shape for all
     model, params = models.Janus(LONGER), {"params": random_params(LONGER)}
     apply = lambda method, *args: model.apply(params, *args, method=method)
     embeds = np.array(apply("embed_text", jnp.asarray(ids)[None]))
@@ -52,10 +54,9 @@ def next_ids(janus, ids, pictures):
         pixels = np.stack([understanding_pixels(p, LONGER.siglip.image_size) for p in pictures])
         features = np.asarray(apply("embed_images", jnp.asarray(pixels / 127.5 - 1, jnp.float32)))
         embeds[0, slots] = features.reshape(-1, features.shape[-1])
-    length = len(ids)
-    mask = causal_mask(length)
-    hidden, _ = apply("decode", jnp.asarray(embeds), jnp.arange(length)[None], mask)
-    return np.asarray(jnp.argmax(apply("text_logits", hidden), -1))[0]
+    mask = causal_mask(len(ids))
+    hidden, _ = apply("decode", jnp.asarray(embeds), jnp.arange(len(ids))[None], mask)
+    return np.asarray(jnp.argmax(apply("text_logits", hidden), -1))[0, :length]
 
 
 def test_turns_from_the_cache_equal_one_pass_over_everything(janus):

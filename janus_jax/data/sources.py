@@ -16,7 +16,6 @@ from PIL import Image
 from janus_jax.data import emoji_scenes as es
 from janus_jax.processing import Processor, generation_pixels, understanding_pixels
 from janus_jax.processing import sequence as seq
-from janus_jax.processing.tokenizer import BOI, EOI
 
 # Sequence kinds of one example get different random streams from the same record index.
 _STREAMS = {"und": 1, "text": 2, "gen": 3, "pictures": 4, "pairs": 5}
@@ -161,7 +160,7 @@ class SceneSource:
             return self._text_conversation(rng)
         text = es.fact(self._scene(rng), rng, self._world)
         return seq.text_sequence(
-            [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id],
+            [tokenizer.bos_id, *tokenizer.encode_text(text), tokenizer.eos_id],
             config.und_image_size,
             config.gen_image_size,
         )
@@ -176,8 +175,8 @@ class SceneSource:
             turns = [(processor.generation_ids(caption), processor.answer_ids(drawing))]
         else:
             scene, asked = self._asked(rng)
-            words = f"{BOI}{es.picture_in_words(scene, world)}{EOI}"
-            turns = self._turns(asked, processor.text_ids(f"{words}\n{asked[0][0]}"))
+            words = es.picture_in_words(scene, world)
+            turns = self._turns(asked, processor.text_ids(asked[0][0], picture=words))
         side = config.und_image_size
         return seq.conversation(
             turns,
@@ -204,7 +203,7 @@ class SceneSource:
     def _pairs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         tokenizer = self._processor.tokenizer
         scene = self._scene(rng)
-        ids = tokenizer.encode(es.description(scene, self._world))[: self._text_length]
+        ids = tokenizer.encode_text(es.description(scene, self._world))[: self._text_length]
         padded = np.full(self._text_length, tokenizer.pad_id, np.int32)
         padded[: len(ids)] = ids
         return {"image": self._understanding_image(scene), "text": padded}

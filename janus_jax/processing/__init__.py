@@ -19,6 +19,7 @@ from janus_jax.processing.sequence import (
     Features,
     conversation,
     generation_sequence,
+    image_slots,
     text_sequence,
 )
 from janus_jax.processing.tokenizer import Tokenizer, build_word_tokenizer
@@ -39,6 +40,7 @@ __all__ = [
     "generation_pixels",
     "generation_sequence",
     "grid",
+    "image_slots",
     "load_image",
     "text_sequence",
     "to_float",

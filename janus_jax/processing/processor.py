@@ -82,7 +82,11 @@ def _check_type(name: str, value: Any, kind: type) -> None:
 
 
 class Processor:
-    """Token layouts of one checkpoint. Raises UserError at once if a special token is missing."""
+    """Token layouts of one checkpoint. Raises UserError at once if a special token is missing.
+
+    Texts may say anything: what looks like a control token of the model is encoded as the letters it is made
+    of (`Tokenizer.encode_pieces`). Only an `<image_placeholder>` in a question about pictures is one.
+    """
 
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer):
         self.config = config
@@ -95,12 +99,10 @@ class Processor:
         """[BOS, chat prompt.., BOI]: the hidden state at BOI predicts image code 0.
 
         Raises:
-          UserError: the prompt is empty.
+          UserError: the prompt is empty or not text.
         """
-        if not prompt.strip():
-            raise UserError("the prompt is empty: describe the picture to draw")
-        text = chat.generation_prompt(self.template, prompt)
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        _check_text("prompt", prompt, ": describe the picture to draw")
+        return self._encode(chat.generation_pieces(self.template, prompt))
 
     def unconditional_ids(self, ids: Sequence[int], pad: int | None = None) -> list[int]:
         """[BOS, pad.., BOI] of the same length; `pad` defaults to the pad id. The pads are attended
@@ -114,43 +116,61 @@ class Processor:
         The slots of image i hold `image_id`; their embeddings are replaced by image features.
 
         Raises:
-          UserError: empty question, or the wrong number of `<image_placeholder>` in it.
+          UserError: the question is empty or not text, or has the wrong number of `<image_placeholder>`.
         """
-        if not question.strip():
-            raise UserError("the question is empty")
-        text = chat.understanding_prompt(
+        _check_text("question", question)
+        pieces = chat.understanding_pieces(
             self.template, question, self.config.system_prompt, num_images
         )
-        return self.expand_image_slots([self.tokenizer.bos_id, *self.tokenizer.encode(text)])
+        return self.expand_image_slots(self._encode(pieces))
 
     def next_question_ids(self, question: str, num_images: int = 0) -> list[int]:
         """[question.., `<|Assistant|>:`]: a later turn, after the EOS of the answer before it.
 
         Raises:
-          UserError: empty question, or the wrong number of `<image_placeholder>` in it.
+          UserError: the question is empty or not text, or has the wrong number of `<image_placeholder>`.
         """
-        if not question.strip():
-            raise UserError("the question is empty")
-        text = chat.understanding_prompt(self.template, question, num_images=num_images)
-        return self.expand_image_slots(self.tokenizer.encode(text))
+        _check_text("question", question)
+        pieces = chat.understanding_pieces(self.template, question, num_images=num_images)
+        return self.expand_image_slots(self.tokenizer.encode_pieces(pieces))
 
     def answer_ids(self, answer: str) -> list[int]:
-        """[answer.., EOS], as they follow `<|Assistant|>:` in a rendered conversation."""
-        return [*self.tokenizer.encode(f" {answer.strip()}"), self.tokenizer.eos_id]
-
-    def text_ids(self, message: str) -> list[int]:
-        """[BOS, system.., message.., `<|Assistant|>:`]: a question without a picture.
+        """[answer.., EOS], as they follow `<|Assistant|>:` in a rendered conversation.
 
         Raises:
-          UserError: the message is empty.
+          UserError: the answer is empty or not text.
         """
-        if not message.strip():
-            raise UserError("the message is empty")
-        text = chat.render(self.template, [message, ""], self.config.system_prompt)
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        _check_text("answer", answer)
+        return [*self.tokenizer.encode_text(f" {answer.strip()}"), self.tokenizer.eos_id]
+
+    def text_ids(self, message: str, picture: str = "") -> list[int]:
+        """[BOS, system.., message.., `<|Assistant|>:`]: a question without a picture.
+
+        Args:
+          message: the question.
+          picture: a picture in words, if any: [.., BOI, picture.., EOI, message.., ..].
+
+        Raises:
+          UserError: the message is empty or not text, or has an `<image_placeholder>`.
+        """
+        _check_text("message", message)
+        return self._encode(
+            chat.text_pieces(self.template, message, self.config.system_prompt, picture)
+        )
 
     def expand_image_slots(self, ids: Sequence[int]) -> list[int]:
         """Replaces each image id by BOI + num_image_tokens image ids + EOI."""
         tok = self.tokenizer
         slots = [tok.boi_id, *[tok.image_id] * self.config.num_image_tokens, tok.eoi_id]
         return [out for i in ids for out in (slots if i == tok.image_id else (i,))]
+
+    def _encode(self, pieces: Sequence[str]) -> list[int]:
+        return [self.tokenizer.bos_id, *self.tokenizer.encode_pieces(pieces)]
+
+
+def _check_text(name: str, text: str, hint: str = "") -> None:
+    """Raises UserError if `text` is not text or empty; what was given is not repeated."""
+    if not isinstance(text, str):
+        raise UserError(f"the {name} must be text (a string), not {type(text).__name__}")
+    if not text.strip():
+        raise UserError(f"the {name} is empty{hint}")

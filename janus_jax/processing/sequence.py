@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from janus_jax.errors import UserError
+
 SLOT_TEXT, SLOT_UND, SLOT_GEN = 0, 1, 2
 TASK_UND, TASK_TEXT = 0, 1
 
@@ -70,20 +72,30 @@ def conversation(
       images: uint8 [U, h, w, 3].
       gen_size: side of the (absent) pictures to generate, pixels.
       task: TASK_UND or TASK_TEXT.
+
+    Raises:
+      UserError: the prompts do not have equally many image slots for each of `images`.
     """
-    ids, positions = [], []
+    ids, positions, shown = [], [], []
     for prompt, answer in turns:
+        # Slots belong to the pictures of the prompts: an answer has none, whatever its ids are.
+        shown += [len(ids) + i for i in image_slots(prompt, image_id)]
         ids += [*prompt, *answer]
         positions += range(len(ids) - len(answer) - 1, len(ids) - 1)
     features = text_sequence(ids, images.shape[1], gen_size, task=task)
     for name in ("target_ids", "target_tasks"):
         features[name] = features[name][positions]
     features["target_positions"] = np.asarray(positions, np.int32)
-    features["slots"] = np.where(features["tokens"] == image_id, SLOT_UND, SLOT_TEXT).astype(
-        np.int32
-    )
+    if bool(shown) != bool(len(images)) or (shown and len(shown) % len(images)):
+        raise UserError(f"a conversation has {len(shown)} image slots for {len(images)} picture(s)")
+    features["slots"][shown] = SLOT_UND
     features["und_images"] = images
     return features
+
+
+def image_slots(prompt: Sequence[int], image_id: int) -> list[int]:
+    """Positions of the image slots among the ids of one prompt, as `Processor` lays it out."""
+    return [i for i, token in enumerate(prompt) if token == image_id]
 
 
 def generation_sequence(

@@ -3,6 +3,10 @@
 Ids of the special tokens differ between Janus-Pro-1B and Janus-Pro-7B, so none is written down
 here. `tokenizers.Tokenizer` is used directly: the LlamaTokenizer of transformers 5 replaces the
 byte-level pre-tokenizer of DeepSeek and silently drops spaces (transformers #45488).
+
+Control tokens are what frames a conversation: all tokens beside the model's own vocabulary, but for those
+that are mere text. Only the program writes them, as `Control`; where somebody else's text spells one
+("<image_placeholder>"), the text is encoded letter by letter, like any other.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import tokenizers
@@ -34,6 +39,11 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, BOI, EOI, IMAGE, USER, ASSISTANT)
 _MAX_GAPS = 4096
 
 _WORD = r"\w+|[^\w\s]"
+
+
+class Control(str):
+    """A control token that the program itself writes. What is made of it (`+`, `join`, f-strings) is mere
+    text again, so that nothing becomes one by accident."""
 
 
 class Tokenizer:
@@ -90,8 +100,74 @@ class Tokenizer:
         return copy
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without BOS. Special-token strings inside `text` become their one id."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of a whole prompt that can be trusted, without BOS: special-token strings inside become their
+        one id. For what people write, there is `encode_text`.
+
+        Raises:
+          UserError: half a character (a lone surrogate) in it.
+        """
+        return _encode(self._backend, text).ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of what somebody wrote; no control token is among them. See `encode_pieces`."""
+        return self.encode_pieces([text])
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """Ids of a prompt in pieces: a `Control` is its one id, and every other piece is mere text.
+
+        The ids are those of the joined string, unless that has other control tokens than `pieces`.
+        A `Control` that the vocabulary lacks is text, too, such as the roles of Janus-1.3B.
+
+        Raises:
+          UserError: half a character (a lone surrogate) in it, or a control token in the text that this
+            vocabulary cannot spell in other tokens.
+        """
+        known = [isinstance(p, Control) and self.token_id(p) is not None for p in pieces]
+        wanted = [self.token_id(p) for p, control in zip(pieces, known, strict=True) if control]
+        ids = self.encode("".join(pieces))
+        if [i for i in ids if i in self._control_ids] == wanted:
+            return ids
+        ids = []
+        for control, run in groupby(zip(known, pieces, strict=True), key=lambda pair: pair[0]):
+            run = [piece for _, piece in run]
+            ids += map(self.require_id, run) if control else self._spell("".join(run))
+        return ids
+
+    def _spell(self, text: str) -> list[int]:
+        """Ids of `text` in tokens that are mere text."""
+        ids = [self._vocabulary.get(i, i) for i in _encode(self._speller, text).ids]
+        for i in ids:
+            if i in self._control_ids:
+                raise UserError(
+                    f"the text has {self._backend.id_to_token(i)!r} in it, which is a control token of "
+                    "the model and cannot be written in other tokens: leave it out"
+                )
+        return ids
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        """All ids that text must not have."""
+        added = self._backend.get_added_tokens_decoder()
+        ids = {i for i, token in added.items() if not _is_text(token)}
+        ids |= {i for i in map(self.token_id, SPECIAL_TOKENS) if i is not None}
+        unknown = getattr(self._backend.model, "unk_token", None) or UNK
+        return frozenset(ids - {self.token_id(unknown)})  # any text may have that one
+
+    @cached_property
+    def _speller(self) -> tokenizers.Tokenizer:
+        """The same model without its control tokens, which hence are text. Other ids: `_vocabulary`."""
+        speller = tokenizers.Tokenizer(self._backend.model)
+        speller.normalizer = self._backend.normalizer
+        speller.pre_tokenizer = self._backend.pre_tokenizer
+        added = self._backend.get_added_tokens_decoder()
+        speller.add_tokens([token for _, token in sorted(added.items()) if _is_text(token)])
+        return speller
+
+    @cached_property
+    def _vocabulary(self) -> dict[int, int]:
+        """Ids of added tokens in `_speller` -> ours."""
+        added = self._speller.get_added_tokens_decoder()
+        return {i: self.require_id(token.content) for i, token in added.items()}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out."""
@@ -104,12 +180,13 @@ class Tokenizer:
     def unknown_words(self, text: str) -> list[str]:
         """Words of `text` that the vocabulary lacks, in order and without repeats.
 
-        Always empty for a byte-level tokenizer, which can spell any word.
+        Always empty for a byte-level tokenizer, which can spell any word. `<image_placeholder>` is known.
         """
         if not self._word_level:
             return []
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        unknown = self.token_id(UNK)
+        text = text.replace(IMAGE, " ")
+        encoding = _encode(self._speller, text)
+        unknown = self._speller.token_to_id(UNK)
         words = [
             text[start:end].lower()
             for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -187,6 +264,31 @@ def _check_ids(ids: Collection[int], origin: str) -> None:
         raise UserError(
             f"{origin} has {len(ids)} tokens, but one of them has the id {max(ids)}: it is damaged"
         )
+
+
+def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text has half a character in it (U+{ord(text[error.start]):04X} at position "
+            f"{error.start}, a lone surrogate), which cannot be encoded: leave it out"
+        ) from None
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except Exception as error:  # the Rust side raises plain Exception
+        raise UserError(f"the tokenizer cannot encode the text: {error}") from error
+
+
+def _is_text(token: tokenizers.AddedToken) -> bool:
+    """Whether an added token is text: a character that the base vocabulary lacks (such as the "ø" of
+    Janus-Pro-7B), or a word or blanks that are not marked as special. All others frame something."""
+    text = token.content
+    if text in SPECIAL_TOKENS:
+        return False
+    if len(text) == 1:
+        return text.isprintable()
+    return not token.special and (text.isalnum() or text.isspace())
 
 
 def _added(tokens: Iterable[str]) -> list[tokenizers.AddedToken]:

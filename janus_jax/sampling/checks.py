@@ -2,18 +2,130 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import jax
+import numpy as np
+from PIL import Image
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.processing import Processor, ProcessorConfig
 
+_SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, of Python or of an array without axes, of at least `least`.
+
+    As all functions here it raises UserError, and names what else was given by its type alone.
+    """
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UserError(f"{name} must be a whole number, not {type(value).__name__}")
+    if abs(value) >= 2**63:
+        raise UserError(f"{name} is far out of range: it has more than 63 bits")
+    if least is not None and value < least:
+        raise UserError(f"{name} must be >= {least}, got {value}")
+    return int(value)
+
+
+def number(name: str, value: Any) -> float:
+    """As `whole`, for any real number."""
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UserError(f"{name} must be a number, not {type(value).__name__}")
+    return float(value) if abs(value) < 2**63 else float("nan" if value != value else "inf")
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    """The list of some values; a text, a file or one picture is none, though most can be iterated."""
+    single = isinstance(values, _SINGLE)
+    if (
+        single
+        or hasattr(values, "read")
+        or not isinstance(values, Iterable)
+        or not getattr(values, "shape", (1,))
+    ):
+        raise UserError(f"{name} must be a list, not {type(values).__name__}")
+    return list(values)
+
+
+def counts(name: str, values: Any) -> list[int]:
+    """The list of some whole numbers of at least 1."""
+    return [whole(f"each of {name}", value, least=1) for value in listed(name, values)]
+
+
+def prompts(prompt: Any) -> list[Any]:
+    """One prompt, or several, as a list that is not empty."""
+    several = [prompt] if isinstance(prompt, str) else listed("prompt, if it is no text,", prompt)
+    if not several:
+        raise UserError("prompt is an empty list: give at least one prompt")
+    return several
+
+
+def pictures(name: str, values: Any) -> list[Any]:
+    """The list of some pictures, each of a type that can be one."""
+    shape = getattr(values, "shape", None)
+    if shape is not None and (len(shape) < 3 or (len(shape) == 3 and shape[-1] in (3, 4))):
+        raise UserError(f"{name} must be a list of pictures, not the array of one")
+    values = listed(name, values)
+    for value in values:
+        readable = isinstance(value, str | os.PathLike | Image.Image | np.ndarray)
+        if not readable and not hasattr(value, "read"):
+            raise UserError(
+                f"{name}: a picture is a file name, a PIL image or a uint8 array, "
+                f"not {type(value).__name__}"
+            )
+    return values
+
+
+def function(name: str, value: Any) -> None:
+    """Raises UserError if `value` is neither None nor can be called."""
+    if value is not None and not callable(value):
+        raise UserError(f"{name} must be a function, not {type(value).__name__}")
+
+
+def preview_steps(total: int, preview_every: int | None) -> int:
+    """Codes between two previews of a picture of `total`: an eighth of it, unless somebody says."""
+    own = max(1, total // 8)
+    return own if preview_every is None else whole("preview_every", preview_every, least=1)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays without axes as numbers of Python."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
 
 def seed_key(seed: int) -> jax.Array:
     """The random key of a seed; raises UserError if it is not 0 to 2**32 - 1."""
+    seed = whole("seed", seed)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
     return jax.random.key(seed)
+
+
+def check_options(max_batch: Any, memory_limit: Any, int8: Any) -> frozenset[str]:
+    """What is to be in int8; raises UserError if an option of `Janus` is of another type or out of range."""
+    whole("max_batch", max_batch, least=1)
+    if memory_limit is not None and not math.isfinite(number("memory_limit", memory_limit)):
+        raise UserError("memory_limit must be a number of bytes, or None for what is free")
+    parts = frozenset(map(str, listed("int8", int8)))
+    if unknown := parts - {"weights", "cache"}:
+        raise UserError(f"int8 can be 'weights' and 'cache', not {sorted(unknown)}")
+    return parts
+
+
+def check_source(directory: Any, step: Any) -> None:
+    """Raises UserError if what to load is of another type."""
+    if not isinstance(directory, str | os.PathLike):
+        raise UserError(f"a model directory is a path, not {type(directory).__name__}")
+    if step is not None:
+        whole("step", step, least=0)
 
 
 def check_fit(config: JanusConfig, processor: Processor) -> None:

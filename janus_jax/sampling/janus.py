@@ -23,9 +23,8 @@ from janus_jax.processing import (
     understanding_pixels,
 )
 from janus_jax.processing.image import ImageLike
-from janus_jax.sampling import kv_cache, memory
+from janus_jax.sampling import checks, kv_cache, memory
 from janus_jax.sampling.batching import bucket, padded_size
-from janus_jax.sampling.checks import check_fit, seed_key
 from janus_jax.sampling.conversation import Conversation, Conversations
 from janus_jax.sampling.dialogue import Dialogue
 from janus_jax.sampling.drawing import Drawer, OnPreview, Request
@@ -78,9 +77,8 @@ class Janus:
         Raises:
           UserError: the processor does not fit the architecture, or an unknown or impossible option.
         """
-        check_fit(config, processor)
-        if unknown := set(int8) - {"weights", "cache"}:
-            raise UserError(f"int8 can be 'weights' and 'cache', not {sorted(unknown)}")
+        checks.check_fit(config, processor)
+        int8 = checks.check_options(max_batch, memory_limit, int8)
         self.config = config.replace(scan_layers=False)
         self.processor = processor
         self.max_batch = max_batch
@@ -120,6 +118,7 @@ class Janus:
         Raises:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
         """
+        checks.check_source(directory, step)
         policy = policy or Policy()
         loaded = load_checkpoint(directory, step=step, verify=verify)
         processor = Processor(
@@ -174,15 +173,12 @@ class Janus:
         Raises:
           UserError: a bad argument, or not even one picture fits into memory; the message says which.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = checks.prompts(prompt)
         size, total = self.config.vq.image_size, self.config.vq.num_codes
-        if not prompts:
-            raise UserError("prompt is an empty list: give at least one prompt")
-        if n < 1:
-            raise UserError(f"n, the number of pictures of each prompt, must be >= 1, got {n}")
-        every = max(1, total // 8) if preview_every is None else preview_every
-        if every < 1:
-            raise UserError(f"preview_every must be >= 1 codes, got {every}")
+        n = checks.whole("n, the number of pictures of each prompt,", n, least=1)
+        checks.function("progress", progress)
+        checks.function("preview", preview)
+        every = checks.preview_steps(total, preview_every)
         own = self.processor.config
         knobs, mode = make_knobs(
             self.config.vq.codebook_size,
@@ -191,7 +187,7 @@ class Janus:
             top_k,
             top_p,
         )
-        key = seed_key(seed)
+        key = checks.seed_key(seed)
         requests = [Request(ids, i) for ids in map(self._generation_ids, prompts) for i in range(n)]
         most = self._most_pictures(max(len(r.ids) for r in requests), mode.guided)
         drawer = self._drawer()
@@ -242,15 +238,16 @@ class Janus:
         Raises:
           UserError: a bad argument; the message names it.
         """
-        images = list(images)  # one object a picture, also of an array of pictures
+        images = checks.pictures("images", images)  # one object a picture, also of an array of them
+        questions = checks.listed("questions", questions)
+        checks.function("progress", progress)
+        max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, least=1)
         if len(images) != len(questions):
             raise UserError(f"there are {len(images)} images, but {len(questions)} questions")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
         knobs, mode = make_knobs(
             self.config.decoder.vocab_size, temperature=temperature, top_p=top_p
         )
-        key = seed_key(seed)
+        key = checks.seed_key(seed)
         asked = list(map(self._understanding_ids, questions))
         size = self.config.siglip.image_size
         # A picture that is asked about several times is read, resized and encoded once.
@@ -295,9 +292,8 @@ class Janus:
         Raises:
           UserError: a bad argument; the message names it.
         """
-        if count < 1:
-            raise UserError(f"count, the number of conversations, must be >= 1, got {count}")
-        seed_key(seed)
+        count = checks.whole("count, the number of conversations,", count, least=1)
+        checks.seed_key(seed)
         vocab = self.config.decoder.vocab_size
         knobs, mode = make_knobs(vocab, temperature=temperature, top_p=top_p)
 
@@ -341,6 +337,9 @@ class Janus:
         Returns:
           The number of programs.
         """
+        pictures, answers = checks.counts("pictures", pictures), checks.counts("answers", answers)
+        tokens = checks.whole("tokens", tokens, least=1)
+        max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, least=1)
         own, total = self.processor.config, self.config.vq.num_codes
         knobs, mode = make_knobs(
             self.config.vq.codebook_size,
@@ -349,7 +348,7 @@ class Janus:
         )
         shortest = len(self.processor.generation_ids("a"))
         lengths = buckets(shortest, min(shortest + tokens, self._longest(total)))
-        every = max(1, total // 8) if preview_every is None else preview_every
+        every = checks.preview_steps(total, preview_every)
         programs: list[Program] = []
         for count in pictures:
             most = self._most_pictures(max(lengths), mode.guided)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.errors import UserError
+from janus_jax.sampling.checks import number, whole
 
 
 class Knobs(NamedTuple):
@@ -47,8 +48,11 @@ def make_knobs(
     unconditional ones.
 
     Raises:
-      UserError: not finite, negative, or outside of the stated range.
+      UserError: no number, not finite, negative, or outside of the stated range.
     """
+    cfg_weight, temperature = number("cfg_weight", cfg_weight), number("temperature", temperature)
+    top_k = None if top_k is None else whole("top_k", top_k)
+    top_p = None if top_p is None else number("top_p", top_p)
     for name, value in (("cfg_weight", cfg_weight), ("temperature", temperature)):
         if not math.isfinite(value) or value < 0:
             raise UserError(f"{name} must be a finite number >= 0, got {value}")
@@ -58,7 +62,7 @@ def make_knobs(
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
     greedy = temperature == 0
     filtered = not greedy and not (top_k in (None, vocab) and top_p in (None, 1))
-    knobs = Knobs(float(cfg_weight), float(temperature), int(top_k or vocab), float(top_p or 1))
+    knobs = Knobs(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
     return knobs, Mode(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
 
 

@@ -2,7 +2,8 @@
 
 Source: deepseek-ai/Janus `inference.py` and `MultiModalityCausalLM.prepare_inputs_embeds`. A turn's
 prompts are left-padded, so that all rows write the same slots of the cache; `valid` remembers which of
-them hold something. A block ends without asking the host anything: rows that are done go on with
+them hold something. Which positions show a picture is told by the host: a model can draw the id of an
+image slot, too. A block ends without asking the host anything: rows that are done go on with
 end-of-sentence, which is not valid and hence not seen.
 """
 
@@ -65,11 +66,15 @@ class TextEngine:
     Args:
       config: architecture.
       policy: dtypes.
-      image_id: token at the image slots.
+      image_id: token at the image slots of a prompt; their embeddings are replaced.
       eos_id: token that ends an answer.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: where the weights lie; heads are cut over `tensor` as theirs are. None is one device.
       int8: the weights will be in int8; matters to how programs are compiled for a CPU.
+
+    Attributes:
+      image_id: as above.
+      patches: P, image slots of a picture.
     """
 
     def __init__(
@@ -86,7 +91,8 @@ class TextEngine:
         self._model = models.Janus(config.replace(scan_layers=False), policy)
         self._dtype = policy.compute
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
-        self._image_id, self._eos_id = image_id, eos_id
+        self.image_id, self.patches = image_id, config.siglip.num_patches
+        self._eos_id = eos_id
         self._mesh = mesh
         self.features = jax.jit(self._features)
         self.grow = jax.jit(_grow, static_argnames="length")
@@ -117,7 +123,7 @@ class TextEngine:
         ids: jax.Array,
         mask: jax.Array,
         features: jax.Array | None,
-        pictures: jax.Array,
+        sources: jax.Array | None,
         limits: jax.Array,
         keys: jax.Array,
         knobs: Knobs,
@@ -128,17 +134,17 @@ class TextEngine:
         Args:
           weights: from `weights.pack`.
           state: donated; has at least T free slots.
-          ids: int32 [B, T], left-padded, with `image_id` at the image slots.
+          ids: int32 [B, T], left-padded.
           mask: bool [B, T], False on the left padding.
           features: [U, P, D] of all pictures of the turn; None without any.
-          pictures: int32 [B, M], which of them each row shows, in order; rows with fewer repeat any.
+          sources: int32 [B, T], which of the U * P features feeds a position, -1 where its id does; None
+            without pictures.
           limits: int32 [B] most tokens of each answer, >= 1.
           keys: [B] random keys.
         """
         x = decoder.embed_text(weights, ids)
         if features is not None:
-            shown = features[pictures].reshape(len(ids), -1, features.shape[-1])
-            x = fill_slots(x, shown, (ids == self._image_id) & mask)
+            x = fill_slots(x, features.reshape(-1, features.shape[-1]), sources)
         T, length = ids.shape[1], state.valid.shape[1]
         start = state.index
         valid = jax.lax.dynamic_update_slice(state.valid, mask, (0, start))
@@ -218,14 +224,13 @@ def _grow(state: State, length: int) -> State:
     return state._replace(cache=kv_cache.grow(state.cache, length), valid=valid)
 
 
-def fill_slots(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Array:
-    """Puts image features at the image slots, in order.
+def fill_slots(embeds: jax.Array, features: jax.Array, sources: jax.Array) -> jax.Array:
+    """Puts image features at the image slots.
 
     Args:
       embeds: [B, T, D] text embeddings.
-      features: [B, P, D], one for each slot; more than there are slots are not used.
-      slots: bool [B, T].
+      features: [N, D].
+      sources: int32 [B, T], the number of the feature, -1 where the text stays.
     """
-    order = jnp.maximum(jnp.cumsum(slots, axis=-1) - 1, 0)
-    at_slots = jnp.take_along_axis(features, order[..., None], axis=1)
-    return jnp.where(slots[..., None], at_slots.astype(embeds.dtype), embeds)
+    shown = features[jnp.maximum(sources, 0)].astype(embeds.dtype)
+    return jnp.where(sources[..., None] >= 0, shown, embeds)

@@ -95,7 +95,6 @@ def answering_programs(
     pixels = shape((rows, image_size, image_size, 3), jnp.uint8)
     yield f"{rows} pictures to look at", lambda: engine.features.lower(weights, pixels)
     features = jax.eval_shape(engine.features, weights, pixels)
-    numbers = shape((rows, 1), jnp.int32)
     keys = jnp.broadcast_to(jax.random.key(0), (rows,))
     most = shape((rows,), jnp.int32)
     rooms = set()
@@ -107,7 +106,7 @@ def answering_programs(
         yield (
             f"{rows} answers, questions of up to {T} tokens",
             lambda s=state, i=ids, m=mask: engine.prefill.lower(
-                weights, s, i, m, features, numbers, most, keys, knobs, mode=mode
+                weights, s, i, m, features, i, most, keys, knobs, mode=mode
             ),
         )
     for length in sorted(rooms):
