@@ -127,7 +127,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "stage2",
         "stage3",
     )
-    config.log = dict(save_every=250, log_every=10, sample_every=250)
+    config.log.update(save_every=250, log_every=10, sample_every=250)
     config.eval = dict(
         after_stages=True, prompts=50, questions=50, cfg_weights=(1.0, 1.25, 1.5, 2.0), note=""
     )
@@ -149,7 +149,7 @@ def _smoke(config: ConfigDict) -> ConfigDict:
     for name in config.stage_order:
         config.stages[name].update(steps=6, warmup_steps=0 if name == "stage3" else 2)
     config.stages.stage0_vq.options.update(warmup=2, revive_every=2, fixed_from=5)
-    config.log = dict(save_every=6, log_every=3, sample_every=0)
+    config.log.update(save_every=6, log_every=3, sample_every=0)
     config.eval.update(prompts=2, questions=2, cfg_weights=(1.5,), after_stages=False)
     config.eval.note = "smoke run: a few steps a stage, the scores mean nothing"
     return config

@@ -12,6 +12,7 @@ LIBRARY = ROOT / "janus_jax"
 FLOORS = {
     "errors": 0.0,
     "cli": 0.1,
+    "signals": 0.1,
     "config": 0.1,
     "models": 0.2,
     "parallel": 1,

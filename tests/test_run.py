@@ -14,7 +14,7 @@ from janus_jax.data import emoji_scenes as es
 from janus_jax.errors import RunError, UserError
 from janus_jax.evaluation import make_prompts, make_questions
 from janus_jax.models import init_params
-from janus_jax.run import batches, build, train, training_run
+from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
 
 STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
@@ -252,7 +252,7 @@ def test_a_run_killed_while_it_claims_its_directory_can_be_started_again(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "write_json", kill)
+        patch.setattr(claim, "write_json", kill)
         with pytest.raises(Killed):
             train(tiny(), tmp_path / "run", quiet=True)
     train(tiny(), tmp_path / "run", quiet=True)
