@@ -223,7 +223,7 @@ class _Judge:
         old, new = str(change.old or ""), str(change.new or "")
         if old and new and os.path.realpath(old) == os.path.realpath(new):
             return None
-        if self._saved and (not new or not old or not Path(old).exists()):
+        if self._saved and (not new or (old and not Path(old).exists())):
             return None  # nothing of it is read any more
         return ""
 

@@ -1,6 +1,6 @@
 """report.md: a run in tables and pictures, made from the files in its directory alone.
 
-Any part may be missing: what is not there is left out of the report. Written after the last stage; to write
+Any part may be missing or damaged: what cannot be read is left out of the report. Written after the last stage; to write
 it again, such as for a run that is still going:
 
     python -c "from janus_jax.run.report import write_report; print(write_report('runs/janus_tiny'))"
@@ -19,6 +19,7 @@ from PIL import Image
 
 from janus_jax.errors import UserError
 from janus_jax.run.curves import Steps, draw_curves
+from janus_jax.run.report_notes import changes, divergences
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
@@ -34,7 +35,7 @@ _STAGE_HEADER = (
 def write_report(run_dir: str | Path) -> Path:
     """Writes report.md, and report_losses.png that it shows, into a run directory.
 
-    Reads config.json, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
+    Reads config.json, changes.jsonl, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
     questions.json: a list of {"image": path from the run directory, "question", "answer", "truth",
     "right": bool}.
 
@@ -61,6 +62,7 @@ def write_report(run_dir: str | Path) -> Path:
     sections = [
         f"# Run {name}",
         _note(config),
+        divergences({n: stages[n] for n in order if n in stages}, config.get("stages") or {}),
         _stage_table(order, stages, scores, config.get("stages") or {}),
         f"## Losses\n\n![Loss of every stage by step]({CURVES})" if stages else "",
         _samples(run_dir, order),
@@ -68,9 +70,10 @@ def write_report(run_dir: str | Path) -> Path:
         _guidance(final),
         _questions(final, scored),
         _asked(_json(run_dir / "questions.json", [])),
+        _changes(run_dir / "changes.jsonl"),
     ]
     if not order:
-        sections.insert(2, "Nothing has been trained yet.")
+        sections.insert(3, "Nothing has been trained yet.")
     path = run_dir / REPORT
     temporary = path.with_suffix(".tmp")
     temporary.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
@@ -79,19 +82,38 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    """What a file holds; `default` if it is not there, is damaged, or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return default
+    return value if isinstance(value, type(default)) else default
 
 
 def _stages(path: Path) -> dict[str, Steps]:
-    """Stage -> its lines of metrics.jsonl; a line cut short by a kill ends the reading."""
+    """Stage -> its lines of metrics.jsonl; one that was cut short or damaged is left out."""
     stages: dict[str, Steps] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        stages.setdefault(record["stage"], []).append(record)
+            stages.setdefault(record["stage"], []).append(
+                record | {"step": int(record["step"]), "loss": float(record["loss"])}
+            )
+        except (ValueError, TypeError, KeyError):
+            continue
     return stages
+
+
+def _changes(path: Path) -> str:
+    rows = changes(path)
+    if not rows:
+        return ""
+    header = ["when", "after the saved steps", "field", "was", "now", "changes the result"]
+    return (
+        "## Changes\n\nThe config was not the same all the time; what is above is the newest one."
+        f"\n\n{_table(header, rows)}"
+    )
 
 
 def _note(config: Mapping[str, Any]) -> str:

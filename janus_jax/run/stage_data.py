@@ -13,6 +13,7 @@ import grain
 import jax
 
 from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
+from janus_jax.parallel import is_first
 from janus_jax.run.experiment import Experiment
 from janus_jax.training import Stage
 
@@ -80,7 +81,7 @@ class Batches:
             self._iterator = None
 
     def _begin(self, restarted: int, reason: str = "") -> None:
-        if reason:
+        if reason and is_first():
             print(f"{self._name}: the data goes on in a new order ({reason})", file=sys.stderr)
         if restarted != self._restarted:
             self.close()
