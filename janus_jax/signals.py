@@ -59,9 +59,9 @@ class StopSignals:
             yield
         finally:
             self._saving = False
-            if self.requested is not None and not self._handed_over:
-                # Came after the last time anybody looked; everything is saved.
-                _leave(self.requested, f"stopped by {self.requested.name}")
+        if self.requested is not None and not self._handed_over:
+            # It came after the last time anybody looked; everything is saved.
+            _leave(self.requested, f"stopped by {self.requested.name}")
 
     def _listen(self) -> None:
         with os.fdopen(self._read, "rb", buffering=0) as pipe:

@@ -228,7 +228,7 @@ def test_a_stage_that_diverged_is_named_first(run):
             file.write(json.dumps(record) + "\n")
     text = report(run)
     assert text.index("> **encoder diverged**: from step 31 to the end") < text.index("## Stages")
-    assert "(1e+14, it had been about 0.1" in text
+    assert "(1e+14, it had been about 0.2)" in text
 
 
 def test_changes_of_the_config_are_shown(run):

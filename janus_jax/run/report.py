@@ -1,7 +1,7 @@
 """report.md: a run in tables and pictures, made from the files in its directory alone.
 
-Any part may be missing or damaged: what cannot be read is left out of the report. Written after the last stage; to write
-it again, such as for a run that is still going:
+Any part may be missing or damaged: what cannot be read is left out of the report. Written after the last
+stage; to write it again, such as for a run that is still going:
 
     python -c "from janus_jax.run.report import write_report; print(write_report('runs/janus_tiny'))"
 """

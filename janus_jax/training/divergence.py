@@ -7,9 +7,9 @@ optimizes (the image tokenizer's phases).
 
 from __future__ import annotations
 
-import bisect
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -77,12 +77,8 @@ class DivergenceWatch:
             return
         self._high, self.now = [], None
         self._recent.append(value)
-        ordered = sorted(self._recent)
-        median = ordered[len(ordered) // 2]
-        if median < self._best:
-            self._best = median
-        # The widest spread so far: a loss that once swung may do so again.
-        self._spread = max(self._spread if len(ordered) > MANY else 0.0, _spread(ordered, median))
+        self._best = min(self._best, _median(self._recent))
+        self._spread = _spread(self._recent)
 
 
 def phase_starts(objective: str, options: Mapping[str, Any]) -> tuple[int, ...]:
@@ -98,11 +94,12 @@ def watch(stage: Stage) -> DivergenceWatch:
     return DivergenceWatch(phase_starts(stage.objective, stage.options))
 
 
-def _spread(ordered: list[float], median: float) -> float:
-    """1.4826 times the median absolute deviation."""
-    if len(ordered) < 3:
-        return 0.0
-    deviations: list[float] = []
-    for value in ordered:
-        bisect.insort(deviations, abs(value - median))
-    return 1.4826 * deviations[len(deviations) // 2]
+def _median(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+
+
+def _spread(values: Iterable[float]) -> float:
+    """Standard deviation about the trend, from the median change from one step to the next."""
+    changes = [abs(b - a) for a, b in itertools.pairwise(values)]
+    return 1.4826 * _median(changes) / math.sqrt(2) if len(changes) >= 2 else 0.0
