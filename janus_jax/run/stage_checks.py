@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import jax
 
@@ -15,8 +15,15 @@ from janus_jax.run.experiment import Experiment
 from janus_jax.run.stage_data import stage_sources
 from janus_jax.training import Stage
 
-# Records of each kind that are laid out to see how long they get; each mix of tasks has its own long ones.
-SAMPLES = 200
+# Records that are laid out to see how long they get: a few of each mix, and many where those come near
+# the room there is.
+FEW, MANY, NEAR = 25, 100, 0.75
+# Shares of `scenes` that make a kind of record longer or shorter.
+_SHARES = {
+    "und": ("detailed", "describe"),
+    "text": ("detailed", "describe", "drawings"),
+    "gen": ("detailed",),
+}
 # Features of a sequence, and the field that makes room for them.
 _ROOM = {
     "tokens": "tokens",
@@ -26,7 +33,7 @@ _ROOM = {
 }
 
 
-def check_stages(experiment: Experiment, stages: Iterable[Stage]) -> None:
+def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
     """Raises UserError for a stage whose batches cannot be made, or not be put on the mesh."""
     for stage in stages:
         _check_batch(experiment, stage)
@@ -52,7 +59,12 @@ def _check_batch(experiment: Experiment, stage: Stage) -> None:
 
 def _check_room(experiment: Experiment, stage: Stage) -> None:
     row = experiment.config.data.row
-    for kind, longest in longest_records(experiment, stage).items():
+    for kind, weight in zip(("und", "text", "gen"), stage.ratio, strict=True):
+        longest = (
+            longest_record(experiment, stage, kind, FEW) if weight else dict.fromkeys(_ROOM, 0)
+        )
+        if any(longest[f] > NEAR * row[_ROOM[f]] for f in ("tokens", "target_ids")):
+            longest = longest_record(experiment, stage, kind, MANY)
         for feature, field in _ROOM.items():
             if longest[feature] > row[field]:
                 raise UserError(
@@ -61,28 +73,23 @@ def _check_room(experiment: Experiment, stage: Stage) -> None:
                 )
 
 
-def longest_records(experiment: Experiment, stage: Stage) -> dict[str, dict[str, int]]:
-    """Kind of record that a stage uses -> the largest size of each feature in a sample of them.
+def longest_record(experiment: Experiment, stage: Stage, kind: str, samples: int) -> dict[str, int]:
+    """The largest size of each feature in a sample of a kind of record.
 
-    What is rare in the mixture is looked at alone: every share of `scenes` at 0 and at 1, every task.
+    What is rare in the mixture is looked at alone: every share of `scenes` wholly there, and not at all.
     """
-    longest: dict[str, dict[str, int]] = {}
-    mixes = list(_extremes(SceneMix(**stage.scenes)))
-    for mix in mixes:
-        sources = stage_sources(experiment, stage, seed=0, mix=mix, blank=True)
-        for kind, weight in zip(("und", "text", "gen"), stage.ratio, strict=True):
-            found = longest.setdefault(kind, dict.fromkeys(_ROOM, 0)) if weight else {}
-            for i in range(SAMPLES if weight else 0):
-                record = sources[kind][i]
-                for feature in _ROOM:
-                    found[feature] = max(found[feature], len(record[feature]))
+    longest = dict.fromkeys(_ROOM, 0)
+    for mix in _extremes(SceneMix(**stage.scenes), kind):
+        source = stage_sources(experiment, stage, seed=0, mix=mix, blank=True)[kind]
+        for record in map(source.__getitem__, range(samples)):
+            for feature in _ROOM:
+                longest[feature] = max(longest[feature], len(record[feature]))
     return longest
 
 
-def _extremes(mix: SceneMix) -> Iterable[SceneMix]:
-    """The mix with each share wholly there and wholly not, where it can be both."""
+def _extremes(mix: SceneMix, kind: str) -> list[SceneMix]:
     options = [mix]
-    for field in ("detailed", "describe", "drawings"):
+    for field in _SHARES[kind] if kind != "text" or mix.chat else ():
         share = getattr(mix, field)
         ends = [*([0.0] if share < 1 else []), *([1.0] if share > 0 else [])]
         options = [dataclasses.replace(o, **{field: end}) for o in options for end in ends]

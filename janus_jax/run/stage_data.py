@@ -13,6 +13,7 @@ import grain
 import jax
 
 from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
+from janus_jax.errors import UserError
 from janus_jax.parallel import is_first
 from janus_jax.run.experiment import Experiment
 from janus_jax.training import Stage
@@ -50,7 +51,17 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        return next(self._open())
+        try:
+            return next(self._open())
+        except ValueError as error:
+            if "truncated to max length" not in str(error):
+                raise
+            # So rare that `check_stages` did not meet one.
+            reason = str(error).rpartition("=")[2].strip()
+            raise UserError(
+                f"{self._name}: a sequence is longer than a row has room for ({reason}); go on with "
+                "more, such as --config.data.row.tokens=N --allow_change=data.row"
+            ) from error
 
     def get_state(self) -> dict[str, Any]:
         """JSON-ready position."""
