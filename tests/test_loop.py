@@ -1,6 +1,7 @@
 """The loop of a stage: stopping on request, what is never saved, a loss that leaves its history."""
 
 import math
+import shutil
 import signal
 
 import jax
@@ -170,6 +171,18 @@ def test_a_run_that_diverges_is_named_and_may_be_stopped(at, tmp_path, capsys):
     assert capsys.readouterr().err.count(said) == 1
     with pytest.raises(RunError, match=f"since step {at} .*allow_change=stages.lm.learning_rate"):
         run_toy(tmp_path / "stop", exploding(at), steps=70, stop_when_diverged=True)
+    # What was saved since is as bad: the message says to move it away, and what is left then.
+    where = {"steps": 70, "save_every": 15, "stop_when_diverged": True}
+    with pytest.raises(RunError) as error:
+        run_toy(tmp_path / "away", exploding(at), **where)
+    spoilt = [s for s in (15, 30, 45) if at <= s < at + MANY]
+    move = " and ".join(str(tmp_path / "away" / "checkpoints" / str(s)) for s in spoilt)
+    left = "step 30, the last one saved" if at == 31 else "the start of the stage"
+    said = f"To go on from {left} before that, with a lower rate, move {move} away and add --config"
+    assert said in str(error.value)
+    for step in spoilt:
+        shutil.rmtree(tmp_path / "away" / "checkpoints" / str(step))
+    run_toy(tmp_path / "away", exploding(99), **where)  # and that really works
     # A restart does not forget what was usual.
     with pytest.raises(RunError, match=f"since step {at} "):
         run_toy(tmp_path / "stop", exploding(at), steps=70, stop_when_diverged=True)

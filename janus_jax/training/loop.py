@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from janus_jax.checkpoints import StageCheckpoints
+from janus_jax.checkpoints import StageCheckpoints, finished_steps
 from janus_jax.errors import RunError, UserError
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
 from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
@@ -110,7 +110,7 @@ def run_stage(
                 if sample:
                     on_sample(done, evaluated_params(state, frozen))
         except RunError as error:
-            raise RunError(_advice(error, stage, checkpoints.latest_step())) from error
+            raise RunError(_advice(error, stage, directory, progress.diverged_at)) from error
         finally:
             progress.close()
         return params
@@ -153,6 +153,11 @@ class _Progress:
             self._watch.add(done, row["loss"])
         self._name_divergence()
 
+    @property
+    def diverged_at(self) -> int | None:
+        """The step since which the loss is far above its own history, if it is."""
+        return self._watch.now.first if self._watch.now else None
+
     def close(self) -> None:
         self._bar.close()
 
@@ -170,14 +175,18 @@ class _Progress:
             tqdm.write(f"warning: {name}: {now}", file=sys.stderr)
 
 
-def _advice(error: RunError, stage: Stage, newest: int | None) -> str:
+def _advice(error: RunError, stage: Stage, directory: Path, diverged_at: int | None) -> str:
     """The same command would only meet the same numbers: says what to change, and how."""
     field = f"stages.{stage.name}.learning_rate"
-    start = f"step {newest}, the last one saved" if newest else "the start of the stage"
+    saved = finished_steps(directory)
+    spoilt = [s for s in saved if diverged_at is not None and s >= diverged_at]
+    sound = [s for s in saved if s not in spoilt]
+    start = f"step {sound[-1]}, the last one saved" if sound else "the start of the stage"
+    move = " and ".join(str(directory / str(s)) for s in spoilt)
     return (
-        f"{error}. To go on from {start}, with a lower rate, add --config.{field}="
-        f"{stage.learning_rate / 10:.3g} --allow_change={field} to the same command (to go back "
-        "further, delete the newest step in its checkpoints first)"
+        f"{error}. To go on from {start}{' before that' if spoilt else ''}, with a lower rate, "
+        f"{f'move {move} away and ' if spoilt else ''}add --config.{field}="
+        f"{stage.learning_rate / 10:.3g} --allow_change={field} to the same command"
     )
 
 
