@@ -10,6 +10,7 @@ continues. Any field can be set: --config.stages.stage2.steps=100.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -40,20 +41,22 @@ def main() -> None:
 def _main(signals: StopSignals) -> None:
     config = _parse(sys.argv)
     # Heavy imports after the flags: a typo should not cost seconds.
-    from janus_jax.parallel import initialize
+    from janus_jax.parallel import ending_together, initialize
     from janus_jax.run import train
     from janus_jax.training import Stopped
 
     logging.set_verbosity(logging.ERROR)
-    if initialize():
+    joined = initialize()
+    if joined:
         signals.hand_over()
     run_dir = Path(_WORKDIR.value or f"runs/{config.name}")
     allow = tuple(name.strip().removeprefix("config.") for name in _ALLOW.value)
-    try:
-        train(config, run_dir, quiet=_QUIET.value, allow_change=allow, signals=signals)
-    except Stopped as stopped:
-        print(f"{stopped}; {AGAIN}", file=sys.stderr)
-        sys.exit(EXIT_CODES[stopped.by])
+    with ending_together() if joined else contextlib.nullcontext():
+        try:
+            train(config, run_dir, quiet=_QUIET.value, allow_change=allow, signals=signals)
+        except Stopped as stopped:
+            print(f"{stopped}; {AGAIN}", file=sys.stderr)
+            sys.exit(EXIT_CODES[stopped.by])
 
 
 def _parse(argv: list[str]):

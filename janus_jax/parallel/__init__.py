@@ -8,7 +8,13 @@ from janus_jax.parallel.mesh import (
     make_mesh,
     replicated,
 )
-from janus_jax.parallel.multihost import first_only, initialize, is_first, stop_together
+from janus_jax.parallel.multihost import (
+    ending_together,
+    first_only,
+    initialize,
+    is_first,
+    stop_together,
+)
 from janus_jax.parallel.rules import (
     param_shardings,
     param_specs,
@@ -20,6 +26,7 @@ __all__ = [
     "AXES",
     "BATCH_AXES",
     "batch_sharding",
+    "ending_together",
     "first_only",
     "global_batch",
     "initialize",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import RunError, UserError, one_line
+
+JOIN_TIMEOUT = 120  # seconds
+GRACE = 2.0  # seconds
 
 
 def is_multiprocess(env: Mapping[str, str]) -> bool:
@@ -35,33 +44,115 @@ def initialize(env: Mapping[str, str] | None = None) -> bool:
     """Calls `jax.distributed.initialize` if this is a job of several processes; else does nothing.
 
     Must run before anything touches a device. On Slurm, Open MPI and TPUs JAX finds the other
-    processes itself; elsewhere set the three `JAX_` variables of `is_multiprocess`.
+    processes itself; elsewhere set the three `JAX_` variables of `is_multiprocess`. Who waits longer
+    than `JANUS_JOIN_TIMEOUT` seconds (120) for the others ends with one line and exit code 2.
 
     Returns:
       Whether the processes are joined.
 
     Raises:
-      UserError: a variable is not an integer, or the other processes were not reached.
+      UserError: a variable is missing or impossible.
     """
     env = os.environ if env is None else env
     if jax.distributed.is_initialized():
         return True
     if not is_multiprocess(env):
+        if _integer(env, "JAX_NUM_PROCESSES", 1) > 1 or _integer(env, "JAX_PROCESS_ID", 0) > 0:
+            raise UserError(
+                "JAX_NUM_PROCESSES or JAX_PROCESS_ID is set, but not JAX_COORDINATOR_ADDRESS (host:port of process 0): "
+                "each process would train alone"
+            )
         return False
     count = _integer(env, "JAX_NUM_PROCESSES", None)
     index = _integer(env, "JAX_PROCESS_ID", None)
+    address = env.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        _check_address(address)
+    timeout = _integer(env, "JANUS_JOIN_TIMEOUT", JOIN_TIMEOUT)
+    if timeout is None or timeout < 1:
+        raise UserError(f"JANUS_JOIN_TIMEOUT must be at least 1 second, not {timeout}")
     try:
-        jax.distributed.initialize(
-            coordinator_address=env.get("JAX_COORDINATOR_ADDRESS"),
-            num_processes=count,
-            process_id=index,
-        )
+        with _patience(timeout, f"the other processes (coordinator: {address or 'found by JAX'})"):
+            jax.distributed.initialize(
+                coordinator_address=address,
+                num_processes=count,
+                process_id=index,
+                # JAX ends the process by itself, with a page of text, so later than this does.
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=60,
+                shutdown_timeout_seconds=60,
+            )
     except ValueError as error:
         raise UserError(
             f"cannot join a job of several processes: {error} Set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Around what a process of a joined job does: an error ends it at once, in one line.
+
+    JAX would wait for the others on the way out, while they wait for this one in a computation. Where
+    another process has gone, what is left of this one cannot go on, either.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if isinstance(error, UserError | RunError):
+            line = f"error: {one_line(error)}"
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _is_lost(error):
+            line = (
+                "error: another process of the job is gone, its own output says why; run the same "
+                "command again in all of them to continue"
+            )
+        else:
+            line = traceback.format_exc().rstrip()
+        print(f"{line} [process {jax.process_index()}]", file=sys.stderr, flush=True)
+        if is_first():
+            time.sleep(
+                GRACE
+            )  # it is the coordinator: without it the others are ended by JAX, not by us
+        os._exit(code)
+
+
+def _is_lost(error: Exception) -> bool:
+    words = "Gloo", "NCCL", "onnection", "DEADLINE", "UNAVAILABLE", "coordination", "ABORTED"
+    return any(word in str(error) for word in words)
+
+
+@contextlib.contextmanager
+def _patience(seconds: int, what: str) -> Iterator[None]:
+    """Ends the process if the inside takes longer, because nothing in it can be interrupted."""
+
+    def leave():
+        print(
+            f"error: waited {seconds} s for {what}; start the same command in every process, check "
+            "JAX_COORDINATOR_ADDRESS, or set JANUS_JOIN_TIMEOUT to more seconds",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"JAX_COORDINATOR_ADDRESS must be host:port, not {address!r}")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"JAX_COORDINATOR_ADDRESS: no host {host!r} ({error})") from error
 
 
 def is_first() -> bool:
