@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from janus_jax.errors import RunError, UserError, one_line
 
 JOIN_TIMEOUT = 120  # seconds
+NAME_TIMEOUT = 30  # seconds, for the coordinator's name to be known
 GRACE = 2.0  # seconds
 
 
@@ -59,18 +60,18 @@ def initialize(env: Mapping[str, str] | None = None) -> bool:
     if not is_multiprocess(env):
         if _integer(env, "JAX_NUM_PROCESSES", 1) > 1 or _integer(env, "JAX_PROCESS_ID", 0) > 0:
             raise UserError(
-                "JAX_NUM_PROCESSES or JAX_PROCESS_ID is set, but not JAX_COORDINATOR_ADDRESS (host:port of process 0): "
-                "each process would train alone"
+                "JAX_NUM_PROCESSES or JAX_PROCESS_ID is set, but not JAX_COORDINATOR_ADDRESS (host:port "
+                "of process 0): each process would train alone"
             )
         return False
     count = _integer(env, "JAX_NUM_PROCESSES", None)
     index = _integer(env, "JAX_PROCESS_ID", None)
     address = env.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        _check_address(address)
     timeout = _integer(env, "JANUS_JOIN_TIMEOUT", JOIN_TIMEOUT)
-    if timeout is None or timeout < 1:
+    if timeout < 1:
         raise UserError(f"JANUS_JOIN_TIMEOUT must be at least 1 second, not {timeout}")
+    if address:
+        _check_address(address, min(timeout, NAME_TIMEOUT))
     try:
         with _patience(timeout, f"the other processes (coordinator: {address or 'found by JAX'})"):
             jax.distributed.initialize(
@@ -145,14 +146,22 @@ def _patience(seconds: int, what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _check_address(address: str) -> None:
+def _check_address(address: str, patience: int) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"JAX_COORDINATOR_ADDRESS must be host:port, not {address!r}")
-    try:
-        socket.getaddrinfo(host.strip("[]"), int(port))
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"JAX_COORDINATOR_ADDRESS: no host {host!r} ({error})") from error
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.getaddrinfo(host.strip("[]"), int(port))
+            return
+        except (OSError, UnicodeError) as error:
+            # A name may be new: clusters publish it when process 0 starts.
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"JAX_COORDINATOR_ADDRESS: no host {host!r} ({error}), after {patience} s"
+                ) from error
+        time.sleep(1.0)
 
 
 def is_first() -> bool:
