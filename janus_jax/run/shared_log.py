@@ -26,7 +26,12 @@ class SharedLog:
     def read(self) -> list[dict[str, Any]]:
         """All records so far, with their losses alone."""
         keep = ("stage", "step", "loss")
-        return first_only(lambda: [{k: r[k] for k in keep} for r in self._log.read()])
+
+        def read():
+            records = (r for r in self._log.read() if r.keys() >= set(keep))
+            return [{k: r[k] for k in keep} for r in records]
+
+        return first_only(read)
 
     def close(self) -> None:
         if self._log is not None:

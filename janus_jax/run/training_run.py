@@ -36,7 +36,15 @@ from janus_jax.parallel import (
     shard_params,
     stop_together,
 )
-from janus_jax.run.claim import SCORED_BY, Change, claim, lock, progress
+from janus_jax.run.claim import (
+    SCORED_BY,
+    Change,
+    claim,
+    differences,
+    lock,
+    plain,
+    progress,
+)
 from janus_jax.run.evaluate import Evaluator
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.report import write_report
@@ -78,6 +86,7 @@ def train(
       RunError: the training itself failed.
       Stopped: asked to by a signal, after a save.
     """
+    _check_same(config)
     experiment = build(config)
     stages = select_stages(list(experiment.stages), config.only_stage)
     _check_start(experiment, run_dir, stages[0])
@@ -93,7 +102,18 @@ def train(
         params = None
         for stage in stages:
             params = run.stage(stage, params, initial, last=stage is stages[-1])
+            initial = None  # it may be tens of gigabytes
         first_only(lambda: str(write_report(run_dir)))
+
+
+def _check_same(config: ConfigDict) -> None:
+    """Raises UserError in a process that was started with another config than the first one."""
+    mine = plain(config) | {"only_stage": config.only_stage}
+    if different := differences(first_only(lambda: mine), mine):
+        raise UserError(
+            f"process {jax.process_index()} must have the same config as process 0, whose "
+            f"{different[0]} here"
+        )
 
 
 def _claim(
