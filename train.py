@@ -10,6 +10,7 @@ continues. Any field can be set: --config.stages.stage2.steps=100.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -17,23 +18,45 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from janus_jax.errors import UserError, nearest, run_main
+from janus_jax.signals import AGAIN, EXIT_CODES, StopSignals
 
 DEFAULT_CONFIG = "configs/janus_tiny.py"
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes (default: runs/<config name>)."
 )
+_ALLOW = flags.DEFINE_list(
+    "allow_change",
+    [],
+    "Fields that may differ from what the run in --workdir was begun with, though they change its "
+    "result: from its last checkpoint on. Recorded in its changes.jsonl.",
+)
 _QUIET = flags.DEFINE_bool("quiet", False, "No progress bars.")
 
 
 def main() -> None:
+    with StopSignals() as signals:
+        _main(signals)
+
+
+def _main(signals: StopSignals) -> None:
     config = _parse(sys.argv)
     # Heavy imports after the flags: a typo should not cost seconds.
-    from janus_jax.parallel import initialize
+    from janus_jax.parallel import ending_together, initialize
     from janus_jax.run import train
+    from janus_jax.training import Stopped
 
     logging.set_verbosity(logging.ERROR)
-    initialize()
-    train(config, Path(_WORKDIR.value or f"runs/{config.name}"), quiet=_QUIET.value)
+    joined = initialize()
+    if joined:
+        signals.hand_over()
+    run_dir = Path(_WORKDIR.value or f"runs/{config.name}")
+    allow = tuple(name.strip().removeprefix("config.") for name in _ALLOW.value)
+    with ending_together() if joined else contextlib.nullcontext():
+        try:
+            train(config, run_dir, quiet=_QUIET.value, allow_change=allow, signals=signals)
+        except Stopped as stopped:
+            print(f"{stopped}; {AGAIN}", file=sys.stderr)
+            sys.exit(EXIT_CODES[stopped.by])
 
 
 def _parse(argv: list[str]):
@@ -68,7 +91,8 @@ if __name__ == "__main__":
     if any(a in ("--help", "-h", "-help") for a in sys.argv[1:]):
         print(
             __doc__
-            + "\nFlags: --config FILE[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE"
+            + "\nFlags: --config FILE[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE,\n"
+            "       --allow_change=FIELD,... (of a run that has begun: go on with another value)"
         )
         sys.exit(0)
     run_main(main)

@@ -53,7 +53,13 @@ def base(name: str, preset: str) -> ConfigDict:
             data=dict(row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7), threads=16),
             stage_order=(),
             stages={},
-            log=dict(save_every=1000, log_every=10, sample_every=1000, verify=True),
+            log=dict(
+                save_every=1000,
+                log_every=10,
+                sample_every=1000,
+                verify=True,
+                stop_when_diverged=False,
+            ),
             eval=dict(after_stages=False, prompts=0, questions=0, cfg_weights=(5.0,), note=""),
         )
     )

@@ -18,9 +18,9 @@ from janus_jax.checkpoints import (
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
 from janus_jax.models import Janus, init_params
-from janus_jax.run import build, training_run
+from janus_jax.run import build
+from janus_jax.run.claim import claim
 from janus_jax.run.evaluate import Evaluator
-from janus_jax.run.report import write_report
 from janus_jax.training import MetricsLog, read_metrics
 
 
@@ -147,9 +147,8 @@ def test_damaged_small_files_are_one_line_that_says_what_to_do(tmp_path, text):
     config.mesh.fsdp = 1
     experiment = build(config)
     for name, read, advice in (
-        ("config.json", lambda: training_run._claim(tmp_path, config, experiment), "--workdir"),
+        ("config.json", lambda: claim(tmp_path, config, experiment), "--workdir"),
         ("scores.json", Evaluator(experiment, tmp_path).read_scores, "move it away"),
-        ("scores.json", lambda: write_report(tmp_path), "copy it back"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=rf"{name} .*{advice}") as error:
@@ -198,7 +197,6 @@ def test_checking_is_no_part_of_what_a_run_is(tmp_path):
     config = janus_tiny.get_config("smoke")
     config.mesh.fsdp = 1
     experiment = build(config)
-    training_run._claim(tmp_path, config, experiment)
-    assert "verify" not in json.loads((tmp_path / "config.json").read_text())["log"]
+    claim(tmp_path, config, experiment)
     config.log.verify = False
-    training_run._claim(tmp_path, config, experiment)
+    claim(tmp_path, config, experiment)

@@ -15,6 +15,7 @@ FLOORS = {
     "untrusted": 0.05,
     "cli": 0.1,
     "places": 0.1,
+    "signals": 0.1,
     "config": 0.1,
     "models": 0.2,
     "parallel": 1,

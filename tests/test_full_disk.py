@@ -13,8 +13,8 @@ import pytest
 from configs import janus_tiny
 from janus_jax.checkpoints import finished_steps, storage, write_text
 from janus_jax.errors import UserError
-from janus_jax.run import build, training_run
-from janus_jax.run.evaluate import write_json
+from janus_jax.run import build, claim
+from janus_jax.run.files import write_json
 from janus_jax.training import MetricsLog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,10 +107,11 @@ def test_a_small_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert happened[-1] == tmp_path
 
 
-def claim(run_dir):
+def take(run_dir):
     config = janus_tiny.get_config("smoke")
     config.mesh.fsdp = 1
-    training_run._claim(run_dir, config, build(config))
+    with claim.lock(run_dir):
+        claim.claim(run_dir, config, build(config))
 
 
 @pytest.mark.parametrize("leftover", [None, ".config.json.77.tmp", "config.tmp"])
@@ -121,12 +122,12 @@ def test_a_full_disk_at_the_first_write_does_not_spoil_the_directory(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fail)
         with pytest.raises(UserError, match=r"no space left.*config\.json"):
-            claim(run_dir)
-    assert list(run_dir.iterdir()) == []
+            take(run_dir)
+    assert [path.name for path in run_dir.iterdir()] == [".lock"]
     if leftover:  # of a killed process, or of an earlier version on a full disk
         (run_dir / leftover).write_text("{")
-    claim(run_dir)
-    claim(run_dir)
+    take(run_dir)
+    take(run_dir)
     assert json.loads((run_dir / "config.json").read_text())["name"] == "janus_tiny_smoke"
 
 

@@ -278,6 +278,10 @@ def test_initialize_leaves_a_single_process_alone(monkeypatch):
 def test_initialize_passes_the_environment_on(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **k: calls.append(k))
-    env = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    address = "127.0.0.1:1"
+    env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
     assert initialize(env) is True
-    assert calls == [{"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}]
+    ((passed),) = calls
+    wanted = {"coordinator_address": address, "num_processes": 2, "process_id": 1}
+    assert {k: passed[k] for k in wanted} == wanted
+    assert passed["initialization_timeout"] > 120

@@ -207,3 +207,36 @@ def test_writing_again_replaces_and_leaves_nothing_behind(run):
     first = report(run)
     assert report(run) == first
     assert not list(run.glob("*.tmp"))
+
+
+def test_damaged_files_are_left_out_with_a_warning(run, capsys):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[5:5] = ["garbage", "[]", "3", '{"stage": "vq"}', '{"stage": "vq", "step": 1, "lo']
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert row(report(run), "stage3")[0] == "60"  # nothing after the garbage is lost
+    for name in ("scores.json", "config.json", "stages.json", "questions.json"):
+        for text in ("", "{", "3"):
+            (run / name).write_text(text)
+            assert "## Losses" in report(run)
+            assert f"{name} " in capsys.readouterr().err
+
+
+def test_a_stage_that_diverged_is_named_first(run):
+    assert "diverged" not in report(run)
+    records = steps("encoder", 60, loss=lambda i: 3.0 if i < 30 else 1e14)
+    with (run / "metrics.jsonl").open("a") as file:
+        for record in records[30:]:
+            file.write(json.dumps(record) + "\n")
+    text = report(run)
+    assert text.index("> **encoder diverged**: from step 31 to the end") < text.index("## Stages")
+    assert "(1e+14, it had been about 0.2)" in text
+
+
+def test_changes_of_the_config_are_shown(run):
+    assert "## Changes" not in report(run)
+    record = {"time": "noon", "at": {"vq": 40}, "changes": {"a.rate": [1.0, 0.5], "b": [1, 2]}}
+    text = json.dumps(record | {"allowed": ["a.rate"]}) + '\n{"time": "cut sh'
+    (run / "changes.jsonl").write_text(text)
+    changed = section(report(run), "## Changes")
+    assert "| noon | vq 40 | a.rate | 1.0 | 0.5 | yes |" in changed
+    assert "| noon | vq 40 | b | 1 | 2 | no |" in changed

@@ -89,6 +89,41 @@ def test_from_a_damaged_checkpoint_a_run_goes_back_to_the_one_before(uninterrupt
     assert sorted(p.name for p in stage.iterdir()) == ["12", "14", "14.damaged"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_first_and_the_same_command_goes_on(number, code, uninterrupted, tmp_path):
+    workdir, never = tmp_path / "run", "--config.log.save_every=99"
+    process = start(workdir, never)
+    while steps_done(workdir) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    done = steps_done(workdir)
+    assert process.returncode == code and 3 <= done < 14, said
+    assert f"stopped by {number.name}, stage2 step {done} is saved; run the same command" in said
+    assert len(said.strip().splitlines()) <= 3  # what was asked for, and what was done
+    again = start(workdir, never)
+    assert again.wait() == 0, again.stderr.read()
+    assert losses(workdir) == losses(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_that_met_nan_goes_on_with_what_its_message_says(tmp_path):
+    workdir = tmp_path / "run"
+    ruin = ("--config.stages.stage2.learning_rate=1e6", "--config.log.save_every=1")
+    for _ in range(2):  # the same command meets the same numbers
+        process = start(workdir, *ruin)
+        said = process.communicate()[1]
+        assert process.returncode == 1 and len(said.strip().splitlines()) == 1, said
+    field = "stages.stage2.learning_rate"
+    assert f"add --config.{field}=1e+05 --allow_change={field} to the same command" in said
+    again = start(workdir, f"--config.{field}=1e-3", f"--allow_change={field}")
+    said = again.communicate()[1]
+    assert again.returncode == 0, said
+    assert f"changed in this run: config.{field} was 1000000.0, now 0.001" in said
+    assert f"| {field} | 1000000.0 | 0.001 | yes |" in (workdir / "report.md").read_text()
+
+
 def test_another_config_in_the_same_directory_is_refused(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
     process = start(uninterrupted, "--config.seed=5")

@@ -1,6 +1,7 @@
 """Whole runs: stages in order, each from the one before; what a directory holds; the final scores."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from janus_jax.data import emoji_scenes as es
 from janus_jax.errors import RunError, UserError
 from janus_jax.evaluation import make_prompts, make_questions
 from janus_jax.models import init_params
-from janus_jax.run import batches, build, train, training_run
+from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
 
 STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
@@ -85,6 +86,32 @@ def test_a_config_becomes_an_experiment():
         ({"log__save_every": 0}, "save_every"),
         ({"stages__stage2__scenes__yes_no": 1.5}, "yes_no"),
         ({"stages__stage2__scenes__drawings": -0.1}, "drawings"),
+        ({"seed": -1}, r"config\.seed must be from 0 to"),
+        ({"seed": 2**40}, r"config\.seed must be from 0 to"),
+        ({"data__threads": -1}, r"data\.threads"),
+        ({"data__row__tokens": 0}, r"data\.row\.tokens"),
+        ({"data__row__gen_images": -1}, r"data\.row\.gen_images"),
+        ({"log__sample_every": -1}, "sample_every"),
+        ({"eval__prompts": -1}, r"eval\.prompts"),
+        ({"eval__prompts": 1, "eval__cfg_weights": ()}, "cfg_weights"),
+        ({"eval__cfg_weights": (float("nan"),)}, "cfg_weights"),
+        ({"stage_order": ()}, "stage_order is empty"),
+        ({"stage_order": ("stage9",)}, "no stage 'stage9'"),
+        ({"stage_order": ("stage1", "stage1")}, "only once"),
+        ({"stages__stage2__learning_rate": float("nan")}, r"stage2\.learning_rate"),
+        ({"stages__stage2__warmup_steps": -1}, r"stage2\.warmup_steps"),
+        ({"stages__stage2__ratio": (float("nan"), 1.0, 1.0)}, r"stage2\.ratio"),
+        ({"stages__stage2__trainable": ("decodr",)}, "Did you mean 'decoder'"),
+        ({"stages__stage2__options": {"reduction": "mean"}}, "token or sequence"),
+        ({"stages__stage0_siglip__options__text_length": 0}, "text_length"),
+        (
+            {"stage_order": ("stage0_vq",), "stages__stage0_vq__options__revive_every": 0},
+            "revive_every",
+        ),
+        (
+            {"stage_order": ("stage0_vq",), "stages__stage0_vq__options": {}},
+            "commitment is missing",
+        ),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
 )
@@ -115,6 +142,13 @@ def test_every_stage_sees_other_data():
     again.close()
 
 
+def test_what_a_later_stage_cannot_do_is_said_before_anything_is_there(trainer, tmp_path):
+    fields = {"mesh__data": 2, "stages__stage2__batch_size": 7}
+    with pytest.raises(UserError, match=r"stage2\.batch_size: 7 rows do not"):
+        train(tiny(**fields), tmp_path / "run", quiet=True)
+    assert trainer.ran == [] and not (tmp_path / "run").exists()
+
+
 # Stages in order
 
 
@@ -129,6 +163,9 @@ class Trainer:
         if stage.name == self.fail:
             raise RunError(f"{stage.name} step 3: not finite")
         self.ran.append(stage.name)
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            with StageCheckpoints(directory) as checkpoints:
+                params = checkpoints.restore_params(checkpoints.latest_step())
         params = {
             k: jax.tree.map(lambda x: x + 1, v) if k in stage.trainable else v
             for k, v in params.items()
@@ -242,6 +279,52 @@ def test_a_directory_belongs_to_one_config(trainer, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_more_steps_and_more_stages_of_a_finished_run(trainer, monkeypatch, tmp_path):
+    scored = []
+    monkeypatch.setattr(
+        Evaluator, "score", lambda self, stage, *_, final, quiet: scored.append((stage.name, final))
+    )
+    run_dir = tmp_path / "run"
+    train(tiny(), run_dir, quiet=True)
+    write_scores = {name: {"train_seconds": 1.0, "mini_geneval": {}} for name in STAGES}
+    (run_dir / "scores.json").write_text(json.dumps(write_scores))
+    trainer.ran.clear()
+    train(tiny(stages__stage2__steps=9, log__save_every=5), run_dir, quiet=True)
+    assert trainer.ran == ["stage2"] and scored[-1] == ("stage2", True)
+    # The score of step 6 is none of step 9.
+    scores = json.loads((run_dir / "scores.json").read_text())
+    assert "mini_geneval" not in scores["stage2"] and scores["stage2"]["train_seconds"] > 1
+    assert "mini_geneval" in scores["stage1"]
+    more = tiny(stages__stage2__steps=9, stage_order=(*STAGES, "stage3"))
+    train(more, run_dir, quiet=True)
+    assert trainer.ran == ["stage2", "stage3"] and scored[-1] == ("stage3", True)
+    assert json.loads((run_dir / "stages.json").read_text()) == [*STAGES, "stage3"]
+    assert len((run_dir / "changes.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_model_to_start_from_is_needed_only_once(trainer, tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        train(tiny(init_from=str(tmp_path / "gone")), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    train(tiny(), tmp_path / "model", quiet=True)
+    config = tiny(init_from=str(tmp_path / "model"), stage_order=("stage1", "stage2"))
+    trainer.fail = "stage2"
+    with pytest.raises(RunError):
+        train(config, tmp_path / "run", quiet=True)
+    shutil.rmtree(tmp_path / "model")
+    trainer.fail = None
+    train(config, tmp_path / "run", quiet=True)
+    assert trainer.ran[-2:] == ["stage1", "stage2"]
+
+
+def test_a_run_in_use_is_refused(trainer, tmp_path):
+    with claim.lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another run"):
+        train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == []
+    train(tiny(), tmp_path / "run", quiet=True)
+    assert trainer.ran == list(STAGES)
+
+
 def test_a_run_killed_while_it_claims_its_directory_can_be_started_again(
     trainer, monkeypatch, tmp_path
 ):
@@ -252,7 +335,7 @@ def test_a_run_killed_while_it_claims_its_directory_can_be_started_again(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "write_json", kill)
+        patch.setattr(claim, "write_json", kill)
         with pytest.raises(Killed):
             train(tiny(), tmp_path / "run", quiet=True)
     train(tiny(), tmp_path / "run", quiet=True)

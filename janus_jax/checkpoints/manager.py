@@ -121,7 +121,8 @@ class StageCheckpoints:
           abstract_params: tree of `jax.ShapeDtypeStruct` (or arrays): the result has its structure,
             dtypes and shardings.
           abstract_state: the same for the training state.
-          data: like in `save`; it is put where the checkpoint's was. None leaves it unread.
+          data: like in `save`; it is put where the checkpoint's was. None leaves it unread. Where a job
+            with another number of processes saved a position with "settings", it is given that one.
 
         Returns:
           (params, state).
@@ -201,11 +202,13 @@ class StageCheckpoints:
             "params": _restore_like(abstract_params),
             "state": _restore_like(abstract_state),
         }
-        if data is not None:
-            _check_position(path / "data")
+        other = None if data is None else _check_position(path / "data")
+        if data is not None and other is None:
             items["data"] = grain.checkpoint.CheckpointRestore(_iterator(data))
         with storage.reading(path):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        if other is not None:
+            data.set_state(other)
         return restored["params"], restored["state"]
 
     def _check(self, step: int, below: str = "") -> None:
@@ -285,18 +288,26 @@ def _agreed(fine: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(fine)))
 
 
-def _check_position(directory: Path) -> None:
-    """Looks at the position in the data, of which an iterator would believe anything."""
+def _check_position(directory: Path) -> dict[str, Any] | None:
+    """Looks at the position in the data, of which an iterator would believe anything.
+
+    Returns:
+      The position of the first process of a job with another number of processes, where that saved one
+      that knows what it depends on ("settings"); None for one of a job like this.
+    """
     name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    other = None
     if not (directory / name).is_file():
-        if any(directory.glob("process_*-of-*.json")) and not any(
-            directory.glob(f"process_*-of-{jax.process_count()}.json")
-        ):
+        others = sorted(directory.glob("process_0-of-*.json"))
+        if not others or any(directory.glob(f"process_*-of-{jax.process_count()}.json")):
+            raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
+        name = others[0].name
+        other = storage.read_json(directory / name)
+        if not isinstance(other, dict) or "settings" not in other:
             raise UserError(
                 f"{directory.parent} was saved by a job with another number of processes than "
                 f"{jax.process_count()}; resume it with the same number"
             )
-        raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
     todo = [storage.read_json(directory / name)]
     while todo:
         value = todo.pop()
@@ -306,6 +317,7 @@ def _check_position(directory: Path) -> None:
                     f"{directory.parent} is damaged: data/{name} has a negative index"
                 )
             todo += value.values()
+    return other
 
 
 class _JsonIterator:

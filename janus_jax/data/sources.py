@@ -63,6 +63,7 @@ class SceneSource:
       seed: another seed is another data set; evaluation uses seeds that training does not.
       size: number of records.
       text_length: "pairs" only, ids per description (padded with the pad id).
+      blank: leave all pictures black, where only the lengths of the records matter.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class SceneSource:
         seed: int = 0,
         size: int = 10_000_000,
         text_length: int = 64,
+        blank: bool = False,
     ):
+        self._blank = blank
         self._world, self._processor, self._mix = world, processor, mix
         self._seed, self._size, self._text_length = seed, size, text_length
         self._stream = _STREAMS[kind]
@@ -104,10 +107,16 @@ class SceneSource:
         return scene, es.caption(scene, rng), False
 
     def _understanding_image(self, scene: es.Scene) -> np.ndarray:
+        if self._blank:
+            side = self._processor.config.und_image_size
+            return np.zeros((side, side, 3), np.uint8)
         picture = Image.fromarray(es.render(scene, self._world))
         return understanding_pixels(picture, self._processor.config.und_image_size)
 
     def _generation_image(self, scene: es.Scene) -> np.ndarray:
+        if self._blank:
+            side = self._processor.config.gen_image_size
+            return np.zeros((side, side, 3), np.uint8)
         picture = Image.fromarray(es.render(scene, self._world))
         return generation_pixels(picture, self._processor.config.gen_image_size)
 

@@ -8,7 +8,13 @@ from janus_jax.parallel.mesh import (
     make_mesh,
     replicated,
 )
-from janus_jax.parallel.multihost import initialize
+from janus_jax.parallel.multihost import (
+    ending_together,
+    first_only,
+    initialize,
+    is_first,
+    stop_together,
+)
 from janus_jax.parallel.rules import (
     param_shardings,
     param_specs,
@@ -20,12 +26,16 @@ __all__ = [
     "AXES",
     "BATCH_AXES",
     "batch_sharding",
+    "ending_together",
+    "first_only",
     "global_batch",
     "initialize",
+    "is_first",
     "make_mesh",
     "param_shardings",
     "param_specs",
     "replicated",
     "shard_params",
     "state_shardings",
+    "stop_together",
 ]

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Mapping
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from janus_jax.errors import UserError
+from janus_jax.errors import RunError, UserError, one_line
+
+JOIN_TIMEOUT = 120  # seconds
+NAME_TIMEOUT = 30  # seconds, for the coordinator's name to be known
+GRACE = 2.0  # seconds
 
 
 def is_multiprocess(env: Mapping[str, str]) -> bool:
@@ -30,33 +45,189 @@ def initialize(env: Mapping[str, str] | None = None) -> bool:
     """Calls `jax.distributed.initialize` if this is a job of several processes; else does nothing.
 
     Must run before anything touches a device. On Slurm, Open MPI and TPUs JAX finds the other
-    processes itself; elsewhere set the three `JAX_` variables of `is_multiprocess`.
+    processes itself; elsewhere set the three `JAX_` variables of `is_multiprocess`. Who waits longer
+    than `JANUS_JOIN_TIMEOUT` seconds (120) for the others ends with one line and exit code 2.
 
     Returns:
       Whether the processes are joined.
 
     Raises:
-      UserError: a variable is not an integer, or the other processes were not reached.
+      UserError: a variable is missing or impossible.
     """
     env = os.environ if env is None else env
     if jax.distributed.is_initialized():
         return True
     if not is_multiprocess(env):
+        if _integer(env, "JAX_NUM_PROCESSES", 1) > 1 or _integer(env, "JAX_PROCESS_ID", 0) > 0:
+            raise UserError(
+                "JAX_NUM_PROCESSES or JAX_PROCESS_ID is set, but not JAX_COORDINATOR_ADDRESS (host:port "
+                "of process 0): each process would train alone"
+            )
         return False
     count = _integer(env, "JAX_NUM_PROCESSES", None)
     index = _integer(env, "JAX_PROCESS_ID", None)
+    address = env.get("JAX_COORDINATOR_ADDRESS")
+    timeout = _integer(env, "JANUS_JOIN_TIMEOUT", JOIN_TIMEOUT)
+    if timeout < 1:
+        raise UserError(f"JANUS_JOIN_TIMEOUT must be at least 1 second, not {timeout}")
+    if address:
+        _check_address(address, min(timeout, NAME_TIMEOUT))
     try:
-        jax.distributed.initialize(
-            coordinator_address=env.get("JAX_COORDINATOR_ADDRESS"),
-            num_processes=count,
-            process_id=index,
-        )
+        with _patience(timeout, f"the other processes (coordinator: {address or 'found by JAX'})"):
+            jax.distributed.initialize(
+                coordinator_address=address,
+                num_processes=count,
+                process_id=index,
+                # JAX ends the process by itself, with a page of text, so later than this does.
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=60,
+                shutdown_timeout_seconds=60,
+            )
     except ValueError as error:
         raise UserError(
             f"cannot join a job of several processes: {error} Set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Around what a process of a joined job does: an error ends it at once, in one line.
+
+    JAX would wait for the others on the way out, while they wait for this one in a computation. Where
+    another process has gone, what is left of this one cannot go on, either.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if isinstance(error, UserError | RunError):
+            line = f"error: {one_line(error)}"
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _is_lost(error):
+            line = (
+                "error: another process of the job is gone, its own output says why; run the same "
+                "command again in all of them to continue"
+            )
+        else:
+            line = traceback.format_exc().rstrip()
+        print(f"{line} [process {jax.process_index()}]", file=sys.stderr, flush=True)
+        if is_first():
+            time.sleep(
+                GRACE
+            )  # it is the coordinator: without it the others are ended by JAX, not by us
+        os._exit(code)
+
+
+def _is_lost(error: Exception) -> bool:
+    words = "Gloo", "NCCL", "onnection", "DEADLINE", "UNAVAILABLE", "coordination", "ABORTED"
+    return any(word in str(error) for word in words)
+
+
+@contextlib.contextmanager
+def _patience(seconds: int, what: str) -> Iterator[None]:
+    """Ends the process if the inside takes longer, because nothing in it can be interrupted."""
+
+    def leave():
+        print(
+            f"error: waited {seconds} s for {what}; start the same command in every process, check "
+            "JAX_COORDINATOR_ADDRESS, or set JANUS_JOIN_TIMEOUT to more seconds",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _check_address(address: str, patience: int) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"JAX_COORDINATOR_ADDRESS must be host:port, not {address!r}")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.getaddrinfo(host.strip("[]"), int(port))
+            return
+        except (OSError, UnicodeError) as error:
+            # A name may be new: clusters publish it when process 0 starts.
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"JAX_COORDINATOR_ADDRESS: no host {host!r} ({error}), after {patience} s"
+                ) from error
+        time.sleep(1.0)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks to people."""
+    return jax.process_index() == 0
+
+
+def first_only(work: Callable[[], Any]) -> Any:
+    """Runs `work` in the first process; every process gets its result, or its error.
+
+    All processes must call it, at the same place.
+
+    Args:
+      work: returns something JSON-ready.
+
+    Raises:
+      UserError, RunError: `work` did; or anything else in the first process, of which the others say so
+        in a RunError.
+    """
+    if jax.process_count() == 1:
+        return work()
+    answer: dict[str, Any] = {}
+    error = None
+    if is_first():
+        try:
+            answer = {"value": work()}
+        except Exception as caught:
+            error = caught
+            kind = "user" if isinstance(caught, UserError) else "run"
+            answer = {kind: one_line(caught) or type(caught).__name__}
+    answer = _broadcast(answer)
+    if error is not None:
+        raise error
+    if "user" in answer:
+        raise UserError(answer["user"])
+    if "run" in answer:
+        raise RunError(f"process 0 failed: {answer['run']}")
+    return answer["value"]
+
+
+def stop_together() -> Callable[[], signal.Signals | None]:
+    """What a loop of several processes asks after every step: whether all of them stop after this one.
+
+    JAX takes SIGTERM in whichever process it comes, and agrees on a step that none has passed. All
+    processes must ask equally often.
+    """
+    asked, count = None, 0
+
+    def stop() -> signal.Signals | None:
+        nonlocal asked, count
+        count += 1
+        if asked is None and multihost_utils.reached_preemption_sync_point(count):
+            asked = signal.SIGTERM
+        return asked
+
+    return stop
+
+
+def _broadcast(value: Any) -> Any:
+    """JSON-ready `value` of the first process, in all of them."""
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    buffer = np.zeros(size, np.uint8)
+    if is_first():
+        buffer[:] = data
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
 
 
 def _integer(env: Mapping[str, str], name: str, default: int | None) -> int | None:

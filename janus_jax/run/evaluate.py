@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import resource
 import time
 from pathlib import Path
@@ -23,8 +22,10 @@ from janus_jax.evaluation import (
     prove_judge,
     question_accuracy,
 )
+from janus_jax.parallel import first_only, is_first
 from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
+from janus_jax.run.files import read_json, write_json
 from janus_jax.sampling import Janus
 from janus_jax.training import Stage
 
@@ -37,6 +38,8 @@ Params = dict[str, Any]
 
 class Evaluator:
     """Draws and scores with the parameters it is given; keeps what is compiled.
+
+    In a job of several processes all of them draw, and the first one writes.
 
     Args:
       experiment: the run's objects.
@@ -85,7 +88,7 @@ class Evaluator:
         """
         settings = self._experiment.config.eval
         draws = stage.objective == "janus" and stage.ratio[2] > 0
-        scores = self.read_scores()
+        scores = first_only(self.read_scores)
         done = {"judge", "mini_geneval"} & scores.get(stage.name, {}).keys()
         if done or not settings.prompts or not (draws or stage.objective == "vq"):
             return
@@ -134,6 +137,8 @@ class Evaluator:
 
     def record_time(self, stage: str, seconds: float) -> None:
         """Adds a stage's training time, and the process's peak memory, to scores.json."""
+        if not is_first():
+            return
         scores = self.read_scores()
         entry = scores.setdefault(stage, {})
         entry["train_seconds"] = entry.get("train_seconds", 0.0) + seconds
@@ -142,8 +147,16 @@ class Evaluator:
 
     def read_scores(self) -> dict[str, Any]:
         path = self._run_dir / "scores.json"
-        advice = "move it away, and stages are scored again"
-        return checkpoints.read_json(path, dict, advice) if path.exists() else {}
+        return read_json(path, "move it away, and stages are scored again") if path.exists() else {}
+
+    def forget(self, stages: list[str]) -> None:
+        """Drops the scores of stages, so that they are scored again; not the times of their training."""
+        keep = ("train_seconds", "peak_memory_gib")
+        scores = self.read_scores()
+        if any(set(scores.get(name, {})) - set(keep) for name in stages):
+            for name in stages:
+                scores[name] = {k: v for k, v in scores.get(name, {}).items() if k in keep}
+            self._write_scores(scores)
 
     def _questions(self, janus: Janus, count: int, held_out: bool = False) -> dict[str, Any]:
         answer = lambda pictures, texts: janus.answer_batch(
@@ -153,7 +166,8 @@ class Evaluator:
 
     def _show_questions(self, janus: Janus) -> None:
         """Writes questions.json: one question of each kind with its picture, for the report."""
-        (self._run_dir / "samples").mkdir(exist_ok=True)
+        if is_first():
+            (self._run_dir / "samples").mkdir(exist_ok=True)
         shown = []
         for kind in es.QUESTION_KINDS:
             pictures, questions = make_questions(self._experiment.world, kind, 2, seed=1)
@@ -165,7 +179,8 @@ class Evaluator:
             ):
                 name = f"samples/question_{kind}_{i}.png"
                 tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
-                tile.save(self._run_dir / name)
+                if is_first():
+                    _save_png(tile, self._run_dir / name)
                 shown.append(
                     {
                         "image": name,
@@ -175,7 +190,8 @@ class Evaluator:
                         "right": plain(answer) == plain(question.answer),
                     }
                 )
-        write_json(self._run_dir / "questions.json", shown)
+        if is_first():
+            write_json(self._run_dir / "questions.json", shown)
 
     def _with(self, params: Params) -> Janus:
         params = {k: v for k, v in params.items() if k != "aux"}
@@ -189,21 +205,23 @@ class Evaluator:
         return self._janus
 
     def _write_grid(self, stage, step, pictures, columns, prompts) -> None:
+        if not is_first():
+            return
         directory = self._run_dir / "samples"
         directory.mkdir(exist_ok=True)
         tiles = [Image.fromarray(p) for p in pictures]
         side = max(TILE, tiles[0].width)
         tiles = [t.resize((side, side), Image.Resampling.NEAREST) for t in tiles]
         path = directory / f"{stage.name}_{step:06d}.png"
-        png = io.BytesIO()
-        grid(tiles, columns).save(png, format="PNG")
-        checkpoints.write_bytes(path, png.getvalue())
+        _save_png(grid(tiles, columns), path)
         write_json(path.with_suffix(".json"), {"prompts": prompts})
 
     def _write_scores(self, scores: dict[str, Any]) -> None:
-        write_json(self._run_dir / "scores.json", scores)
+        if is_first():
+            write_json(self._run_dir / "scores.json", scores)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by rename, so that a reader never sees half of it."""
-    checkpoints.write_text(path, json.dumps(value, indent=1) + "\n")
+def _save_png(picture: Image.Image, path: Path) -> None:
+    png = io.BytesIO()
+    picture.save(png, format="PNG")
+    checkpoints.write_bytes(path, png.getvalue())

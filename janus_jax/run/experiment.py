@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from ml_collections import ConfigDict
 
 from janus_jax.config import PRESETS, JanusConfig, Policy
-from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
 from janus_jax.data.emoji_scenes import TASKS, World, vocabulary
 from janus_jax.errors import UserError, nearest
-from janus_jax.models import REMAT, Janus
+from janus_jax.models import Janus
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
+from janus_jax.run.config_checks import check_config
 from janus_jax.training import Stage
-
-KINDS = {"vq": "pictures", "siglip": "pairs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +41,7 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       UserError: a value of the config is impossible; the message names its field.
     """
-    _check(config)
+    check_config(config)
     tokenizer, world = _tokenizer(config), World(**config.world)
     janus_config = _architecture(config, tokenizer)
     processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
@@ -62,57 +58,6 @@ def build(config: ConfigDict) -> Experiment:
         mesh=make_mesh(**config.mesh),
         stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
     )
-
-
-def _check(config: ConfigDict) -> None:
-    """What no other part checks when it is built."""
-    world = config.world
-    if world.objects not in ("tiny", "all"):
-        raise UserError(f"config.world.objects must be tiny or all, not {world.objects!r}")
-    if not 2 <= world.grid <= 4 or world.image_size % world.grid:
-        raise UserError(
-            "config.world.grid must be 2, 3 or 4, and config.world.image_size a multiple of it"
-        )
-    if config.policy.remat not in REMAT:
-        raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
-    for name in ("cfg_weight", "temperature"):
-        value = config.processor[name]
-        if not 0 <= value < math.inf:
-            raise UserError(f"config.processor.{name} must be a finite number >= 0, not {value}")
-    for name in ("save_every", "log_every"):
-        if config.log[name] < 1:
-            raise UserError(f"config.log.{name} must be at least 1 step")
-
-
-def batches(experiment: Experiment, stage: Stage) -> grain.DatasetIterator:
-    """The endless batches of one stage, from its first one; close the iterator after use.
-
-    The next batches are made while the device works on this one, by a thread that only `close` ends.
-    """
-    config, processor, world = experiment.config, experiment.processor, experiment.world
-    mix = SceneMix(**stage.scenes)
-    process = (jax.process_index(), jax.process_count())
-    rows = stage.batch_size // process[1]
-    # Another stage is another part of the data, not the same scenes again.
-    seed = config.seed * 100 + experiment.stages.index(stage)
-    common = dict(seed=seed, process=process, threads=config.data.threads)
-    if stage.objective in KINDS:
-        kind = KINDS[stage.objective]
-        length = stage.options.get("text_length", 64)
-        source = SceneSource(kind, world, processor, mix, seed, text_length=length)
-        return _ahead(plain_batches(source, rows, **common))
-    sources = {k: SceneSource(k, world, processor, mix, seed) for k in ("und", "text", "gen")}
-    row = RowShape(**config.data.row)
-    # No room for pictures that never come: the step would work on blank ones.
-    und, _, gen = stage.ratio
-    row = dataclasses.replace(
-        row, und_images=row.und_images if und else 0, gen_images=row.gen_images if gen else 0
-    )
-    return _ahead(mixed_batches(sources, stage.ratio, row, rows, **common))
-
-
-def _ahead(dataset: grain.IterDataset) -> grain.DatasetIterator:
-    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
 
 
 def _tokenizer(config: ConfigDict) -> Tokenizer:

@@ -1,13 +1,14 @@
 """report.md: a run in tables and pictures, made from the files in its directory alone.
 
-Any part may be missing: what is not there is left out of the report. Written after the last stage; to write
-it again, such as for a run that is still going:
+Any part may be missing or damaged: what cannot be read is left out of the report. Written after the last
+stage; to write it again, such as for a run that is still going:
 
     python -c "from janus_jax.run.report import write_report; print(write_report('runs/janus_tiny'))"
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
 from janus_jax.run.curves import Steps, draw_curves
+from janus_jax.run.report_notes import changes, divergences
 from janus_jax.training import read_metrics
 
 REPORT, CURVES = "report.md", "report_losses.png"
@@ -34,7 +36,7 @@ _STAGE_HEADER = (
 def write_report(run_dir: str | Path) -> Path:
     """Writes report.md, and report_losses.png that it shows, into a run directory.
 
-    Reads config.json, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
+    Reads config.json, changes.jsonl, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
     questions.json: a list of {"image": path from the run directory, "question", "answer", "truth",
     "right": bool}.
 
@@ -61,6 +63,7 @@ def write_report(run_dir: str | Path) -> Path:
     sections = [
         f"# Run {name}",
         _note(config),
+        divergences({n: stages[n] for n in order if n in stages}, config.get("stages") or {}),
         _stage_table(order, stages, scores, config.get("stages") or {}),
         f"## Losses\n\n![Loss of every stage by step]({CURVES})" if stages else "",
         _samples(run_dir, order),
@@ -68,16 +71,22 @@ def write_report(run_dir: str | Path) -> Path:
         _guidance(final),
         _questions(final, scored),
         _asked(_json(run_dir / "questions.json", [])),
+        _changes(run_dir / "changes.jsonl"),
     ]
     if not order:
-        sections.insert(2, "Nothing has been trained yet.")
+        sections.insert(3, "Nothing has been trained yet.")
     path = run_dir / REPORT
     checkpoints.write_text(path, "\n\n".join(s for s in sections if s) + "\n")
     return path
 
 
 def _json(path: Path, default: Any) -> Any:
-    return checkpoints.read_json(path, type(default)) if path.exists() else default
+    """What a file holds; `default` if it is not there or, with a warning, if it is damaged."""
+    try:
+        return checkpoints.read_json(path, type(default)) if path.exists() else default
+    except UserError as error:
+        print(f"warning: not in the report: {error}", file=sys.stderr)
+        return default
 
 
 def _stages(path: Path) -> dict[str, Steps]:
@@ -86,6 +95,17 @@ def _stages(path: Path) -> dict[str, Steps]:
     for record in read_metrics(path):
         stages.setdefault(record["stage"], []).append(record)
     return stages
+
+
+def _changes(path: Path) -> str:
+    rows = changes(path)
+    if not rows:
+        return ""
+    header = ["when", "after the saved steps", "field", "was", "now", "changes the result"]
+    return (
+        "## Changes\n\nThe config was not the same all the time; what is above is the newest one."
+        f"\n\n{_table(header, rows)}"
+    )
 
 
 def _note(config: Mapping[str, Any]) -> str:

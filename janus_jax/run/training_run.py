@@ -5,6 +5,7 @@ Run directory:
   config.json             the config, so that another config is refused
   janus.json, tokenizer.json   what sampling needs, next to the parameters
   stages.json             the stages in order
+  changes.jsonl           fields of the config that were changed later
   checkpoints/STAGE/STEP  parameters, optimizer, data position
   metrics.jsonl           one line a step
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
@@ -14,9 +15,11 @@ Run directory:
 
 from __future__ import annotations
 
-import json
+import contextlib
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,30 @@ from ml_collections import ConfigDict
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
 from janus_jax.models import init_params
-from janus_jax.parallel import param_shardings, shard_params
-from janus_jax.run.evaluate import Evaluator, write_json
-from janus_jax.run.experiment import Experiment, batches, build
+from janus_jax.parallel import (
+    first_only,
+    is_first,
+    param_shardings,
+    shard_params,
+    stop_together,
+)
+from janus_jax.run.claim import (
+    SCORED_BY,
+    Change,
+    claim,
+    differences,
+    lock,
+    plain,
+    progress,
+)
+from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.report import write_report
+from janus_jax.run.shared_log import SharedLog
+from janus_jax.run.stage_checks import check_stages
+from janus_jax.run.stage_data import batches
+from janus_jax.signals import StopSignals
 from janus_jax.training import (
-    MetricsLog,
     Stage,
     init_aux,
     make_step,
@@ -43,80 +64,166 @@ from janus_jax.training import (
 Params = dict[str, Any]
 
 
-def train(config: ConfigDict, run_dir: Path, quiet: bool = False) -> None:
+def train(
+    config: ConfigDict,
+    run_dir: Path,
+    quiet: bool = False,
+    allow_change: tuple[str, ...] = (),
+    signals: StopSignals | None = None,
+) -> None:
     """Runs all stages of a config (or `config.only_stage`), then scores and reports.
 
+    Args:
+      config: of the run.
+      run_dir: where everything goes; held against other runs until the end.
+      quiet: no progress bars.
+      allow_change: fields that may differ from the run's config from now on, though they change its
+        result, e.g. ("stages.stage2.learning_rate",).
+      signals: what asks to stop; None leaves the process's signals alone.
+
     Raises:
-      UserError: impossible config, or `run_dir` holds another config's run.
+      UserError: impossible config, `run_dir` holds another config's run, or is in use.
       RunError: the training itself failed.
+      Stopped: asked to by a signal, after a save.
     """
+    _check_same(config)
     experiment = build(config)
     stages = select_stages(list(experiment.stages), config.only_stage)
     _check_start(experiment, run_dir, stages[0])
-    _claim(run_dir, config, experiment)
-    log = MetricsLog(run_dir)
-    evaluator = Evaluator(experiment, run_dir)
-    params = None
-    for stage in stages:
-        finished = _finished(experiment, run_dir, stage)
+    check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
+    initial = _initial(experiment, run_dir, stages[0])
+    with contextlib.ExitStack() as stack:
+        first_only(lambda: stack.enter_context(lock(run_dir)))
+        evaluator = Evaluator(experiment, run_dir)
+        first_only(lambda: _claim(run_dir, experiment, stages, evaluator, allow_change))
+        log = SharedLog(run_dir)
+        stack.callback(log.close)
+        run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals)
+        params = None
+        for stage in stages:
+            params = run.stage(stage, params, initial, last=stage is stages[-1])
+            initial = None  # it may be tens of gigabytes
+        first_only(lambda: str(write_report(run_dir)))
+
+
+def _check_same(config: ConfigDict) -> None:
+    """Raises UserError in a process that was started with another config than the first one."""
+    mine = plain(config) | {"only_stage": config.only_stage}
+    if different := differences(first_only(lambda: mine), mine):
+        raise UserError(
+            f"process {jax.process_index()} must have the same config as process 0, whose "
+            f"{different[0]} here"
+        )
+
+
+def _claim(
+    run_dir: Path,
+    experiment: Experiment,
+    stages: list[Stage],
+    evaluator: Evaluator,
+    allow: tuple[str, ...],
+) -> None:
+    """Claims the directory; what a change of the config has made out of date is scored again."""
+    config = experiment.config
+    scored = [
+        s.name for s in stages if s is stages[-1] or config.eval.after_stages or s.objective == "vq"
+    ]
+
+    def forget(changes: list[Change]) -> None:
+        paths = {c.path for c in changes}
+        again = config.eval.prompts and not paths.isdisjoint(SCORED_BY)
+        evaluator.forget([n for n in scored if again or f"stages.{n}.steps" in paths])
+
+    claim(run_dir, config, experiment, allow, before_writing=forget)
+
+
+class _Run:
+    """Trains and scores one stage after the other."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run_dir: Path,
+        log: SharedLog,
+        evaluator: Evaluator,
+        quiet: bool,
+        signals: StopSignals | None,
+    ):
+        self._experiment, self._run_dir, self._log = experiment, run_dir, log
+        self._evaluator, self._quiet, self._signals = evaluator, quiet, signals
+        self._stop = _stop(signals)
+
+    def stage(
+        self, stage: Stage, params: Params | None, initial: Params | None, last: bool
+    ) -> Params:
+        """The parameters that a stage ends with; `params` are those of the one before, if they are known."""
+        config, evaluator = self._experiment.config, self._evaluator
+        finished = _finished(self._experiment, self._run_dir, stage)
         if finished is None:
-            if params is None:
-                params = _starting_params(experiment, run_dir, stage)
+            if params is None or _has_steps(self._run_dir, stage):
+                params = _starting_params(self._experiment, self._run_dir, stage, initial)
             began = time.perf_counter()
-            params = _train_stage(experiment, stage, params, run_dir, log, evaluator, quiet)
+            with self._signals.deferred() if self._signals else contextlib.nullcontext():
+                params = self._train(stage, params)
             evaluator.record_time(stage.name, time.perf_counter() - began)
         else:
-            params = shard_params(finished, experiment.mesh)
-        last = stage is stages[-1]
+            params = shard_params(finished, self._experiment.mesh)
         if last or config.eval.after_stages or stage.objective == "vq":
-            evaluator.score(stage, params, final=last, quiet=quiet)
-    log.close()
-    write_report(run_dir)
+            evaluator.score(stage, params, final=last, quiet=self._quiet)
+        return params
+
+    def _train(self, stage: Stage, params: Params) -> Params:
+        experiment, config = self._experiment, self._experiment.config
+        iterator = batches(experiment, stage)
+        try:
+            params = run_stage(
+                stage,
+                make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
+                _with_extras(experiment, stage, params),
+                iterator,
+                self._run_dir / "checkpoints" / stage.name,
+                self._log,
+                experiment.mesh,
+                save_every=config.log.save_every,
+                log_every=config.log.log_every,
+                sample_every=config.log.sample_every,
+                on_sample=lambda step, p: self._evaluator.sample(stage, step, p),
+                quiet=self._quiet,
+                stop=self._stop,
+                stop_when_diverged=config.log.get("stop_when_diverged", False),
+                verify=config.log.verify,
+            )
+        finally:
+            iterator.close()  # its thread would outlive the interpreter
+        return {k: v for k, v in params.items() if k != "aux"}
 
 
-def _train_stage(
-    experiment: Experiment,
-    stage: Stage,
-    params: Params,
-    run_dir: Path,
-    log: MetricsLog,
-    evaluator: Evaluator,
-    quiet: bool,
-) -> Params:
+def _stop(signals: StopSignals | None) -> Callable[[], signal.Signals | None]:
+    """What the loop asks after every step: whether to stop, the same answer in every process."""
+    if jax.process_count() > 1:
+        return stop_together()
+    return lambda: signals.requested if signals else None
+
+
+def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params:
+    """What some stages add to the parameters they start from (to their shapes, where only those matter)."""
     config = experiment.config
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
     if stage.objective == "siglip" and "aux" not in params:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         length = stage.options.get("text_length", 64)
-        params = params | {"aux": init_aux(experiment.model, key, length)}
+        make = lambda k: init_aux(experiment.model, k, length)
+        params = params | {"aux": jax.eval_shape(make, key) if abstract else make(key)}
     if stage.name == "stage1" and any(s.objective == "vq" for s in experiment.stages):
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
-        params = start_from_codebook(params, key)
-    iterator = batches(experiment, stage)
-    try:
-        params = run_stage(
-            stage,
-            make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
-            params,
-            iterator,
-            run_dir / "checkpoints" / stage.name,
-            log,
-            experiment.mesh,
-            save_every=config.log.save_every,
-            log_every=config.log.log_every,
-            sample_every=config.log.sample_every,
-            on_sample=lambda step, p: evaluator.sample(stage, step, p),
-            quiet=quiet,
-            verify=config.log.verify,
-        )
-    finally:
-        iterator.close()  # its thread would outlive the interpreter
-    return {k: v for k, v in params.items() if k != "aux"}
+        params = params if abstract else start_from_codebook(params, key)
+    return params
 
 
 def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
     """A single stage in the middle needs something to start from."""
     index = experiment.stages.index(first)
-    if index == 0 or experiment.config.init_from:
+    if index == 0 or experiment.config.init_from or _has_steps(run_dir, first):
         return
     if not any(_is_finished(run_dir, s) for s in experiment.stages[:index]):
         raise UserError(
@@ -125,34 +232,59 @@ def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
         )
 
 
-def _starting_params(experiment: Experiment, run_dir: Path, stage: Stage) -> Params:
-    """Where a stage starts: the stage before it in this run, `init_from`, or random numbers."""
+def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | None:
+    """The parameters of `init_from`, on the host, if anything will start from them."""
+    config = experiment.config
+    earlier = experiment.stages[: experiment.stages.index(first)]
+    if not config.init_from or _has_steps(run_dir, first):
+        return None
+    if any(_is_finished(run_dir, s) for s in earlier):
+        return None
+    loaded = checkpoints.load_model(config.init_from, verify=config.log.verify)
+    if loaded.config != experiment.janus_config:
+        raise UserError(
+            f"config.init_from: {config.init_from} holds {loaded.config.name}, but this config is "
+            f"for {experiment.janus_config.name}"
+        )
+    return loaded.params
+
+
+def _starting_params(
+    experiment: Experiment, run_dir: Path, stage: Stage, initial: Params | None
+) -> Params:
+    """Where a stage starts: its own checkpoint (then only shapes), the stage before it in this run,
+    `init_from`, or random numbers."""
+    key = jax.random.key(experiment.config.seed)
+    shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)
+    if _has_steps(run_dir, stage):
+        return shapes
     names = [s.name for s in experiment.stages]
-    before = names[: names.index(stage.name)]
-    for name in reversed(before):
-        found = _finished(experiment, run_dir, experiment.stages[names.index(name)])
+    for earlier in reversed(experiment.stages[: names.index(stage.name)]):
+        was_finished = _is_finished(run_dir, earlier)
+        found = _finished(experiment, run_dir, earlier)
         if found is not None:
             return shard_params(found, experiment.mesh)
-    config = experiment.config
-    if config.init_from:
-        loaded = checkpoints.load_model(config.init_from, verify=config.log.verify)
-        if loaded.config != experiment.janus_config:
+        if was_finished:
             raise UserError(
-                f"config.init_from: {config.init_from} holds {loaded.config.name}, but this config is "
-                f"for {experiment.janus_config.name}"
+                f"{stage.name} starts from the end of {earlier.name}, which is damaged: run {earlier.name} "
+                "again first, as the same command without a stage does"
             )
-        return shard_params(loaded.params, experiment.mesh)
-    if stage.name == "stage1":
+    if initial is not None:
+        return shard_params(initial, experiment.mesh)
+    if stage.name == "stage1" and is_first():
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",
             file=sys.stderr,
         )
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)
-    shardings = param_shardings(shapes, experiment.mesh)
     if jax.device_count() == 1:
         return init_params(experiment.model, key)
+    shardings = param_shardings(shapes, experiment.mesh)
     return jax.jit(lambda k: init_params(experiment.model, k), out_shardings=shardings)(key)
+
+
+def _has_steps(run_dir: Path, stage: Stage) -> bool:
+    """Whether a stage goes on from a checkpoint of its own."""
+    return stage.name in progress(run_dir, [stage.name])
 
 
 def _is_finished(run_dir: Path, stage: Stage) -> bool:
@@ -170,42 +302,3 @@ def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | N
         return None
     params = newest[1]
     return {k: v for k, v in params.items() if k != "aux"}
-
-
-def _claim(run_dir: Path, config: ConfigDict, experiment: Experiment) -> None:
-    """Makes the run directory, or checks that it holds this very config."""
-    # Which stage to run, and whether to check what is read, is no part of what the run is.
-    fields = json.loads(config.copy_and_resolve_references().to_json_best_effort())
-    fields.pop("only_stage")
-    fields["log"].pop("verify")
-    path = run_dir / "config.json"
-    if path.exists():
-        advice = "the same command with another --workdir writes a new one, to copy here"
-        difference = _first_difference(checkpoints.read_json(path, dict, advice), fields)
-        if difference:
-            raise UserError(
-                f"{run_dir} holds the run of another config ({difference}); choose another --workdir, "
-                "or remove it"
-            )
-    elif run_dir.exists() and not all(map(checkpoints.is_leftover, run_dir.iterdir())):
-        raise UserError(f"{run_dir} is not empty and holds no run; choose another --workdir")
-    # The config first: with it, a run killed right here can be started again.
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, fields)
-    write_json(run_dir / "stages.json", [s.name for s in experiment.stages])
-    checkpoints.write_card(
-        run_dir,
-        experiment.janus_config,
-        experiment.processor.config.to_dict(),
-        experiment.processor.tokenizer.to_json(),
-    )
-
-
-def _first_difference(old: Any, new: Any, path: str = "config") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}")
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{path} was {old!r}, now {new!r}"

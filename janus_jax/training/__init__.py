@@ -2,7 +2,7 @@
 
 from janus_jax.training.codebook_start import start_from_codebook
 from janus_jax.training.contrastive import init_aux
-from janus_jax.training.loop import run_stage
+from janus_jax.training.loop import Stopped, run_stage
 from janus_jax.training.losses import janus_loss
 from janus_jax.training.metrics import MetricsLog, read_metrics
 from janus_jax.training.optimizer import learning_rate, make_optimizer
@@ -13,6 +13,7 @@ __all__ = [
     "TRAINABLE",
     "MetricsLog",
     "Stage",
+    "Stopped",
     "TrainState",
     "evaluated_params",
     "init_aux",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +11,27 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from tqdm import tqdm
 
-from janus_jax.checkpoints import StageCheckpoints
+from janus_jax.checkpoints import StageCheckpoints, finished_steps
+from janus_jax.errors import RunError, UserError
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
+from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
 from janus_jax.training.metrics import MetricsLog, check_finite, progress_bar, set_losses
+from janus_jax.training.soundness import unsound
 from janus_jax.training.stages import Params, Stage
 from janus_jax.training.step import StepFn, TrainState, evaluated_params, init_state
 
 SampleFn = Callable[[int, Params], None]
+StopFn = Callable[[], signal.Signals | None]
+
+
+class Stopped(Exception):
+    """A stage that was asked to stop has saved and did. `by` is the signal, `step` the one saved."""
+
+    def __init__(self, stage: str, step: int, by: signal.Signals):
+        super().__init__(f"stopped by {by.name}, {stage} step {step} is saved")
+        self.stage, self.step, self.by = stage, step, by
 
 
 def run_stage(
@@ -34,67 +49,164 @@ def run_stage(
     on_sample: SampleFn | None = None,
     quiet: bool = False,
     verify: bool = True,
+    stop: StopFn = lambda: None,
+    stop_when_diverged: bool = False,
 ) -> Params:
     """Trains one stage, from its newest checkpoint if it has one.
 
     Args:
       stage: what to train.
       step_fn: from `make_step`.
-      params: full tree that the stage starts from, sharded over `mesh`.
-      batches: a Grain iterator of host batches (numpy); its position is saved and restored.
+      params: full tree that the stage starts from, sharded over `mesh`; where the stage has a
+        checkpoint, a tree of `jax.ShapeDtypeStruct` does.
+      batches: an iterator of host batches (numpy); its position is saved and restored.
       directory: of this stage's checkpoints.
       log: of the run.
       save_every: steps between checkpoints; the last step is always saved.
       log_every: steps between fetches of the metrics (every step is recorded).
       sample_every: steps between calls of `on_sample(step, params)`; 0 for never.
       verify: compare the checkpoint with its checksums before going on from it.
+      stop: called after every step; a signal means to save and stop.
+      stop_when_diverged: whether a loss far above its own history for many steps is an error; else it
+        is a warning.
 
     Returns:
       The full tree to evaluate and to hand to the next stage: the averaged weights where the stage
       keeps an average.
 
     Raises:
-      RunError: a loss or gradient is not finite; earlier checkpoints are intact.
+      RunError: a loss, gradient or parameter is not finite, or the run has diverged; what is saved is
+        sound.
+      Stopped: `stop` said so.
       UserError: the disk is full, or the checkpoints belong to another architecture.
     """
     with StageCheckpoints(directory, verify=verify) as checkpoints:
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
-        bar = progress_bar(stage.name, done, stage.steps, quiet)
-        pending: list[tuple[int, float, float, dict[str, jax.Array]]] = []
-        while done < stage.steps:
-            # Order matters: fetch, step, record, check, save (after the check: a saved step is sound).
-            began = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - began
-            state, metrics = step_fn(state, frozen, global_batch(batch, mesh), done)
-            done += 1
-            pending.append((done, began, waited, metrics))
-            last = done == stage.steps
-            save = last or done % save_every == 0
-            sample = on_sample is not None and sample_every and done % sample_every == 0
-            if save or sample or len(pending) >= log_every:
-                _record(stage.name, pending, log, bar)
-                pending = []
-            if save:
-                params = evaluated_params(state, frozen)
-                checkpoints.save(done, params, _saved_state(state), batches)
-            if sample:
-                on_sample(done, evaluated_params(state, frozen))
-        bar.close()
+        progress = _Progress(stage, done, log, quiet, stop_when_diverged)
+        try:
+            while done < stage.steps:
+                # Order matters: fetch, step, record, check, save (after the check: a saved step is
+                # sound).
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                state, metrics = step_fn(state, frozen, global_batch(batch, mesh), done)
+                done += 1
+                progress.pending.append((done, began, waited, metrics))
+                asked = stop()
+                save = done == stage.steps or done % save_every == 0 or asked is not None
+                sample = on_sample is not None and sample_every and done % sample_every == 0
+                if save or sample or len(progress.pending) >= log_every:
+                    progress.record()
+                if save:
+                    params = evaluated_params(state, frozen)
+                    saved = _saved_state(state)
+                    if reason := unsound(params, saved.get("trainable", {})):
+                        raise RunError(f"{stage.name} step {done}: {reason}; not saved")
+                    checkpoints.save(done, params, saved, batches)
+                if asked is not None:
+                    raise Stopped(stage.name, done, asked)
+                if sample:
+                    on_sample(done, evaluated_params(state, frozen))
+        except RunError as error:
+            raise RunError(_advice(error, stage, directory, progress.diverged_at)) from error
+        finally:
+            progress.close()
         return params
+
+
+class _Progress:
+    """What a stage says of itself: metrics, the bar, and whether the loss is where it should be."""
+
+    def __init__(self, stage: Stage, done: int, log: MetricsLog, quiet: bool, strict: bool):
+        self.pending: list[tuple[int, float, float, dict[str, jax.Array]]] = []
+        self._stage, self._log, self._strict = stage, log, strict
+        self._bar = progress_bar(stage.name, done, stage.steps, quiet)
+        self._watch: DivergenceWatch = watch(stage)
+        for record in log.read() if done else []:
+            if record["stage"] == stage.name:
+                self._watch.add(record["step"], record["loss"])
+        self._named: Divergence | None = None
+
+    def record(self) -> None:
+        """Fetches the metrics of the steps since the last time, checks and writes them."""
+        pending, self.pending = self.pending, []
+        values = jax.device_get([m for *_, m in pending])
+        elapsed = time.perf_counter() - pending[0][1]
+        waited = sum(w for _, _, w, _ in pending)
+        rows = [{k: float(v) for k, v in sorted(m.items())} for m in values]
+        rate = sum(r["tokens"] for r in rows) / elapsed
+        name = self._stage.name
+        for (done, *_), row in zip(pending, rows, strict=True):
+            check_finite(name, done, row)
+        shares = {"tokens_per_s": rate, "data_wait": waited / elapsed}
+        self._log.write(
+            [
+                {"stage": name, "step": done, **row, **shares}
+                for (done, *_), row in zip(pending, rows, strict=True)
+            ]
+        )
+        self._bar.update(len(pending))
+        set_losses(self._bar, rows[-1], rate, waited / elapsed)
+        for (done, *_), row in zip(pending, rows, strict=True):
+            self._watch.add(done, row["loss"])
+        self._name_divergence()
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The step since which the loss is far above its own history, if it is."""
+        return self._watch.now.first if self._watch.now else None
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _name_divergence(self) -> None:
+        now, name = self._watch.now, self._stage.name
+        if now is self._named:
+            return
+        self._named = now
+        self._bar.set_description(f"{name} (DIVERGED)" if now else name)
+        if now is None:
+            tqdm.write(f"{name}: the loss is back where it was", file=sys.stderr)
+        elif self._strict:
+            raise RunError(f"{name} step {now.last}: {now}")
+        else:
+            tqdm.write(f"warning: {name}: {now}", file=sys.stderr)
+
+
+def _advice(error: RunError, stage: Stage, directory: Path, diverged_at: int | None) -> str:
+    """The same command would only meet the same numbers: says what to change, and how."""
+    field = f"stages.{stage.name}.learning_rate"
+    saved = finished_steps(directory)
+    spoilt = [s for s in saved if diverged_at is not None and s >= diverged_at]
+    sound = [s for s in saved if s not in spoilt]
+    start = f"step {sound[-1]}, the last one saved" if sound else "the start of the stage"
+    move = " and ".join(str(directory / str(s)) for s in spoilt)
+    return (
+        f"{error}. To go on from {start}{' before that' if spoilt else ''}, with a lower rate, "
+        f"{f'move {move} away and ' if spoilt else ''}add --config.{field}="
+        f"{stage.learning_rate / 10:.3g} --allow_change={field} to the same command"
+    )
 
 
 def _start(stage, params, batches, checkpoints, mesh) -> tuple[TrainState, Params, Params]:
     """(state, frozen, evaluated params) at the newest whole checkpoint, or at step 0."""
-    state, frozen = init_state(stage, params)
-    state = jax.device_put(state, state_shardings(state, mesh))
-    shapes = _with_shardings(params, param_shardings(params, mesh))
-    state_shapes = _with_shardings(state, state_shardings(state, mesh))
-    newest = checkpoints.restore_newest(shapes, _saved_state(state_shapes), batches)
+    # Only shapes: the numbers are in the checkpoint, if there is one.
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    state, _ = jax.eval_shape(lambda p: init_state(stage, p), like)
+    shapes = _with_shardings(like, param_shardings(like, mesh))
+    state = _with_shardings(state, state_shardings(state, mesh))
+    newest = checkpoints.restore_newest(shapes, _saved_state(state), batches)
     if newest is None:
-        return state, frozen, params
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            raise UserError(
+                f"{checkpoints.directory} has no checkpoint that can be used, and what the stage "
+                "started from was not read: remove that directory to begin the stage again"
+            )
+        state, frozen = init_state(stage, params)
+        return jax.device_put(state, state_shardings(state, mesh)), frozen, params
     _, params, saved = newest
     frozen = {k: v for k, v in params.items() if k not in stage.trainable}
     trainable = {k: v for k, v in params.items() if k in stage.trainable}
@@ -117,21 +229,3 @@ def _with_shardings(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
-
-
-def _record(name: str, pending: list, log: MetricsLog, bar) -> None:
-    """Fetches the metrics of the steps since the last time, checks and writes them."""
-    values = jax.device_get([m for *_, m in pending])
-    elapsed = time.perf_counter() - pending[0][1]
-    waited = sum(w for _, _, w, _ in pending)
-    rows = [{k: float(v) for k, v in sorted(m.items())} for m in values]
-    rate = sum(r["tokens"] for r in rows) / elapsed
-    for (done, *_), row in zip(pending, rows, strict=True):
-        check_finite(name, done, row)
-    records = [
-        {"stage": name, "step": done, **row, "tokens_per_s": rate, "data_wait": waited / elapsed}
-        for (done, *_), row in zip(pending, rows, strict=True)
-    ]
-    log.write(records)
-    bar.update(len(pending))
-    set_losses(bar, rows[-1], rate, waited / elapsed)

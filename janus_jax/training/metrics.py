@@ -109,10 +109,7 @@ def check_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:
         return
     bad = [k for k, v in metrics.items() if not math.isfinite(v)]
     tasks = [name for key, name in _TASKS.items() if key in bad] or bad
-    raise RunError(
-        f"{stage} step {step}: not finite in {', '.join(tasks)}; stopped, the last checkpoint is "
-        "intact. Lower the learning rate or look at the data, then run the same command again"
-    )
+    raise RunError(f"{stage} step {step}: not finite in {', '.join(tasks)}; stopped")
 
 
 def progress_bar(stage: str, done: int, steps: int, quiet: bool) -> tqdm:

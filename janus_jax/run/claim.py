@@ -1,0 +1,325 @@
+"""One run directory, one writer, one config: the lock, and which changes of the config a run survives."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from janus_jax import checkpoints
+from janus_jax.errors import UserError, nearest
+from janus_jax.run.experiment import Experiment
+from janus_jax.run.files import read_json, write_json
+
+LOCK, CONFIG, CHANGES = ".lock", "config.json", "changes.jsonl"
+ABSENT = "<absent>"
+
+# Fields that change no number of a training, by name or by the section they are in.
+_FREE = (
+    "name only_stage log eval data.threads policy.remat mesh processor.cfg_weight "
+    "processor.temperature"
+).split()
+# Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
+_ALLOWABLE = "seed data.row policy.compute_dtype".split()
+_ALLOWABLE_OF_STAGE = "learning_rate warmup_steps batch_size ratio scenes options".split()
+# Their keys are the config's own, so a key that is new is a change, not the field of a newer version.
+_OPEN = ("model.overrides", "options", "tasks")
+# Scores that are out of date when one of these has changed.
+SCORED_BY = (
+    "eval.prompts eval.questions eval.cfg_weights processor.cfg_weight processor.temperature"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One field that differs from the run's config: its dotted name, and both values."""
+
+    path: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        if self.old == ABSENT:
+            return f"config.{self.path} was not there, now {self.new!r}"
+        if self.new == ABSENT:
+            return f"config.{self.path} was {self.old!r}, now it is not there"
+        return f"config.{self.path} was {self.old!r}, now {self.new!r}"
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Makes the directory, and holds it for this process until the end, however that comes.
+
+    Raises:
+      UserError: another process holds it, it holds something else than a run, or it cannot be written.
+    """
+    with _naming(run_dir):
+        if run_dir.exists() and _is_foreign(run_dir):
+            raise UserError(f"{run_dir} is not empty and holds no run; choose another --workdir")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / LOCK).open("a+", encoding="utf-8")
+    with file:
+        _take(file, run_dir)
+        yield
+
+
+def claim(
+    run_dir: Path,
+    config: ConfigDict,
+    experiment: Experiment,
+    allow: tuple[str, ...] = (),
+    before_writing: Callable[[list[Change]], None] = lambda changes: None,
+) -> None:
+    """Writes the config and what sampling needs into a locked directory, or checks what is there.
+
+    Args:
+      run_dir: locked by this process.
+      config: of this run.
+      experiment: what `config` became.
+      allow: names of fields that may differ from now on, though they change the result.
+      before_writing: is given the fields that differ (also appended to changes.jsonl) once they are
+        found to be harmless or allowed.
+
+    Raises:
+      UserError: the directory holds a run with another config; the message names the field.
+    """
+    fields = plain(config)
+    _check_names(allow, fields)
+    path = run_dir / CONFIG
+    with _naming(run_dir):
+        if path.exists():
+            old = read_json(path)
+            changes = differences(old, fields)
+            _check_changes(changes, run_dir, old, fields, experiment, allow)
+            before_writing(changes)
+            _record(run_dir, changes, fields, allow)
+        # The config first: with it, a run killed right here can be started again.
+        write_json(path, fields)
+        write_json(run_dir / "stages.json", [s.name for s in experiment.stages])
+        checkpoints.write_card(
+            run_dir,
+            experiment.janus_config,
+            experiment.processor.config.to_dict(),
+            experiment.processor.tokenizer.to_json(),
+        )
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON holds it; which stage to run is no part of what the run is."""
+    fields = json.loads(config.copy_and_resolve_references().to_json_best_effort())
+    fields.pop("only_stage", None)
+    return fields
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[Change]:
+    """Every field that differs, by name. A weight that is not there is 0."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [Change(path, old, new)]
+    missing = 0.0 if path.endswith(".tasks") else ABSENT
+    return [
+        change
+        for key in sorted({*old, *new})
+        for change in differences(
+            old.get(key, missing), new.get(key, missing), f"{path}.{key}".lstrip(".")
+        )
+    ]
+
+
+def progress(run_dir: Path, names: list[str]) -> dict[str, int]:
+    """Newest saved step of every stage that has one."""
+    found = {n: checkpoints.finished_steps(run_dir / "checkpoints" / n) for n in names}
+    return {name: steps[-1] for name, steps in found.items() if steps}
+
+
+def _check_changes(
+    changes: list[Change],
+    run_dir: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    experiment: Experiment,
+    allow: tuple[str, ...],
+) -> None:
+    judge = _Judge(run_dir, old, new, experiment)
+    bad = [(c, reason) for c in changes if (reason := judge.reason(c)) is not None]
+    refused = [(c, r) for c, r in bad if not (_within(c.path, allow) and judge.allowable(c))]
+    if not refused:
+        return
+    shown = ", ".join(f"{c}{f' {reason}' if reason else ''}" for c, reason in refused[:3])
+    more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+    names = ",".join(c.path for c, _ in refused)
+    way = (
+        f"; to change it in this run from its last checkpoint on, add --allow_change={names}"
+        if all(judge.allowable(c) for c, _ in refused)
+        else ""
+    )
+    raise UserError(
+        f"{run_dir} holds the run of another config ({shown}{more}); choose another --workdir, or "
+        f"remove it{way}"
+    )
+
+
+class _Judge:
+    """Which changes of a config leave what a directory holds as good as it was."""
+
+    def __init__(self, run_dir: Path, old: Mapping, new: Mapping, experiment: Experiment):
+        self._run_dir, self._experiment = run_dir, experiment
+        self._old, self._new = list(old.get("stage_order", [])), list(new["stage_order"])
+        self._steps = {k: v.get("steps") for k, v in new["stages"].items()}
+        self._saved = progress(run_dir, list(dict.fromkeys([*self._old, *self._new])))
+
+    def reason(self, change: Change) -> str | None:
+        """None for a change that changes no result, else why it is refused ("": it does)."""
+        path, parts = change.path, change.path.split(".")
+        if _within(path, _FREE) or self._newer_version(change):
+            return None
+        if path == "init_from":
+            return self._init_from(change)
+        if path == "tokenizer":
+            file = self._run_dir / "tokenizer.json"
+            same = file.is_file() and file.read_text(encoding="utf-8").rstrip() == (
+                self._experiment.processor.tokenizer.to_json().rstrip()
+            )
+            return None if same else ""
+        if path == "stage_order":
+            return self._order()
+        if parts[0] == "stages":
+            if not (parts[1] in self._old and parts[1] in self._new):
+                return None  # what it does not train, or `stage_order` has the last word
+            if parts[2:] == ["steps"]:
+                return self._count(parts[1], change)
+        return ""
+
+    def allowable(self, change: Change) -> bool:
+        parts = change.path.split(".")
+        if parts[0] != "stages" or len(parts) < 3:
+            return _within(change.path, _ALLOWABLE)
+        # A text's length is the size of a parameter; what is done cannot be done otherwise.
+        return (
+            parts[2] in _ALLOWABLE_OF_STAGE
+            and parts[-1] != "text_length"
+            and self._saved.get(parts[1], 0) < self._steps.get(parts[1], 0)
+        )
+
+    def _newer_version(self, change: Change) -> bool:
+        """A field that this version has and the run's did not; its default is what was done before."""
+        section, _, _ = change.path.rpartition(".")
+        is_open = section == "stages" or any(
+            section == name or f".{section}.".find(f".{name}.") >= 0 for name in _OPEN
+        )
+        return change.old == ABSENT and not is_open
+
+    def _init_from(self, change: Change) -> str | None:
+        old, new = str(change.old or ""), str(change.new or "")
+        if old and new and os.path.realpath(old) == os.path.realpath(new):
+            return None
+        if self._saved and (not new or (old and not Path(old).exists())):
+            return None  # nothing of it is read any more
+        return ""
+
+    def _order(self) -> str | None:
+        shorter, longer = sorted((self._old, self._new), key=len)
+        if longer[: len(shorter)] != shorter:
+            return ""
+        gone = [n for n in self._old if n not in self._new and n in self._saved]
+        return f"though {gone[0]} has begun" if gone else None
+
+    def _count(self, name: str, change: Change) -> str | None:
+        done = self._saved.get(name, 0)
+        if isinstance(change.new, int) and change.new < done:
+            return f"though {done} are done"
+        later = [n for n in self._new[self._new.index(name) + 1 :] if n in self._saved]
+        if done and later:
+            return f"though {later[0]} has begun from where {name} ended"
+        return None
+
+
+def _within(path: str, names: tuple[str, ...] | list[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+def _check_names(allow: tuple[str, ...], fields: Mapping[str, Any]) -> None:
+    known = _names(fields)
+    for name in allow:
+        if name not in known:
+            raise UserError(
+                f"--allow_change: no field {name!r} in the config.{nearest(name, known)}"
+            )
+
+
+def _names(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in fields.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found += _names(value, f"{prefix}{key}.")
+    return found
+
+
+def _record(
+    run_dir: Path, changes: list[Change], fields: Mapping[str, Any], allow: tuple[str, ...]
+) -> None:
+    """Before the config itself, so that no change is ever missing."""
+    if not changes:
+        return
+    record = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "at": progress(run_dir, list(fields["stage_order"])),
+        "changes": {c.path: [c.old, c.new] for c in changes},
+        "allowed": [c.path for c in changes if _within(c.path, allow)],
+    }
+    with (run_dir / CHANGES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    for change in changes:
+        if change.path in record["allowed"] or change.old == ABSENT:
+            print(f"changed in this run: {change}", file=sys.stderr)
+
+
+def _is_foreign(run_dir: Path) -> bool:
+    """Whether something is in there, and no run; what a full disk or a kill left of one is no thing."""
+    names = {p.name for p in run_dir.iterdir() if not checkpoints.is_leftover(p)} - {LOCK}
+    return bool(names) and CONFIG not in names
+
+
+def _take(file: Any, run_dir: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = " ".join(file.read().split()) or "another process"
+        raise UserError(
+            f"{run_dir} is in use by another run ({holder}): wait for it, or choose another --workdir"
+        ) from None
+    except OSError as error:
+        print(
+            f"warning: {run_dir} cannot be locked ({error.strerror}): do not start a second run in it",
+            file=sys.stderr,
+        )
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+
+
+@contextlib.contextmanager
+def _naming(run_dir: Path) -> Iterator[None]:
+    """Turns what the system says about an unusable place into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"cannot write to the run directory {run_dir}: {error.strerror or error} "
+            f"({error.filename}); choose another --workdir"
+        ) from error

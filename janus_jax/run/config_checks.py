@@ -1,0 +1,100 @@
+"""What a config must be, as far as no part that it builds checks it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from janus_jax.errors import UserError, nearest
+from janus_jax.models import REMAT
+from janus_jax.training import TRAINABLE
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError for a value that nothing else looks at before it is used."""
+    world = config.world
+    if world.objects not in ("tiny", "all"):
+        raise UserError(f"config.world.objects must be tiny or all, not {world.objects!r}")
+    if not 2 <= world.grid <= 4 or world.image_size % world.grid:
+        raise UserError(
+            "config.world.grid must be 2, 3 or 4, and config.world.image_size a multiple of it"
+        )
+    if config.policy.remat not in REMAT:
+        raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
+    for name in ("cfg_weight", "temperature"):
+        value = config.processor[name]
+        if not 0 <= value < math.inf:
+            raise UserError(f"config.processor.{name} must be a finite number >= 0, not {value}")
+    for name in ("save_every", "log_every"):
+        if config.log[name] < 1:
+            raise UserError(f"config.log.{name} must be at least 1 step")
+    _check_numbers(config)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    # The data of stage i is seeded with 100 * seed + i, which Grain keeps in 32 bits.
+    _range("seed", config.seed, 0, 20_000_000)
+    _range("data.threads", config.data.threads, 0)
+    _range("log.sample_every", config.log.sample_every, 0)
+    for field in ("tokens", "targets"):
+        _range(f"data.row.{field}", config.data.row[field], 1)
+    for field in ("und_images", "gen_images"):
+        _range(f"data.row.{field}", config.data.row[field], 0)
+    for field in ("prompts", "questions"):
+        _range(f"eval.{field}", config.eval[field], 0)
+    if config.eval.prompts and not config.eval.cfg_weights:
+        raise UserError("config.eval.cfg_weights: give at least one weight")
+    for weight in config.eval.cfg_weights:
+        _range("eval.cfg_weights", weight, 0)
+    _check_order(config)
+    for name in config.stage_order:
+        stage = config.stages[name]
+        _range(f"stages.{name}.learning_rate", stage.learning_rate, 0)
+        _range(f"stages.{name}.warmup_steps", stage.warmup_steps, 0)
+        for weight in stage.ratio:
+            _range(f"stages.{name}.ratio", weight, 0)
+        groups = {group for freeze_set in TRAINABLE.values() for group in freeze_set}
+        for group in stage.trainable:
+            if group not in groups:
+                raise UserError(
+                    f"config.stages.{name}.trainable: no parameter group {group!r}."
+                    + nearest(str(group), groups)
+                )
+        _check_options(name, stage)
+
+
+def _check_order(config: ConfigDict) -> None:
+    order = list(config.stage_order)
+    if not order:
+        raise UserError("config.stage_order is empty: name at least one stage")
+    for name in order:
+        if name not in config.stages:
+            raise UserError(
+                f"config.stage_order: no stage {name!r} in config.stages."
+                + nearest(str(name), config.stages)
+            )
+    if len(set(order)) < len(order):
+        raise UserError(f"config.stage_order: a stage can run only once, not {order}")
+
+
+def _check_options(name: str, stage: ConfigDict) -> None:
+    where, options = f"stages.{name}.options", dict(stage.options)
+    if stage.objective == "vq":
+        for field in ("commitment", "warmup", "fixed_from", "revive_every"):
+            if field not in options:
+                raise UserError(f"config.{where}.{field} is missing")
+        _range(f"{where}.revive_every", options["revive_every"], 1)
+        _range(f"{where}.commitment", options["commitment"], 0)
+    if stage.objective == "siglip":
+        _range(f"{where}.text_length", options.get("text_length", 64), 1)
+    if options.get("reduction", "token") not in ("token", "sequence"):
+        raise UserError(f"config.{where}.reduction must be token or sequence")
+
+
+def _range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        wanted = f"from {low} to {high:.0f}" if high < math.inf else f"a finite number >= {low}"
+        raise UserError(f"config.{name} must be {wanted}, not {value!r}")

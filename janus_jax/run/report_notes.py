@@ -1,0 +1,51 @@
+"""What a reader of a report should know before its numbers: losses that left their history, fields of the
+config that were changed on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_jax.run.curves import Steps
+from janus_jax.training.divergence import DivergenceWatch, phase_starts
+
+
+def divergences(stages: Mapping[str, Steps], settings: Mapping[str, Any]) -> str:
+    """A warning for every stretch of steps in which a stage's loss was far above its own history.
+
+    Args:
+      stages: stage -> its lines of metrics.jsonl.
+      settings: `stages` of the config.
+    """
+    lines = []
+    for name, steps in stages.items():
+        stage = settings.get(name) or {}
+        watch = DivergenceWatch(
+            phase_starts(stage.get("objective", ""), stage.get("options") or {})
+        )
+        for record in steps:
+            watch.add(record["step"], record["loss"])
+        for found in watch.found:
+            end = "to the end" if found is watch.now else f"to step {found.last}"
+            lines.append(
+                f"> **{name} diverged**: from step {found.first} {end} its loss was far above its own "
+                f"history ({found.loss:.3g}, it had been about {found.usual:.3g})."
+            )
+    return "\n>\n".join(lines)
+
+
+def changes(path: Path) -> list[list[Any]]:
+    """Rows (time, steps then saved, field, was, now, whether it changes the result) of changes.jsonl."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut short by a kill; the config itself was not changed then
+        at = ", ".join(f"{name} {step}" for name, step in record["at"].items()) or "the start"
+        for field, (was, now) in record["changes"].items():
+            counts = "yes" if field in record["allowed"] else "no"
+            rows.append([record["time"], at, field, was, now, counts])
+    return rows

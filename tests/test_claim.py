@@ -1,0 +1,293 @@
+"""What a run directory takes and what it refuses: one writer, one config, and the changes that do no harm."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from configs import janus_tiny
+from janus_jax.errors import UserError
+from janus_jax.run import build
+from janus_jax.run.claim import claim, lock
+
+ORDER = ("stage0_lm", "stage1", "stage2")
+
+
+def config(**fields):
+    """The smoke config with three stages, and fields like `stages__stage2__steps` changed."""
+    made = janus_tiny.get_config("smoke")
+    made.mesh.fsdp = 1
+    made.stage_order = ORDER
+    for path, value in fields.items():
+        *parts, last = path.split("__")
+        node = made
+        for part in parts:
+            node = node[part]
+        with node.unlocked():
+            node[last] = value
+    return made
+
+
+def save(run_dir, stage, step):
+    """What looks like a checkpoint."""
+    (run_dir / "checkpoints" / stage / str(step) / "params").mkdir(parents=True)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """stage0_lm has finished, stage1 is at step 4 of 6, stage2 has not begun."""
+    run_dir = tmp_path_factory.mktemp("begun") / "run"
+    made = config(init_from="tests/./data")
+    with lock(run_dir):
+        claim(run_dir, made, build(made))
+    save(run_dir, "stage0_lm", 6)
+    save(run_dir, "stage1", 4)
+    return run_dir
+
+
+@pytest.fixture
+def run(begun, tmp_path):
+    return shutil.copytree(begun, tmp_path / "run")
+
+
+def claims(run, allow=(), **fields):
+    """Claims `run` with changed fields; returns what changes.jsonl then says."""
+    made = config(**{"init_from": "tests/./data", **fields})
+    with lock(run):
+        claim(run, made, build(made), allow)
+    path = run / "changes.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# The config
+
+
+HARMLESS = [
+    {"name": "other"},
+    {"log__save_every": 3},
+    {"log__log_every": 7},
+    {"log__sample_every": 2},
+    {"log__stop_when_diverged": True},
+    {"eval__prompts": 9},
+    {"eval__questions": 9},
+    {"eval__cfg_weights": (1.0, 3.0)},
+    {"eval__after_stages": True},
+    {"eval__note": "a note"},
+    {"data__threads": 3},
+    {"policy__remat": "full"},
+    {"mesh__fsdp": -1},
+    {"mesh__data": 2},
+    {"mesh__tensor": 2},
+    {"processor__cfg_weight": 3.0},
+    {"processor__temperature": 0.1},
+    {"only_stage": "stage1"},
+    {"stages__stage1__steps": 60},
+    {"stages__stage1__steps": 5},
+    {"stages__stage1__steps": 4},
+    {"stages__stage2__steps": 1},
+    {"stage_order": (*ORDER, "stage3")},
+    {"stage_order": (*ORDER, "stage3"), "stages__stage3__learning_rate": 1.0},
+    {"stage_order": ORDER[:2]},
+    {"stages__stage3__learning_rate": 1.0},
+    {"init_from": "tests/data/"},
+    {"init_from": os.path.abspath("tests/data")},
+    {"init_from": ""},
+]
+
+
+@pytest.mark.parametrize("fields", HARMLESS, ids=str)
+def test_what_changes_no_result_is_accepted_and_recorded(fields, run):
+    records = claims(run, **fields)
+    if set(fields) - {"only_stage"}:
+        (record,) = records
+        assert record["at"] == {"stage0_lm": 6, "stage1": 4} and not record["allowed"]
+        assert {p.replace(".", "__") for p in record["changes"]} <= {*fields, "stages__stage3"}
+    else:
+        assert records == []
+    # What the directory holds now is what was asked for.
+    assert len(claims(run, **fields)) == len(records)
+
+
+REFUSED = [
+    ({"seed": 1}, "config.seed was 0, now 1"),
+    ({"stages__stage1__learning_rate": 1.0}, "config.stages.stage1.learning_rate was 0.005, now 1"),
+    ({"stages__stage2__learning_rate": 1.0}, "stage2.learning_rate"),
+    ({"stages__stage1__batch_size": 4}, "stage1.batch_size was 8, now 4"),
+    ({"stages__stage1__ratio": (1.0, 1.0, 3.0)}, "stage1.ratio"),
+    ({"stages__stage1__warmup_steps": 1}, "stage1.warmup_steps"),
+    ({"stages__stage1__ema_decay": 0.5}, "stage1.ema_decay"),
+    ({"stages__stage1__trainable": ("decoder",)}, "stage1.trainable"),
+    ({"stages__stage1__scenes__describe": 0.5}, "stage1.scenes.describe"),
+    ({"stages__stage1__scenes__tasks__counting": 1.0}, "stage1.scenes.tasks.counting"),
+    ({"stages__stage1__options__reduction": "sequence"}, "reduction was not there"),
+    ({"data__row__tokens": 200}, "data.row.tokens was 160, now 200"),
+    ({"world__objects": "all"}, "world.objects"),
+    ({"model__overrides__vq__ch": 32}, "model.overrides.vq.ch was 16, now 32"),
+    ({"model__overrides__vq__z_channels": 128}, "z_channels was not there, now 128"),
+    ({"policy__compute_dtype": "bfloat16"}, "compute_dtype"),
+    ({"policy__param_dtype": "bfloat16"}, "param_dtype"),
+    ({"processor__system_prompt": "be kind"}, "system_prompt"),
+    ({"processor__template": "deepseek_old"}, "template"),
+    ({"init_from": "configs"}, "init_from was 'tests/./data', now 'configs'"),
+    ({"stages__stage0_lm__steps": 9}, "though stage1 has begun from where stage0_lm ended"),
+    ({"stages__stage1__steps": 3}, "though 4 are done"),
+    ({"stage_order": ("stage1", "stage0_lm", "stage2")}, "config.stage_order"),
+    ({"stage_order": ("stage0_lm",)}, "though stage1 has begun"),
+    ({"stage_order": ("stage0_lm", "stage1", "stage3")}, "config.stage_order"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=lambda v: None if v is str else str(v))
+def test_what_changes_the_result_is_refused_by_name(fields, message, begun):
+    before = {p: p.read_bytes() for p in begun.iterdir() if p.is_file() and p.name != ".lock"}
+    with pytest.raises(UserError) as error:
+        claims(begun, **fields)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in before} == before
+    assert not (begun / "changes.jsonl").exists()
+
+
+def test_a_field_of_a_newer_version_is_no_other_config(run, capsys):
+    path = run / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["log"]["stop_when_diverged"], fields["stages"]["stage1"]["ema_decay"]
+    del fields["policy"]["compute_dtype"], fields["stages"]["stage2"]["scenes"]["tasks"]["dense"]
+    path.write_text(json.dumps(fields))
+    (record,) = claims(run)
+    # The weight of a kind of scene that is new is 0, so that is no change at all.
+    names = {"log.stop_when_diverged", "stages.stage1.ema_decay", "policy.compute_dtype"}
+    assert set(record["changes"]) == names
+    assert "config.policy.compute_dtype was not there, now 'float32'" in capsys.readouterr().err
+    fields["stages"]["stage1"]["momentum"] = 0.5  # of a newer version, which this one would ignore
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"stage1\.momentum was 0\.5, now it is not there"):
+        claims(run)
+
+
+def test_a_model_that_is_gone_and_no_longer_needed_may_be_elsewhere(run):
+    path = run / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"init_from": "models/gone"}))
+    claims(run)
+    # But a run that began from random numbers would only seem to start from a model.
+    path.write_text(json.dumps(fields | {"init_from": ""}))
+    with pytest.raises(UserError, match=r"init_from was '', now 'tests/\./data'"):
+        claims(run)
+    # And with nothing saved yet, it is what the run would start from.
+    path.write_text(json.dumps(fields | {"init_from": "models/gone"}))
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="init_from was 'models/gone'"):
+        claims(run)
+
+
+def test_a_change_of_the_result_can_be_allowed_by_name(run):
+    rate, field = {"stages__stage1__learning_rate": 1e-4}, "stages.stage1.learning_rate"
+    with pytest.raises(UserError, match=f"add --allow_change={field}$"):
+        claims(run, **rate)
+    with pytest.raises(UserError, match=r"Did you mean 'stages\.stage1\.learning_rate'"):
+        claims(run, allow=("stages.stage1.learning_rat",), **rate)
+    with pytest.raises(UserError, match="seed was 0, now 1"):  # only what is named
+        claims(run, allow=(field,), seed=1, **rate)
+    (record,) = claims(run, allow=(field,), **rate)
+    assert record["changes"] == {field: [0.005, 1e-4]} and record["allowed"] == [field]
+    assert record["at"]["stage1"] == 4
+    # From now on that is the config, and the old one is another.
+    claims(run, **rate)
+    with pytest.raises(UserError, match=r"learning_rate was 0\.0001, now 0\.005"):
+        claims(run)
+    claims(run, allow=("stages.stage1", "data.row"), data__row__tokens=170, **rate)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stages__stage0_lm__learning_rate": 1.0},  # it has finished
+        {"stages__stage1__trainable": ("decoder",)},
+        {"stages__stage1__ema_decay": 0.0},
+        {"model__overrides__vq__ch": 32},
+        {"policy__param_dtype": "bfloat16"},
+        {"stages__stage1__steps": 3},
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_could_not_follow_cannot_be_allowed(fields, run):
+    allow = tuple(name.replace("__", ".") for name in fields)
+    with pytest.raises(UserError, match="another config") as error:
+        claims(run, allow=allow, **fields)
+    assert "--allow_change" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"name": "x"', "\x00" * 50])
+def test_a_damaged_config_is_one_line(text, run):
+    (run / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json .*damaged") as error:
+        claims(run)
+    assert "\n" not in str(error.value) and (run / "config.json").read_text() == text
+
+
+# The directory
+
+
+def test_the_second_run_in_a_directory_is_refused_until_the_first_ends(tmp_path):
+    run = tmp_path / "run"
+    held = f"in use by another run .process {os.getpid()} on"
+    with lock(run), pytest.raises(UserError, match=held), lock(run):
+        pytest.fail("two writers")
+    with lock(run):
+        pass
+
+
+def test_kill_9_releases_the_directory(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from janus_jax.run.claim import lock\n"
+        "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid} on"), lock(tmp_path / "run"):
+            pytest.fail("two writers")
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    with lock(tmp_path / "run"):
+        pass
+
+
+def test_a_file_system_without_locks_is_a_warning(monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock(tmp_path / "run"):
+        assert "No locks available" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", ["config.tmp", ".config.json.123.tmp", ".lock"])
+def test_what_a_full_disk_left_of_a_claim_does_not_refuse_the_directory(left, tmp_path):
+    (tmp_path / left).touch()
+    claims(tmp_path)
+    assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints", "config.yaml"])
+def test_what_is_no_run_is_left_alone(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        claims(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_directory_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot write to the run directory"):
+            claims(place)

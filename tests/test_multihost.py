@@ -1,0 +1,203 @@
+"""Several processes in one job: joining, training like one, stopping and failing together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from janus_jax.errors import UserError
+from janus_jax.parallel import first_only, initialize, multihost
+
+ROOT = Path(__file__).resolve().parent.parent
+TWO = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+
+
+# Joining
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (TWO, "each process would train alone"),
+        ({"JAX_NUM_PROCESSES": "2"}, "each process would train alone"),
+        ({"JAX_PROCESS_ID": "1"}, "each process would train alone"),
+        ({"JAX_COORDINATOR_ADDRESS": "nonsense", **TWO}, "must be host:port, not 'nonsense'"),
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:abc", **TWO}, "must be host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:99999", **TWO}, "must be host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": ":80", **TWO}, "must be host:port"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "x.invalid:80", "JANUS_JOIN_TIMEOUT": "1", **TWO},
+            "no host 'x.invalid'",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:80", "JANUS_JOIN_TIMEOUT": "0", **TWO},
+            "JANUS_JOIN_TIMEOUT must be at least 1",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:80", "JAX_NUM_PROCESSES": "two"},
+            "JAX_NUM_PROCESSES must be an integer",
+        ),
+    ],
+    ids=str,
+)
+def test_a_job_that_cannot_be_joined_is_one_line(env, message, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("called"))
+    with pytest.raises(UserError, match=message) as error:
+        initialize(env)
+    assert "\n" not in str(error.value)
+
+
+def test_one_process_that_says_so_is_alone():
+    assert initialize({"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) is False
+
+
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_who_waits_for_others_in_vain_ends_with_one_line(index):
+    env = os.environ | TWO | {"JAX_PROCESS_ID": index, "JANUS_JOIN_TIMEOUT": "1"}
+    env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_PLATFORMS": "cpu"}
+    code = "from janus_jax.parallel import initialize; initialize()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: waited 1 s for the other")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# What only the first process does
+
+
+def test_what_the_first_process_finds_reaches_all(monkeypatch):
+    assert first_only(lambda: {"a": [1]}) == {"a": [1]}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    sent = []
+    monkeypatch.setattr(multihost, "_broadcast", lambda value: sent.append(value) or value)
+
+    def refuse():
+        raise UserError("no room")
+
+    assert first_only(lambda: 3) == 3
+    for error, work in ((UserError, refuse), (ZeroDivisionError, lambda: 1 / 0)):
+        with pytest.raises(error):
+            first_only(work)
+    assert sent == [{"value": 3}, {"user": "no room"}, {"run": "division by zero"}]
+    # In the other process.
+    monkeypatch.setattr(multihost, "is_first", lambda: False)
+    for answer, error, match in (
+        ({"user": "no room"}, UserError, "^no room$"),
+        ({"run": "division by zero"}, multihost.RunError, "process 0 failed: division by zero"),
+    ):
+        monkeypatch.setattr(multihost, "_broadcast", lambda value, answer=answer: answer)
+        with pytest.raises(error, match=match):
+            first_only(lambda: pytest.fail("not here"))
+
+
+# Whole jobs
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(workdir: Path, *extra: str, count: int = 2) -> list[subprocess.Popen]:
+    args = [
+        "--config=configs/janus_tiny.py:smoke",
+        "--config.stage_order=('stage2',)",
+        "--config.stages.stage2.batch_size=2",
+        "--config.log.log_every=1",
+        "--config.eval.prompts=0",
+        "--quiet",
+        f"--workdir={workdir}",
+        *extra,
+    ]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    if count > 1:
+        env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+        env |= {"JAX_NUM_PROCESSES": str(count)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "train.py", *args],
+            cwd=ROOT,
+            env=env | ({"JAX_PROCESS_ID": str(i)} if count > 1 else {}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    """Exit codes, and what each said but for the collectives' own line."""
+    said = [p.communicate(timeout=400)[1] for p in processes]
+    lines = [[line for line in s.splitlines() if line and "[Gloo]" not in line] for s in said]
+    return [p.returncode for p in processes], ["\n".join(part) for part in lines]
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    path = workdir / "metrics.jsonl"
+    records = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return [(r["step"], r["loss"]) for r in records]
+
+
+def wait_for_steps(workdir: Path, count: int, processes: list[subprocess.Popen]) -> None:
+    deadline, path = time.time() + 300, workdir / "metrics.jsonl"
+    while (path.read_text().count("\n") if path.exists() else 0) < count and time.time() < deadline:
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on_as_if_nothing_had_happened(tmp_path):
+    run = tmp_path / "run"
+    processes = start(run, "--config.stages.stage2.steps=5000", "--config.log.save_every=9000")
+    wait_for_steps(run, 3, processes)
+    processes[1].send_signal(signal.SIGTERM)  # one of them is enough
+    codes, said = end(processes)
+    saved = len(losses(run))
+    assert codes == [0, 0]
+    assert all(f"stopped by SIGTERM, stage2 step {saved} is saved" in s for s in said)
+    steps = f"--config.stages.stage2.steps={saved + 3}"
+    assert end(start(run, steps)) == ([0, 0], ["", ""])
+    assert end(start(tmp_path / "whole", steps)) == ([0, 0], ["", ""])
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == saved + 3
+    assert (run / "report.md").exists()
+    # With another number of processes only the order of the data is another.
+    codes, said = end(start(run, f"--config.stages.stage2.steps={saved + 5}", count=1))
+    assert codes == [0] and said[0].startswith(
+        "stage2: the data goes on in a new order (processes was 2, now 1)"
+    )
+    assert losses(run)[: saved + 3] == losses(tmp_path / "whole")
+    assert len(losses(run)) == saved + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_dies_the_other_says_so_and_ends(victim, tmp_path):
+    run = tmp_path / "run"
+    processes = start(run, "--config.stages.stage2.steps=9000")
+    wait_for_steps(run, 3, processes)
+    processes[victim].send_signal(signal.SIGKILL)
+    began = time.time()
+    codes, said = end(processes)
+    assert codes[victim] == -9 and codes[1 - victim] == 1
+    assert time.time() - began < 90
+    if victim:  # without its coordinator, JAX may be the first to say so, in its own words
+        assert said[0].startswith("error: another process of the job is gone")
+        assert len(said[0].splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_all_processes_refuse_what_the_first_one_finds_wrong(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    codes, said = end(start(tmp_path))
+    assert codes == [2, 2] and all("not empty and holds no run" in s for s in said)
+    assert all(len(s.splitlines()) == 1 for s in said)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
