@@ -47,7 +47,9 @@ def base(name: str, preset: str) -> ConfigDict:
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
             tokenizer="",  # a tokenizer.json, or "builtin"
             processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
-            policy=dict(param_dtype="float32", compute_dtype="bfloat16", remat="full"),
+            policy=dict(
+                param_dtype="float32", compute_dtype="bfloat16", remat="full", attention="xla"
+            ),
             mesh=dict(data=1, fsdp=-1, tensor=1),
             world=dict(image_size=384, grid=4, objects="all"),
             data=dict(row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7), threads=16),

@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = janus_tiny.get_config()
     config.name = "janus_small"
     config.model.preset = "janus-small"
-    config.policy = dict(param_dtype="float32", compute_dtype="bfloat16", remat="none")
+    config.policy.remat = "none"
     config.world = dict(image_size=128, grid=4, objects="all")
     config.data = dict(row=dict(tokens=1024, targets=512, und_images=6, gen_images=3), threads=8)
     sizes = dict(

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tokenizer = "builtin"
     # A cooler draw is right as often as strong guidance, which adds objects.
     config.processor.update(cfg_weight=1.25, temperature=0.5)
-    config.policy = dict(param_dtype="float32", compute_dtype="float32", remat="none")
+    config.policy.update(compute_dtype="float32", remat="none")
     config.world = dict(image_size=48, grid=3, objects="tiny")
     config.data = dict(row=dict(tokens=160, targets=160, und_images=4, gen_images=3), threads=1)
     config.stages = dict(

@@ -67,6 +67,8 @@ def test_a_config_becomes_an_experiment():
         ({"world__objects": "tini"}, "objects"),
         ({"policy__compute_dtype": "float8"}, "compute_dtype"),
         ({"policy__remat": "some"}, "remat"),
+        ({"policy__attention": "flash"}, "attention must be one of"),
+        ({"policy__attention": "cudnn"}, "attention=cudnn is for GPUs"),
         ({"mesh__data": 16}, "16 devices"),
         ({"stages__stage2__ratio": (0.0, 0.0, 0.0)}, "stage stage2: ratio"),
         ({"stages__stage2__ratio": (1.0, 2.0)}, "stage stage2: ratio"),

@@ -27,7 +27,7 @@ ABSENT = "<absent>"
 
 # Fields that change no number of a training, by name or by the section they are in.
 _FREE = (
-    "name only_stage log eval data.threads policy.remat mesh processor.cfg_weight "
+    "name only_stage log eval data.threads policy.remat policy.attention mesh processor.cfg_weight "
     "processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from janus_jax.errors import UserError, nearest
-from janus_jax.models import REMAT
+from janus_jax.models import BACK_ENDS, REMAT
 from janus_jax.training import TRAINABLE
 
 
@@ -23,6 +24,13 @@ def check_config(config: ConfigDict) -> None:
         )
     if config.policy.remat not in REMAT:
         raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
+    if config.policy.attention not in BACK_ENDS:
+        raise UserError(f"config.policy.attention must be one of {', '.join(BACK_ENDS)}")
+    if config.policy.attention != "xla" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"config.policy.attention={config.policy.attention} is for GPUs, and this process has none: "
+            "take xla"
+        )
     for name in ("cfg_weight", "temperature"):
         value = config.processor[name]
         if not 0 <= value < math.inf:

@@ -49,6 +49,7 @@ def build(config: ConfigDict) -> Experiment:
         janus_config,
         policy=Policy(config.policy.param_dtype, config.policy.compute_dtype),
         remat=config.policy.remat,
+        attention=config.policy.attention,
     )
     return Experiment(
         config=config,
