@@ -23,7 +23,8 @@ MESSAGE = 480  # letters of a whole message
 TEXT_BYTES, JSON_BYTES = 2**27, 2**25
 _DIGITS = 80  # of a number of 256 bits
 
-_KINDS = {
+# What stands where a file should, by its `stat.S_IFMT`.
+KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -67,7 +68,7 @@ def is_file(path: str | Path) -> bool:
     except ValueError:  # a zero byte in the name
         return False
     if kind != stat.S_IFREG:
-        raise UserError(f"{_path(path)} must be a file, but it is {_KINDS.get(kind, 'none')}")
+        raise UserError(f"{_path(path)} must be a file, but it is {KINDS.get(kind, 'none')}")
     return True
 
 

@@ -1,5 +1,6 @@
 """The loop of a stage: stopping on request, what is never saved, a loss that leaves its history."""
 
+import itertools
 import math
 import shutil
 import signal
@@ -94,6 +95,50 @@ def steps_saved(directory):
 
 def losses_of(directory):
     return [(r["stage"], r["step"], r["loss"]) for r in MetricsLog(directory).read()]
+
+
+def test_the_loop_records_every_step_and_saves_the_last(tmp_path):
+    samples = []
+    params = run_toy(
+        tmp_path, toy_step(), sample_every=5, on_sample=lambda step, p: samples.append(step)
+    )
+    sums = [4.0 + 4 * total for total in itertools.accumulate(range(1, 11))]
+    assert losses_of(tmp_path) == [("lm", i + 1, s) for i, s in enumerate(sums)]
+    np.testing.assert_array_equal(params["decoder"]["final_norm"]["scale"], np.full(4, 56.0))
+    assert samples == [5, 10] and steps_saved(tmp_path) == 10
+    record = MetricsLog(tmp_path).read()[0]
+    assert record["tokens_per_s"] > 0 and 0 <= record["data_wait"] <= 1
+    # Done: nothing more happens, and the result is the same.
+    again = run_toy(tmp_path, lambda *a: pytest.fail("a finished stage ran"))
+    np.testing.assert_array_equal(again["decoder"]["final_norm"]["scale"], np.full(4, 56.0))
+    assert len(losses_of(tmp_path)) == 10
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"^lm step 7: not finite in understanding") as error:
+        run_toy(tmp_path, toy_step(fail_at=7))
+    assert "\n" not in str(error.value)
+    assert steps_saved(tmp_path) == 4  # not 8: nothing is saved unchecked
+    assert [step for _, step, _ in losses_of(tmp_path)] in ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])
+    # From there the run goes on as if nothing had happened.
+    run_toy(tmp_path, toy_step())
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    run_toy(reference, toy_step())
+    assert losses_of(tmp_path) == losses_of(reference)
+
+
+def test_a_bad_step_that_would_be_saved_is_not(tmp_path):
+    with pytest.raises(RunError, match="step 8"):
+        run_toy(tmp_path, toy_step(fail_at=8))
+    assert steps_saved(tmp_path) == 4
+
+
+def test_checkpoints_of_another_architecture_are_refused(tmp_path):
+    run_toy(tmp_path, toy_step(), steps=4)
+    wider = {"decoder": {"final_norm": {"scale": np.ones(6, np.float32)}}}
+    with pytest.raises(UserError, match="another architecture"):
+        run_toy(tmp_path, toy_step(), steps=8, params=wider)
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 10])

@@ -1,21 +1,17 @@
 """Stages: what each may change, Table 2 of Janus-Pro, one device or eight, stopping and going on."""
 
-import dataclasses
 import functools
 import importlib
-import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.checkpoints import StageCheckpoints
 from janus_jax.config import JANUS_TINY
 from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
 from janus_jax.data import emoji_scenes as es
-from janus_jax.errors import RunError, UserError
+from janus_jax.errors import UserError
 from janus_jax.models import Janus, init_params
 from janus_jax.parallel import global_batch, make_mesh, shard_params, state_shardings
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
@@ -308,111 +304,7 @@ def test_eight_devices_give_the_losses_of_one(params):
     assert moments.sharding == kernel.sharding
 
 
-# The loop
-
-
-SMALL = {"decoder": {"final_norm": {"scale": np.ones(4, np.float32)}}}
-
-
-class Numbers:
-    """A data source whose position can be saved."""
-
-    def __init__(self):
-        self.next = 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.next += 1
-        return {"x": np.full(2, self.next, np.float32)}
-
-    def get_state(self):
-        return {"next": self.next}
-
-    def set_state(self, state):
-        self.next = state["next"]
-
-
-def toy_step(fail_at=None, values=None):
-    """Adds the batch to the parameter; the loss is the sum so far."""
-
-    def step(state, frozen, batch, done):
-        assert done == int(state.step)
-        tree = jax.tree.map(lambda w: w + batch["x"][0], state.trainable)
-        loss = jnp.sum(tree["decoder"]["final_norm"]["scale"])
-        metrics = {"loss": loss, "loss_gen": loss, "tokens": jnp.float32(2.0)}
-        metrics["loss_und"] = jnp.float32(math.nan if done + 1 == fail_at else 1.0)
-        return state.replace(step=state.step + 1, trainable=tree), metrics
-
-    return step
-
-
-def run_toy(directory, step, steps=10, save_every=4, **fields):
-    toy = stage("lm", steps=steps)
-    log = MetricsLog(directory)
-    try:
-        return run_stage(
-            toy,
-            step,
-            SMALL,
-            Numbers(),
-            directory / "checkpoints",
-            log,
-            ONE_DEVICE,
-            save_every=save_every,
-            log_every=3,
-            quiet=True,
-            **fields,
-        )
-    finally:
-        log.close()
-
-
-def steps_saved(directory):
-    with StageCheckpoints(directory / "checkpoints") as checkpoints:
-        return checkpoints.latest_step()
-
-
-def losses_of(directory):
-    return [(r["stage"], r["step"], r["loss"]) for r in MetricsLog(directory).read()]
-
-
-def test_the_loop_records_every_step_and_saves_the_last(tmp_path):
-    samples = []
-    params = run_toy(
-        tmp_path, toy_step(), sample_every=5, on_sample=lambda step, p: samples.append(step)
-    )
-    sums = [4.0 + 4 * total for total in itertools.accumulate(range(1, 11))]
-    assert losses_of(tmp_path) == [("lm", i + 1, s) for i, s in enumerate(sums)]
-    np.testing.assert_array_equal(params["decoder"]["final_norm"]["scale"], np.full(4, 56.0))
-    assert samples == [5, 10] and steps_saved(tmp_path) == 10
-    record = MetricsLog(tmp_path).read()[0]
-    assert record["tokens_per_s"] > 0 and 0 <= record["data_wait"] <= 1
-    # Done: nothing more happens, and the result is the same.
-    again = run_toy(tmp_path, lambda *a: pytest.fail("a finished stage ran"))
-    np.testing.assert_array_equal(again["decoder"]["final_norm"]["scale"], np.full(4, 56.0))
-    assert len(losses_of(tmp_path)) == 10
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"^lm step 7: not finite in understanding") as error:
-        run_toy(tmp_path, toy_step(fail_at=7))
-    assert "\n" not in str(error.value)
-    assert steps_saved(tmp_path) == 4  # not 8: nothing is saved unchecked
-    assert [step for _, step, _ in losses_of(tmp_path)] in ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])
-    # From there the run goes on as if nothing had happened.
-    run_toy(tmp_path, toy_step())
-    reference = tmp_path / "reference"
-    reference.mkdir()
-    run_toy(reference, toy_step())
-    assert losses_of(tmp_path) == losses_of(reference)
-
-
-def test_a_bad_step_that_would_be_saved_is_not(tmp_path):
-    with pytest.raises(RunError, match="step 8"):
-        run_toy(tmp_path, toy_step(fail_at=8))
-    assert steps_saved(tmp_path) == 4
+# The loop; more of it, with a toy instead of a model, in test_loop.py
 
 
 class Killed(Exception):
@@ -463,23 +355,3 @@ def uninterrupted(run, tmp_path):
     if not _DONE:
         _DONE.append(run(tmp_path / "whole"))
     return _DONE[0]
-
-
-def test_checkpoints_of_another_architecture_are_refused(tmp_path):
-    run_toy(tmp_path, toy_step(), steps=4)
-    other = dataclasses.replace(stage("lm"), steps=8)
-    wider = {"decoder": {"final_norm": {"scale": np.ones(6, np.float32)}}}
-    log = MetricsLog(tmp_path)
-    with pytest.raises(UserError, match="another architecture"):
-        run_stage(
-            other,
-            toy_step(),
-            wider,
-            Numbers(),
-            tmp_path / "checkpoints",
-            log,
-            ONE_DEVICE,
-            save_every=4,
-            quiet=True,
-        )
-    log.close()

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from janus_jax.errors import UserError
+from janus_jax.untrusted import KINDS
 
 BACKGROUND = (127, 127, 127)  # int(0.5 * 255), the padding of the understanding path
 MIN_SIDE = 14  # min_size of the official processor
@@ -31,13 +32,6 @@ KEPT_SIDE = 2048
 
 ImageLike = str | Path | Image.Image | np.ndarray | BinaryIO
 
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 # EXIF orientation -> what makes the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -122,7 +116,7 @@ def _from_path(source: str | os.PathLike) -> Image.Image:
     # Before it is opened: a pipe without a writer would wait for ever.
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise UserError(f"it is {_KINDS.get(kind, 'something else')}, not a file")
+        raise UserError(f"it is {KINDS.get(kind, 'something else')}, not a file")
     with path.open("rb") as file:
         return _from_file(file)
 

@@ -25,6 +25,8 @@ from janus_jax.weights.write import write_ours
 
 # Set it to keep converted models elsewhere.
 ENVIRONMENT = "JANUS_JAX_CACHE"
+# Raised when the same files are read as another model, so that what an earlier version made of them is not found.
+_READS = 2
 
 
 def cache_directory() -> Path | None:
@@ -209,8 +211,8 @@ def _origin(directory: Path) -> Path:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Changes when a file of the checkpoint does: names, sizes and times of all of them."""
+    """Changes when a file of the checkpoint does: names, sizes and times of all of them; and with `_READS`."""
     files = sorted(p for p in directory.iterdir() if p.is_file())
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    text = repr((str(directory.resolve()), stats))
+    text = repr((_READS, str(directory.resolve()), stats))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
