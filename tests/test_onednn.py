@@ -86,11 +86,11 @@ def test_a_wide_layer_is_as_exact_as_without():
         weights = pack(params, WIDE, policy, platform=platform)
         return score(engine, weights, processor, CODES)
 
-    exact = logits("float32", "gpu")  # what is not for a CPU has XLA's default options
+    exact = logits("float32", "tpu")  # what is not for a CPU has XLA's default options
     error = lambda x: np.sqrt(np.mean((x - exact) ** 2)) / exact.std()
     assert error(logits("float32")) < 1e-5
     # In bfloat16 both differ from float32 by rounding; oneDNN rounds no more often.
-    assert error(logits("bfloat16")) < 1.1 * error(logits("bfloat16", "gpu")) < 0.03
+    assert error(logits("bfloat16")) < 1.1 * error(logits("bfloat16", "tpu")) < 0.03
 
 
 @needs_onednn
