@@ -133,7 +133,7 @@ def main() -> None:
     from janus_jax.weights.hub import local_directory
     from janus_jax.weights.place import check_place
     from janus_jax.weights.source import open_source
-    from janus_jax.weights.write import is_model
+    from janus_jax.weights.write import check_apart, may_be_replaced
 
     if part := part_of_run(flags.src):
         raise UserError(
@@ -141,7 +141,8 @@ def main() -> None:
             "step is converted"
         )
     if flags.dst:  # before anything is downloaded or computed
-        check_place(flags.dst, is_model if flags.to == "janus_jax" else None)
+        check_apart(flags.src, flags.dst)
+        check_place(flags.dst, may_be_replaced if flags.to == "janus_jax" else None)
     directory = local_directory(flags.src)
     source = open_source(directory, name=Path(flags.src).name.lower())
     if flags.record:
