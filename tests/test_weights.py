@@ -473,6 +473,25 @@ def test_the_place_is_not_in_the_source(official, tmp_path, monkeypatch, script,
     assert everything(tmp_path) == before and not (official / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tokenizer", "nope"], "--tokenizer nope: there is no such file"),
+        (["--tokenizer", "official"], "official must be a file, but it is a directory"),
+        (["--parity", "official"], "official must be a file, but it is a directory"),
+        (["--parity", "nope.npz"], "nope.npz is no recording: there is no such file"),
+        (["--parity", "official/config.json"], "is no recording (.npz of arrays)"),
+    ],
+)
+def test_other_files_are_told_before_the_conversion(
+    official, tmp_path, monkeypatch, script, flags, said
+):
+    monkeypatch.chdir(tmp_path)
+    code, line = script("--src", "official", "--dst", "new", *flags)
+    assert code == 2 and said in line and "or pass --tokenizer" not in line
+    assert [p.name for p in tmp_path.iterdir()] == ["official"]
+
+
 def test_a_place_beside_the_source_with_a_longer_name_is_apart(official, script):
     assert script("--src", official, "--dst", f"{official}2")[0] == 0
 
