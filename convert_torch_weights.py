@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from janus_jax.cli import Parser
 from janus_jax.console import printable
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.places import check_file
+from janus_jax.untrusted import is_file
 
 
 def parse_flags() -> argparse.Namespace:
@@ -55,6 +57,8 @@ def parse_flags() -> argparse.Namespace:
     for name in ("record", "json"):  # before anything is computed for a long time
         if path := getattr(flags, name):
             check_file(path, f"--{name}")
+    if flags.tokenizer and not is_file(flags.tokenizer):
+        raise UserError(f"--tokenizer {flags.tokenizer}: there is no such file")
     if not 0 < flags.tolerance < math.inf:
         raise UserError(f"--tolerance must be a positive number, not {flags.tolerance}")
     return flags
@@ -99,12 +103,11 @@ class Watch:
             self._bar.set_description(part)
 
 
-def compare(source, flags: argparse.Namespace) -> None:
-    """Prints the table of --parity; raises RunError if a key is beyond tolerance."""
+def compare(source, recorded, flags: argparse.Namespace) -> None:
+    """Prints the table of --parity with what was `recorded`; raises RunError if a key is beyond tolerance."""
     from janus_jax.checkpoints import write_text
-    from janus_jax.weights.parity import check_parity, read_recording
+    from janus_jax.weights.parity import check_parity
 
-    recorded = read_recording(flags.parity)
     with tqdm(unit="step", dynamic_ncols=True) as bar:
         watch = Watch(bar)
         rows = check_parity(source, recorded, flags.dtype, flags.tolerance, watch)
@@ -126,14 +129,19 @@ def compare(source, flags: argparse.Namespace) -> None:
     print(f"all {len(rows)} recorded keys agree ({flags.dtype})")
 
 
+def same_path(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def main() -> None:
     flags = parse_flags()
     # After the flags, so that --help and bad flags answer at once.
     from janus_jax.weights.cache import part_of_run
     from janus_jax.weights.hub import local_directory
+    from janus_jax.weights.parity import read_recording
     from janus_jax.weights.place import check_place
     from janus_jax.weights.source import open_source
-    from janus_jax.weights.write import is_model
+    from janus_jax.weights.write import check_apart, may_be_replaced
 
     if part := part_of_run(flags.src):
         raise UserError(
@@ -141,7 +149,11 @@ def main() -> None:
             "step is converted"
         )
     if flags.dst:  # before anything is downloaded or computed
-        check_place(flags.dst, is_model if flags.to == "janus_jax" else None)
+        check_apart(flags.src, flags.dst)
+        check_place(flags.dst, may_be_replaced if flags.to == "janus_jax" else None)
+    recorded = None
+    if flags.parity and not (flags.record and same_path(flags.parity, flags.record)):
+        recorded = read_recording(flags.parity)  # a bad one, too, is told before the work
     directory = local_directory(flags.src)
     source = open_source(directory, name=Path(flags.src).name.lower())
     if flags.record:
@@ -152,7 +164,7 @@ def main() -> None:
     if flags.dst:
         convert(source, flags)
     if flags.parity:
-        compare(source, flags)
+        compare(source, read_recording(flags.parity) if recorded is None else recorded, flags)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
 from janus_jax.places import check_directory, make_directory, write_file
 from janus_jax.processing import grid, load_image
+from janus_jax.untrusted import read_json
 
 MIN_TILE = 192  # pixels of a picture in grid.png, so that small ones can be seen
 
@@ -241,6 +242,30 @@ def write_record(path: Path, record: dict) -> None:
     write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
+def earlier_calls(path: Path, files: list[str]) -> list[dict]:
+    """What samples.json says of pictures of earlier calls, newest first, which lie there and stay.
+
+    Args:
+      path: samples.json; without one, or of another kind, nothing is known.
+      files: what this call draws, in the place of older pictures.
+    """
+    found = []
+    try:
+        record = read_json(path)
+        for call in [record, *record.get("earlier", [])]:
+            images = [
+                image
+                for image in call.get("images", [])
+                if image["file"] not in files and (path.parent / image["file"]).is_file()
+            ]
+            if images:
+                fields = ("checkpoint", "seed", "settings")
+                found.append({name: call.get(name) for name in fields} | {"images": images})
+    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # a person, or another program, wrote it
+    return found
+
+
 def main() -> None:
     flags = parse_flags()
     asked = load_image(flags.image) if flags.image else None
@@ -274,13 +299,15 @@ def main() -> None:
 
     # Every result is on disk before anything is printed about it.
     record = {"checkpoint": flags.checkpoint, "seed": flags.seed}
+    earlier = earlier_calls(out / "samples.json", files)
+    kept = {"earlier": earlier} if earlier else {}
     if flags.prompt:
         record |= draw(janus, flags, out, files, seen)
-        write_record(out / "samples.json", record)
+        write_record(out / "samples.json", record | kept)
         print(f"wrote {len(files)} image{'s' * (len(files) > 1)} to {printable(out)}")
     if asked:
         record |= answer(janus, flags, asked)
-        write_record(out / "samples.json", record)
+        write_record(out / "samples.json", record | kept)
         for entry in record["answers"]:
             question, answer_text = (
                 printable(entry[name], keep="\n\t") for name in ("question", "answer")

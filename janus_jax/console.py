@@ -35,7 +35,8 @@ def forgiving_streams() -> Iterator[None]:
     before = sys.stdin, sys.stdout, sys.stderr
     opened = []
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
+        # What the encoding lacks may be of the name of a file, which is bytes; in a text it is refused.
+        sys.stdin.reconfigure(errors="surrogateescape")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the caller closed it

@@ -3,6 +3,8 @@
 import io
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_conversation import LONGER, picture
@@ -120,12 +122,32 @@ def test_wrong_types_are_named_and_not_printed(janus, place):
         {"int8": "weights"},
         {"int8": [b"cache"]},
         {"int8": 8},
+        {"memory_limit": -5},
+        {"memory_limit": 0},
+        {"memory_limit": float("nan")},
+        {"policy": "bfloat16"},
+        {"policy": jnp.bfloat16},
+        {"policy": {"param_dtype": "bfloat16"}},
+        {"mesh": "x"},
+        {"mesh": 3},
+        {"mesh": jax.devices()},
+        {"mesh": jax.make_mesh((1,), ("x",))},
     ],
     ids=str,
 )
 def test_wrong_options_are_named(janus, options):
+    with pytest.raises(UserError, match=f"^{next(iter(options))}"):  # before anything is read
+        Janus.load("nowhere", **options)
     with pytest.raises(UserError, match=next(iter(options))):
         Janus(LONGER, random_params(LONGER), janus.processor, **options)
+
+
+def test_a_limit_that_is_set_later_is_named(janus, monkeypatch):
+    for limit in (-5, 0, SECRET):
+        monkeypatch.setattr(janus, "memory_limit", limit)
+        for call in (lambda: janus.generate("a cat"), lambda: janus.answer(picture(0), "what?")):
+            with pytest.raises(UserError, match=r"^memory_limit must be a number"):
+                call()
 
 
 def test_numbers_of_numpy_are_numbers():

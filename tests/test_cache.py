@@ -167,6 +167,21 @@ def test_a_missing_tokenizer_is_told_with_what_helps(torch_model, cache):
         load_checkpoint(torch_model)
 
 
+@pytest.mark.parametrize("kept", ["not yet", "already", "nowhere"])
+@pytest.mark.parametrize("which", [{"step": 0}, {"stage": "first"}])
+def test_a_step_of_a_checkpoint_is_refused_by_the_name_that_was_given(
+    torch_model, cache, monkeypatch, kept, which
+):
+    if kept == "already":
+        our_directory(torch_model)
+    elif kept == "nowhere":
+        monkeypatch.delenv("JANUS_JAX_CACHE")
+        monkeypatch.setattr(cache_module, "user_cache", lambda: None)
+    with pytest.raises(UserError, match=f"^{torch_model} is a model, not a training run"):
+        load_checkpoint(torch_model, **which)
+    assert kept == "already" or not cache.exists()
+
+
 # Parts of a training run
 
 

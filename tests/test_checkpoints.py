@@ -108,6 +108,39 @@ def test_saving_replaces_an_older_model_and_nothing_else(saved, params, tmp_path
     assert (other / "chapter1.txt").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "sub/a", "params/notes.txt", "params/d/mine", ".env"]
+)
+def test_a_model_is_not_replaced_with_what_is_not_of_it(saved, params, tmp_path, name):
+    saved = shutil.copytree(saved, tmp_path / "copy")
+    (saved / ".janus.json.12345.tmp").touch()  # what a killed write left may go
+    mine = saved / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("years of work")
+    with pytest.raises(UserError, match=rf"holds something else: {name.removesuffix('/a')}$"):
+        save_model(saved, JANUS_TINY, {"new": 1}, "{}", params)
+    assert mine.read_text() == "years of work" and load_model(saved).processor == PROCESSOR
+    mine.unlink()
+    if name == "sub/a":
+        mine.parent.rmdir()
+    save_model(saved, JANUS_TINY, {"new": 1}, "{}", params)
+    assert load_model(saved).processor == {"new": 1}
+
+
+def test_the_card_of_another_program_is_not_replaced(params, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "janus.json").write_text('{"format": "of a gateway"}')
+    with pytest.raises(UserError, match=r"holds something else: janus\.json"):
+        save_model(tmp_path / "m", JANUS_TINY, {}, "{}", params)
+
+
+def test_a_model_without_checksums_is_replaced(saved, params, tmp_path):
+    saved = shutil.copytree(saved, tmp_path / "copy")
+    (saved / "checksums.json").unlink()
+    save_model(saved, JANUS_TINY, {"new": 1}, "{}", params)
+    assert load_model(saved).processor == {"new": 1}
+
+
 def test_params_of_another_architecture_are_not_saved(params, tmp_path):
     layers = JANUS_TINY.decoder.layers
     config = JANUS_TINY.replace(decoder=JANUS_TINY.decoder.replace(layers=layers + 1))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +208,33 @@ def test_bad_places_and_control_characters_do_not_end_a_chat(janus, tmp_path, mo
     assert "/image needs the name of a file" in text
     assert r"cannot read image \x1b[2J" in text and r"no command /\x1b[2J" in text
     assert "does not know: zebra" in text and "\x1b" not in text
+
+
+def test_ctrl_c_ends_what_is_computed_and_not_the_chat(janus, tmp_path, monkeypatch):
+    """Of a drawing, while its programs run; of a question, before its answer begins."""
+    generate, conversation, drawn = janus.generate, janus.conversation, []
+
+    def stopped(*args, **kwargs):
+        drawn.append(kwargs["seed"])
+        if len(drawn) == 1:
+            kwargs["preview"] = lambda preview: signal.raise_signal(signal.SIGINT)
+        return generate(*args, **kwargs)
+
+    class Stopped:
+        def ask(self, *args):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(janus, "generate", stopped)
+    said = []
+    lines = ["/draw a red cat", "/draw a red cat", "a red dog"]
+    Terminal(janus, tmp_path, max_new_tokens=2, write=said.append).run(iter(lines))
+    text = "".join(said)
+    assert text.count("(stopped)\n") == 1 and drawn == [0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["chat_000.png"]
+    assert text.endswith("".join(conversation().ask("a red dog", [], 2)) + "\n")
+    monkeypatch.setattr(janus, "conversation", lambda *args: Stopped())
+    Terminal(janus, tmp_path, write=said.append).run(iter(["a red dog", "/help"]))
+    assert "".join(said).count("(stopped)\n") == 2
 
 
 def test_an_answer_cannot_steer_the_terminal(janus, tmp_path, monkeypatch):

@@ -153,6 +153,17 @@ def test_only_what_may_be_replaced_is(here):
     assert Path("model/janus.json").read_text() == "new"
 
 
+def test_what_comes_while_a_model_is_built_is_not_replaced(here):
+    Path("model").mkdir()
+    with (
+        pytest.raises(UserError, match="cannot write to model: it exists and is not empty"),
+        building("model") as new,
+    ):
+        new.mkdir()
+        Path("model/letter").touch()
+    assert names(here / "model") == ["letter"]
+
+
 @pytest.mark.parametrize("name", ["a/b/model", "model"])
 def test_a_failure_leaves_everything_as_it_was(here, name):
     Path("model").mkdir()

@@ -214,6 +214,39 @@ def test_pictures_are_recorded_even_if_a_question_fails(sample, checkpoint, tmp_
     assert len(json.loads((tmp_path / "out" / "samples.json").read_text())["images"]) == 1
 
 
+def test_the_record_of_earlier_pictures_stays_while_they_do(sample, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--checkpoint", checkpoint, "--out", out]
+    ask = [*flags, "--image", out / "image_000.png", "--question", "what is it?", "--seed", 9]
+    read = lambda: json.loads((out / "samples.json").read_text())
+    files = lambda call: [image["file"] for image in call.get("images", [])]
+    assert sample(*flags, "--prompt", "a red cat", "--num_images", 3, "--seed", 5)[0] == 0
+    drawn = read()
+    for _ in range(2):
+        assert sample(*ask)[0] == 0
+        record = read()
+        assert record["seed"] == 9 and len(record["answers"]) == 1 and "images" not in record
+        assert record["earlier"] == [drawn]
+    assert sample(*flags, "--prompt", "a cat", "--seed", 6)[0] == 0  # replaces image_000.png
+    (out / "image_001.png").unlink()
+    assert sample(*ask)[0] == 0
+    newer, older = read()["earlier"]
+    assert (newer["seed"], files(newer)) == (6, ["image_000.png"])
+    assert (older["seed"], files(older)) == (5, ["image_002.png"])
+    assert sample(*flags, "--prompt", "a cat", "--num_images", 3)[0] == 0
+    assert "earlier" not in read()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "7", '{"images": 3}', '{"images": [{"file": 3}]}', '{"earlier": [[]]}', "\x00"],
+)
+def test_a_record_of_another_kind_is_replaced(sample, checkpoint, tmp_path, text):
+    (tmp_path / "samples.json").write_text(text)
+    assert sample("--checkpoint", checkpoint, "--prompt", "a cat", "--out", tmp_path)[0] == 0
+    assert len(json.loads((tmp_path / "samples.json").read_text())["images"]) == 1
+
+
 def chat(monkeypatch, lines):
     lines = iter(lines)
 
@@ -238,6 +271,45 @@ def test_a_chat_draws_with_the_same_flags(sample, checkpoint, tmp_path, monkeypa
         typed = Image.open(tmp_path / "chat" / f"chat_{2 + i:03d}.png")
         wanted = Image.open(tmp_path / f"image_{i:03d}.png")
         np.testing.assert_array_equal(np.asarray(typed), np.asarray(wanted))
+
+
+def test_a_second_chat_keeps_the_pictures_of_the_first(sample, checkpoint, tmp_path, monkeypatch):
+    flags = ["--checkpoint", checkpoint, "--interactive", "--out", tmp_path]
+    chat(monkeypatch, ["/draw a red cat"])
+    assert sample(*flags)[0] == 0
+    first = (tmp_path / "chat_000.png").read_bytes()
+    (tmp_path / "chat_002.png").mkdir()
+    chat(monkeypatch, ["/draw a cat", "/draw a cat", "/quit now", "/draw a cat"])
+    code, stdout, stderr = sample(*flags, "--seed", 1)
+    assert code == 0, stderr
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [f"chat_{i:03d}.png" for i in range(4)]
+    assert (tmp_path / "chat_000.png").read_bytes() == first
+    assert "chat_001.png" in stdout and "chat_003.png" in stdout and "no command" not in stdout
+
+
+def test_names_of_files_and_texts_that_the_input_encoding_lacks(checkpoint, tmp_path):
+    """A file is found by the bytes of its name; half characters in a text are one line, and end nothing."""
+    names = [b"lat\xe4.png", "l\u00e4t \u4f60.png".encode()]
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+        os.rename(os.fsencode(tmp_path / "a.png"), os.path.join(os.fsencode(tmp_path), name))
+    texts = [b"/draw lat\xe4", b"what is lat\xe4", b"/lat\xe4", b"/image lat\xe5.png"]
+    lines = [b"/image " + name for name in names] + [b"what is it?", *texts, b"/help", b"/quit"]
+    flags = ["--checkpoint", checkpoint, "--interactive", "--max_new_tokens", "2"]
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, SAMPLE, *flags],
+            input=b"\n".join(lines),
+            capture_output=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(SAMPLE.parent)},
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        said = done.stdout.decode(encoding)
+        assert said.count("now ask about it") == 2 and said.count("Type a message") == 2
+        assert said.count("half a character") == 2
+        assert r"no command /lat\udce4" in said and r"cannot read image lat\udce5.png" in said
 
 
 @pytest.mark.parametrize(

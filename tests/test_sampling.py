@@ -364,7 +364,7 @@ def test_bad_questions(janus, pictures):
         janus.answer(pictures[0], "what is it? " * 30)
     with pytest.raises(UserError, match="max_new_tokens"):
         janus.answer(pictures[0], "what?", max_new_tokens=0)
-    with pytest.raises(UserError, match="2 images, but 1 questions"):
+    with pytest.raises(UserError, match="images: 2, but questions: 1"):
         janus.answer_batch(pictures[:2], ["what?"])
 
 

@@ -3,7 +3,9 @@
 from janus_jax.checkpoints.manager import StageCheckpoints
 from janus_jax.checkpoints.model_dir import (
     LoadedModel,
+    few,
     finished_steps,
+    foreign_parts,
     load_model,
     save_model,
     write_card,
@@ -20,7 +22,9 @@ __all__ = [
     "DamagedError",
     "LoadedModel",
     "StageCheckpoints",
+    "few",
     "finished_steps",
+    "foreign_parts",
     "is_leftover",
     "load_model",
     "read_json",

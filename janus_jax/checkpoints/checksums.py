@@ -25,6 +25,7 @@ from typing import Any
 from orbax.checkpoint.path import atomicity
 
 from janus_jax.checkpoints import storage
+from janus_jax.errors import UserError
 
 NAME = "checksums.json"
 CHUNK = 2**23
@@ -88,6 +89,14 @@ def damage(directory: Path, below: str = "", step: int | None = None) -> str | N
         n: f for n, f in files.items() if not below or n == below or n.startswith(f"{below}/")
     }
     return _missing(directory, listed) or _different(directory, listed, chunk)
+
+
+def listed(directory: Path) -> set[str] | None:
+    """Names of the files that a directory's `checksums.json` lists; None without one that can be read."""
+    try:
+        return set(storage.read_json(directory / NAME)["files"])
+    except (UserError, TypeError, KeyError):
+        return None
 
 
 def intact(directory: Path) -> bool:

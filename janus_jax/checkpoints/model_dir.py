@@ -16,9 +16,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ STAGES = "stages.json"
 CHECKPOINTS = "checkpoints"
 FORMAT, VERSION = "janus_jax", 1
 EXTRAS = "aux"  # parameters that only training uses
+_PARTS = {CARD, TOKENIZER, PARAMS, checksums.NAME}
+_LEFT = re.compile(r"\.(janus|tokenizer|checksums)\.json\.\d+\.tmp")  # by a write that was killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ def save_model(
 ) -> None:
     """Writes a model directory next to its place and renames it, so no half of one ever loads.
 
-    An earlier model in the same place is replaced. For jobs of one process.
+    An earlier model in the same place is replaced, if nothing else is there. For jobs of one process.
 
     Args:
       directory: the new model directory.
@@ -249,6 +252,33 @@ def _check_files(path: Path) -> None:
             raise UserError(f"{file} is damaged: a manifest is never that large")
 
 
+def foreign_parts(directory: Path, paths: Iterable[Path] | None = None) -> list[str]:
+    """What somebody would lose if a model took the place of a directory: all that `save_model` did not write.
+
+    Args:
+      directory: it exists; without a card of ours, everything in it is somebody's.
+      paths: what in it to look at; by default all.
+
+    Returns:
+      Names relative to `directory`, sorted; also of files in `params/` that the checksums do not list (in a
+      model without checksums all of these are taken for ours).
+    """
+    names = {path.name for path in (directory.iterdir() if paths is None else paths)}
+    if CARD not in names or not _is_card(directory / CARD):
+        return sorted(names)
+    foreign = [name for name in names - _PARTS if not _LEFT.fullmatch(name)]
+    if PARAMS in names and (known := checksums.listed(directory)) is not None:
+        inside = (p for p in (directory / PARAMS).rglob("*") if p.is_symlink() or not p.is_dir())
+        foreign += {path.relative_to(directory).as_posix() for path in inside} - known
+    return sorted(foreign)
+
+
+def few(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return printable(", ".join(names[:3])) + more
+
+
 def finished_steps(directory: Path) -> list[int]:
     """The complete steps of a stage (Orbax renames them into place), ascending."""
     if not directory.is_dir():
@@ -288,6 +318,14 @@ def _read_card(directory: Path) -> dict[str, Any]:
             f"{path} is damaged: 'origin' must be an object, not {shown(card['origin'])}"
         )
     return card
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        card = storage.read_json(path)
+    except UserError:
+        return False
+    return isinstance(card, dict) and card.get("format") == FORMAT
 
 
 def _find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:
@@ -354,9 +392,10 @@ def _check_free(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise UserError(f"cannot write a model to {directory}: it is a file")
-    names = {path.name for path in directory.iterdir()}
-    if names and (CARD not in names or CHECKPOINTS in names):
-        raise UserError(f"cannot write a model to {directory}: it holds something else")
+    if foreign := foreign_parts(directory):
+        raise UserError(
+            f"cannot write a model to {directory}: it holds something else: {few(foreign)}"
+        )
 
 
 def _replace(temporary: Path, directory: Path) -> None:

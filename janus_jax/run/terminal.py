@@ -65,14 +65,17 @@ class Terminal:
         self._drawn = self._files = 0
 
     def run(self, lines: Iterator[str]) -> None:
-        """Goes on until the lines end or one is /quit; what a person typed wrong ends nothing."""
+        """Goes on until the lines end or one is /quit; what a person typed wrong, or stops with Ctrl-C, ends
+        nothing else."""
         self._write(f"{HELP}\n")
         for line in lines:
             text = line.strip()
-            if text == "/quit":
+            if text.split()[:1] == ["/quit"]:
                 return
             try:
                 self._handle(text)
+            except KeyboardInterrupt:  # such as of a drawing; an answer sees to its own
+                self._write("(stopped)\n")
             except UserError as error:
                 self._write(f"{one_line(error)}\n")
             except OSError as error:  # such as a disk that is full now
@@ -124,11 +127,17 @@ class Terminal:
         make_directory(self._out)
         seed = (self._seed + self._drawn) % 2**32
         for picture in self._janus.generate(prompt, self._pictures, seed=seed, **self._drawing):
-            path = self._out / f"chat_{self._files:03d}.png"
+            path = self._free_file()
             write_file(path, lambda temporary, p=picture: p.save(temporary, format="PNG"))
             self._files += 1
             self._write(f"{printable(path)}\n")
         self._drawn += 1
+
+    def _free_file(self) -> Path:
+        """The next file for a picture; those of earlier chats stay."""
+        while os.path.lexists(path := self._out / f"chat_{self._files:03d}.png"):
+            self._files += 1
+        return path
 
 
 def typed_files(text: str) -> list[str]:

@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
-from janus_jax.config import JanusConfig
+from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
+from janus_jax.parallel import AXES
 from janus_jax.processing import Processor, ProcessorConfig
 
 _SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
@@ -109,19 +111,45 @@ def seed_key(seed: int) -> jax.Array:
     return jax.random.key(seed)
 
 
-def check_options(max_batch: Any, memory_limit: Any, int8: Any) -> frozenset[str]:
+def memory_limit(value: Any) -> None:
+    """Raises UserError if `value` is neither None nor a number of bytes that can be stayed within."""
+    if value is not None and not 0 < (limit := number("memory_limit", value)) < math.inf:
+        raise UserError(
+            f"memory_limit must be a number of bytes above 0, or None for what is free, not {limit:g}"
+        )
+
+
+def check_options(
+    policy: Any = None,
+    max_batch: Any = 1,
+    mesh: Any = None,
+    int8: Any = (),
+    limit: Any = None,
+) -> frozenset[str]:
     """What is to be in int8; raises UserError if an option of `Janus` is of another type or out of range."""
+    if policy is not None and not isinstance(policy, Policy):
+        raise UserError(
+            "policy must be a janus_jax.config.Policy, such as Policy('bfloat16', 'bfloat16'), "
+            f"not {type(policy).__name__}"
+        )
+    if mesh is not None and not (isinstance(mesh, Mesh) and mesh.axis_names == AXES):
+        what = f"one with {mesh.axis_names}" if isinstance(mesh, Mesh) else type(mesh).__name__
+        raise UserError(
+            f"mesh must be from janus_jax.parallel.make_mesh, with the axes {', '.join(AXES)}, not {what}"
+        )
     whole("max_batch", max_batch, least=1)
-    if memory_limit is not None and not math.isfinite(number("memory_limit", memory_limit)):
-        raise UserError("memory_limit must be a number of bytes, or None for what is free")
+    memory_limit(limit)
     parts = frozenset(map(str, listed("int8", int8)))
     if unknown := parts - {"weights", "cache"}:
         raise UserError(f"int8 can be 'weights' and 'cache', not {sorted(unknown)}")
     return parts
 
 
-def check_source(directory: Any, step: Any) -> None:
-    """Raises UserError if what to load is of another type."""
+def check_load(directory: Any, step: Any, policy: Any, options: Mapping[str, Any]) -> None:
+    """Raises UserError if what to load, or an option that is given, is of another type."""
+    known = ("max_batch", "mesh", "int8")
+    given = {name: options[name] for name in known if name in options}
+    check_options(policy, limit=options.get("memory_limit"), **given)
     if not isinstance(directory, str | os.PathLike):
         raise UserError(f"a model directory is a path, not {type(directory).__name__}")
     if step is not None:

@@ -78,7 +78,7 @@ class Janus:
           UserError: the processor does not fit the architecture, or an unknown or impossible option.
         """
         checks.check_fit(config, processor)
-        int8 = checks.check_options(max_batch, memory_limit, int8)
+        int8 = checks.check_options(policy, max_batch, mesh, int8, memory_limit)
         self.config = config.replace(scan_layers=False)
         self.processor = processor
         self.max_batch = max_batch
@@ -118,7 +118,7 @@ class Janus:
         Raises:
           UserError: the directory is missing, empty, or not a Janus checkpoint.
         """
-        checks.check_source(directory, step)
+        checks.check_load(directory, step, policy, options)
         policy = policy or Policy()
         loaded = load_checkpoint(directory, step=step, verify=verify)
         processor = Processor(
@@ -243,7 +243,7 @@ class Janus:
         checks.function("progress", progress)
         max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, least=1)
         if len(images) != len(questions):
-            raise UserError(f"there are {len(images)} images, but {len(questions)} questions")
+            raise UserError(f"images: {len(images)}, but questions: {len(questions)}")
         knobs, mode = make_knobs(
             self.config.decoder.vocab_size, temperature=temperature, top_p=top_p
         )

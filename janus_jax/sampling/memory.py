@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
+from janus_jax.sampling import checks
 from janus_jax.sampling.kv_cache import bytes_per_slot
 
 _SHARE = 0.9  # of what is free: allocators need some room
@@ -91,6 +92,7 @@ def check_rows(each: int, rows: int, limit: int | None, what: str) -> None:
 
 
 def _budget(limit: int | None) -> int:
+    checks.memory_limit(limit)  # it may have been set since the model was made
     return int(_SHARE * free_bytes()) if limit is None else limit
 
 

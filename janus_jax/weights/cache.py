@@ -60,15 +60,15 @@ def load_checkpoint(src: str | Path, step: int | None = None, **options: Any) ->
     if not _is_foreign(name):
         return load_model(name, step=step, **options)
     found = _find(name)
+    if step is not None or options.get("stage") is not None:
+        raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
     if isinstance(found, Path):
-        return load_model(found, step=step, **options)
+        return load_model(found, **options)
     source, place = found
     processor, tokenizer = source.processor()
     obstacle = _obstacle(place, sum(array.nbytes for array in source.arrays.values()))
     if not obstacle:
-        return load_model(_convert(name, source, place), step=step, **options)
-    if step is not None:
-        raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
+        return load_model(_convert(name, source, place), **options)
     print(f"warning: {printable(obstacle)}; {printable(name)} is converted anew", file=sys.stderr)
     in_turn = sorted(source.arrays.items(), key=lambda item: item[1].turn)
     params = nest({path: array.load() for path, array in in_turn})

@@ -32,7 +32,8 @@ def check_place(directory: str | Path, replaceable: Callable[[Path], bool] | Non
 
     Args:
       directory: it may be missing, or empty.
-      replaceable: whether what is there may be replaced; by default it may not.
+      replaceable: whether what is there may be replaced, or raises a UserError that says why it may not; by
+        default it may not.
 
     Raises:
       UserError: it is taken, cannot be made or written, or another process is writing there.
@@ -44,8 +45,7 @@ def check_place(directory: str | Path, replaceable: Callable[[Path], bool] | Non
         remove_left(target, target.name)
         if is_busy(target):
             raise UserError(f"cannot write to {directory}: another process is writing there now")
-        if _contents(target) and not (replaceable and replaceable(target)):
-            raise UserError(f"cannot write to {directory}: it exists and is not empty")
+        _check_contents(target, directory, replaceable)
     except OSError as error:
         raise UserError(
             f"cannot write to {directory}: {error.strerror or error}; choose another place"
@@ -77,6 +77,7 @@ def building(
             except UserError as error:  # it may name a path that nobody chose
                 raise UserError(str(error).replace(str(new), str(directory))) from error
             if home == target:
+                _check_contents(target, directory, replaceable)  # it may have taken hours
                 _exchange(workshop)
             else:
                 new.rename(target)
@@ -112,6 +113,13 @@ def remove_left(home: Path, name: str | None = None) -> None:
             # Of an earlier version, or on a disk without locks. Its process may be on another machine.
             elif not _runs(workshop) and time.time() - _touched(workshop) > _UNTOUCHED:
                 _clear(workshop)
+
+
+def _check_contents(
+    target: Path, name: str | Path, replaceable: Callable[[Path], bool] | None
+) -> None:
+    if contents(target) and not (replaceable and replaceable(target)):
+        raise UserError(f"cannot write to {name}: it exists and is not empty")
 
 
 def _workshops(home: Path, name: str | None) -> list[Path]:
@@ -150,7 +158,7 @@ def _exchange(workshop: Path) -> None:
     """Puts what was built in the place of what else lies beside the workshop."""
     old = workshop / _OLD
     old.mkdir()
-    for path in _contents(workshop.parent):
+    for path in contents(workshop.parent):
         path.rename(old / path.name)
     old.rename(workshop / _OUT)
     _fill(workshop)
@@ -172,7 +180,7 @@ def _clear(workshop: Path) -> None:
     shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _contents(directory: Path) -> list[Path]:
+def contents(directory: Path) -> list[Path]:
     """What is in a directory, cards and configs first, without workshops; [] if it is missing."""
     if not directory.exists():
         return []

@@ -17,15 +17,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from janus_jax.checkpoints import save_model, storage
+from janus_jax.checkpoints import few, foreign_parts, save_model, storage
 from janus_jax.checkpoints.streaming import LazyArray, save_lazily
 from janus_jax.config import JanusConfig
+from janus_jax.errors import UserError
 from janus_jax.processing import ProcessorConfig, Tokenizer
 from janus_jax.weights.convert import nest, to_torch
 from janus_jax.weights.hf_config import config_to_hf
 from janus_jax.weights.names import NameTable
 from janus_jax.weights.official_config import config_to_official
-from janus_jax.weights.place import building, check_place
+from janus_jax.weights.place import building, check_place, contents
 from janus_jax.weights.processor_files import processor_files
 from janus_jax.weights.source import Source, is_ours
 
@@ -42,7 +43,7 @@ def write_ours(
     tokenizer: Tokenizer,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Writes a model directory of ours, array by array; an earlier one in the same place is replaced.
+    """Writes a model directory of ours, array by array; an earlier one is replaced if nothing else is there.
 
     Raises:
       UserError: a value is not finite, the place is taken by something else or cannot be written, or the
@@ -53,7 +54,7 @@ def write_ours(
         save_lazily(path, tree)
         source.check_finite()  # before the directory gets its name
 
-    with building(directory, is_model) as new, _space(directory, source):
+    with building(directory, may_be_replaced) as new, _space(directory, source):
         save_model(
             new,
             source.config,
@@ -102,9 +103,33 @@ def write_torch(
         source.check_finite()
 
 
-def is_model(directory: Path) -> bool:
-    """Whether it holds a model of ours that may be replaced; a training run may not."""
-    return is_ours(directory) and not (directory / "checkpoints").exists()
+def may_be_replaced(directory: Path) -> bool:
+    """Whether it holds a model of ours and nothing that anybody else put there; a training run may not be.
+
+    Raises:
+      UserError: beside a model there is something else; it is named.
+    """
+    if not is_ours(directory):
+        return False
+    if foreign := foreign_parts(directory, contents(directory)):
+        raise UserError(
+            f"cannot write to {directory}: it holds {few(foreign)}, which this program did not write "
+            "and would delete; move it, or choose another place"
+        )
+    return True
+
+
+def check_apart(source: str | Path, directory: str | Path) -> None:
+    """Raises UserError if what is written to a directory would lie in the model that it is made of."""
+    target = Path(os.path.realpath(directory))
+    if not os.path.isdir(source):
+        return
+    for place in (target, *target.parents):
+        if os.path.exists(place) and place.samefile(source):
+            which = "is" if place == target else "is inside of"
+            raise UserError(
+                f"cannot write to {directory}: it {which} {source}, the model that is read; choose another place"
+            )
 
 
 def summary(arrays: Mapping[str, LazyArray]) -> list[tuple[str, int, int]]:
