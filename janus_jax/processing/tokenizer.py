@@ -257,6 +257,21 @@ def build_word_tokenizer(words: Iterable[str]) -> Tokenizer:
     return Tokenizer(backend)
 
 
+def half_character(text: str) -> str:
+    """Says where half a character (a lone surrogate, such as JSON's "\\ud800") is in `text`; "" if nowhere.
+
+    No file and no tokenizer can hold one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"half a character in it (U+{ord(text[error.start]):04X} at position {error.start}, a lone "
+            "surrogate)"
+        )
+    return ""
+
+
 def _check_ids(ids: Collection[int], origin: str) -> None:
     if not ids:
         raise UserError(f"{origin} has an empty vocabulary: it is no tokenizer of Janus")
@@ -267,13 +282,8 @@ def _check_ids(ids: Collection[int], origin: str) -> None:
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text has half a character in it (U+{ord(text[error.start]):04X} at position "
-            f"{error.start}, a lone surrogate), which cannot be encoded: leave it out"
-        ) from None
+    if half := half_character(text):
+        raise UserError(f"the text has {half}, which cannot be encoded: leave it out")
     try:
         return backend.encode(text, add_special_tokens=False)
     except Exception as error:  # the Rust side raises plain Exception
