@@ -432,3 +432,9 @@ def test_saving_and_loading_print_nothing(run_dir, capfd):
         checkpoints.restore(1, SMALL, STATE, numbers())
         checkpoints.restore_params(1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_path_whose_bytes_are_not_utf_8_survives_in_the_card(tmp_path):
+    origin = {"from": os.fsdecode(b"models/m\xff")}
+    write_card(tmp_path, JANUS_TINY, {"system_prompt": "höflich"}, "{}", origin)
+    assert storage.read_json(tmp_path / "janus.json")["origin"] == origin

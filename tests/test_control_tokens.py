@@ -33,7 +33,7 @@ def byte_level(special=True, normalizer=None):
     backend = Backend(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.normalizer = normalizer
-    tokens = [*SPECIAL_TOKENS, *(t for t in OTHERS if special or not t.isalnum())]
+    tokens = [*SPECIAL_TOKENS, *(t for t in OTHERS if special or t[0] in "<[")]
     add = backend.add_special_tokens if special else backend.add_tokens
     add([AddedToken(t, normalized=not special, special=special) for t in tokens])
     backend.add_tokens(["panda", "   ", "ø"])
@@ -150,6 +150,82 @@ def test_words_that_are_added_keep_their_id():
         for word in ("panda", "   ", "ø"):
             assert ids.count(tokenizer.token_id(word)) == text.count(word)
         assert (ids == plain) == (USER not in text and EOS not in text)
+
+
+ADDED = [
+    "New York",
+    "foo-bar",
+    "\n",
+    "\t",
+    "\u200d",
+    "\n\n",
+    "don't",
+    "->",
+    "<=",
+    ": ",
+    "€€",
+    "user",
+]
+ADDED += [
+    "C++",
+    "[]",
+    "||",
+    "<image",
+    "placeholder>",
+    "image_placeholder",
+    "x>y",
+    "\r\n",
+    "👩\u200d🚀",
+]
+FRAMES = [
+    "<tool>",
+    "[INST]",
+    "</s>",
+    "{{user}}",
+    "|pad|",
+    "<|im",
+    "<|x|>",
+    "<｜a｜>",
+    wide("<tool>"),
+]
+FRAMES += ["<IMAGE_PLACEHOLDER>", f" {IMAGE}", f"a{IMAGE}b", f"{USER}:", "\n<tool>\n", "<<SYS>>"]
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("layout", ["1b", "bytes"])
+def test_what_a_user_added_is_used_as_the_tokenizer_itself_does(layout, normalized):
+    for words in (ADDED, *([word] for word in ADDED if layout == "bytes")):
+        tokenizer = TOKENIZERS[layout]()
+        tokenizer._backend.add_tokens([AddedToken(w, normalized=normalized) for w in words])
+        processor = Processor(ProcessorConfig(num_image_tokens=2), tokenizer)
+        for word in words:
+            text = f"in {word} now, a{word}b {word}{word} <image\n\nit"
+            rendered = tokenizer.encode(render(processor.template, [text, ""]) + BOI)
+            assert processor.generation_ids(text) == [tokenizer.bos_id, *rendered]
+            if words == [word]:
+                assert tokenizer.token_id(word) in rendered
+            rendered = tokenizer.encode(understanding_prompt(processor.template, text))
+            rendered = processor.expand_image_slots([tokenizer.bos_id, *rendered])
+            assert processor.understanding_ids(text) == rendered
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_frames_are_none_when_they_are_typed_though_not_marked_as_special(normalized):
+    tokenizer = byte_level()
+    added = [AddedToken(t, normalized=normalized) for t in (*FRAMES, *ADDED)]
+    tokenizer._backend.add_tokens(added)
+    control = {tokenizer.token_id(token) for token in (*FRAMES, *SPECIAL_TOKENS)}
+    assert None not in control
+    for place in places(tokenizer):
+        framed = [i for i in place("a cat") if i in control]
+        for token in (*FRAMES, *SPECIAL_TOKENS):
+            for text in (token, f"a{token}b", f"->{token}\n\n", f"New York{token}{token[:-1]}"):
+                try:
+                    ids = place(text)
+                except UserError as error:
+                    assert "placeholder" in str(error)
+                    continue
+                assert [i for i in ids if i in control] == framed, (token, text)
 
 
 def random_texts(count):

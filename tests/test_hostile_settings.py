@@ -196,6 +196,14 @@ TORCH = {
         put("processor_config.json", json.dumps({"num_image_tokens": ESCAPE})),
         "num_image_tokens",
     ),
+    "half a character in the system prompt": (
+        put("processor_config.json", r'{"system_prompt": "a \ud800 b"}'),
+        "system_prompt",
+    ),
+    "temperature that cannot be loaded": (
+        put("processor_config.json", '{"temperature": 1e7}'),
+        "temperature",
+    ),
     "deep processor": (put("processor_config.json", DEEP), "processor_config"),
     "list of a processor": (put("processor_config.json", "[]"), "processor_config"),
     "picture size of escapes": (

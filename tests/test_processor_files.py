@@ -229,13 +229,51 @@ def test_transformers_reads_what_we_write(tmp_path, fields):
         assert again == ours
 
 
-@pytest.mark.parametrize("value", ["5", -1, [5], True, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", ["5", -1, [5], True, float("nan"), float("inf"), 1e7, 10**6, 10**60]
+)
 @pytest.mark.parametrize("key", ["guidance_scale", "temperature"])
 def test_impossible_numbers_of_drawing_are_refused(tmp_path, key, value):
     directory = prepare(tmp_path, "hf")
     (directory / "generation_config.json").write_text(json.dumps({key: value}))
-    with pytest.raises(UserError, match=rf"generation_config.json: {key} must be a number >= 0"):
+    limits = f"{key} must be a number of at least 0 and below 1000000, not "
+    with pytest.raises(UserError, match=rf"generation_config.json: {limits}"):
         read(directory)
+    prepare(tmp_path, "official")
+    key = key.replace("guidance_scale", "cfg_weight")
+    (directory / NEW).write_text(json.dumps({key: value}))
+    with pytest.raises(UserError, match=rf"processor_config.json: {key} must be a number of at"):
+        read(directory)
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 1e7}, {"system_prompt": "a \ud800 b"}])
+def test_what_cannot_be_loaded_is_not_built(fields):
+    """Training and converting build with `from_model`, loading with `from_dict`."""
+    for build in (lambda **f: ProcessorConfig.from_model(JANUS_TINY, **f), ProcessorConfig):
+        with pytest.raises(UserError, match=f"processor config: {next(iter(fields))} "):
+            ProcessorConfig.from_dict(build(**fields).to_dict())
+    largest = ProcessorConfig.from_model(JANUS_TINY, temperature=999999.9, cfg_weight=999999)
+    assert ProcessorConfig.from_dict(largest.to_dict()) == largest
+
+
+def test_half_a_character_in_a_settings_file_is_refused(tmp_path):
+    directory = prepare(tmp_path, "official")
+    for text in (r"a \ud800 b", r"\udfff", r"a\ud83d"):
+        (directory / NEW).write_text(f'{{"system_prompt": "{text}"}}')
+        with pytest.raises(UserError, match=r"_config.json: system_prompt has half a char.*U\+D"):
+            read(directory)
+    (directory / NEW).write_text(r'{"system_prompt": "a \ud83d\ude00 b"}')
+    assert read(directory).system_prompt == "a \U0001f600 b"
+
+
+@pytest.mark.parametrize("value", ["16", True, [16], None, 17])
+def test_another_number_of_image_tokens_is_shown_as_it_is_written(tmp_path, value):
+    directory = prepare(tmp_path, "official")
+    (directory / NEW).write_text(json.dumps({"num_image_tokens": value}))
+    patches = JANUS_TINY.siglip.num_patches
+    with pytest.raises(UserError, match=f"must be the number {patches}, .* not ") as error:
+        read(directory)
+    assert str(error.value).endswith(f"not {value!r}")
 
 
 def test_generation_configs(tmp_path, capsys):
@@ -246,6 +284,14 @@ def test_generation_configs(tmp_path, capsys):
     file.write_text(json.dumps({"guidance_scale": 3, "top_k": 50, "top_p": 0.9}))
     assert read(directory).cfg_weight == 3
     assert "says top_k 50, top_p 0.9" in capsys.readouterr().err
+    for settings in ({"do_sample": True}, {"do_sample": False, "temperature": 0.0}):
+        file.write_text(json.dumps(settings))
+        read(directory)
+        assert capsys.readouterr().err == ""
+    for settings in ({"do_sample": False}, {"do_sample": False, "temperature": 0.7}):
+        file.write_text(json.dumps(settings))
+        assert read(directory).temperature == settings.get("temperature", 1)
+        assert "do_sample False (greedy" in capsys.readouterr().err
     # Beside official weights it is that of the language model.
     file.write_text(json.dumps({"temperature": 0.7, "top_p": 0.95}))
     prepare(tmp_path, "official")

@@ -88,7 +88,7 @@ def write_card(
         "origin": dict(origin or {}),
     }
     storage.write_text(directory / TOKENIZER, tokenizer_json)
-    storage.write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    storage.write_text(directory / CARD, _card_text(card) + "\n")
     checksums.write(directory, (CARD, TOKENIZER))
 
 
@@ -326,6 +326,15 @@ def _is_card(path: Path) -> bool:
     except UserError:
         return False
     return isinstance(card, dict) and card.get("format") == FORMAT
+
+
+def _card_text(card: Mapping[str, Any]) -> str:
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path in `origin` whose bytes are not UTF-8: escaped, it survives
+        return json.dumps(card, indent=2)
+    return text
 
 
 def _find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ import stat
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -29,6 +29,9 @@ COSTLY_FORMATS = ("AVIF", "JPEG2000", "WEBP")
 # below it nothing is done that the official processor does not do.
 LARGE_PIXELS = 2**26
 KEPT_SIDE = 2048
+
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 
 ImageLike = str | Path | Image.Image | np.ndarray | BinaryIO
 
@@ -52,6 +55,10 @@ def load_image(source: ImageLike) -> Image.Image:
     the first frame is taken (of a PIL image the frame it stands at). A picture of more than 64 megapixels
     is reduced by a whole number while it is read, but never below 2048 pixels on its short side.
 
+    A copy of a PIL image of a TIFF (also a crop, resized, ...) does not know how many bits its values had,
+    nor whether 0 is white there. Of grey above 8 bits, one without a value above 4095 is refused, as it can
+    be of 12 bits or dark; any other is taken as 16 bits with a black 0.
+
     Args:
       source: a file name, a PIL image, an open binary file (read from its start), or a uint8 array [H, W],
         [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA).
@@ -62,7 +69,8 @@ def load_image(source: ImageLike) -> Image.Image:
     Raises:
       UserError: no such file or no regular one; a picture that cannot be read, is truncated, closed, without
         pixels or above 268 megapixels (134 of WebP, AVIF and JPEG 2000); values whose range is unknown
-        (floats, 32-bit integers beyond 16 bits); or an argument of another type.
+        (floats, 32-bit integers beyond 16 bits, copies of TIFFs of perhaps 12 bits); or an argument of
+        another type.
     """
     if isinstance(source, np.ndarray):
         name, read = "the image array", lambda: _from_array(source)
@@ -167,9 +175,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     """A new image: RGB on white, upright, reduced if it is very large."""
     if 0 in image.size:
         raise UserError(f"it has no pixels: its size is {image.width}x{image.height}")
-    wide = "16" in str([part.args for part in getattr(image, "tile", [])])  # gone once it is loaded
+    stored = str([part.args for part in getattr(image, "tile", [])])  # gone once it is loaded
     image.load()
-    convert = _converter(image, wide)
+    convert = _converter(image, stored)
     side, large = min(image.size), image.width * image.height > LARGE_PIXELS
     factor = max(side // KEPT_SIDE, 1) if large else 1
     width, height = (-(-s // factor) for s in image.size)
@@ -183,8 +191,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return result if turn is None else result.transpose(turn)
 
 
-def _converter(image: Image.Image, wide: bool) -> Callable[[Image.Image], Image.Image]:
-    """What turns a strip of `image` into RGB; `wide` says that its file has 16 bits a channel."""
+def _converter(image: Image.Image, stored: str) -> Callable[[Image.Image], Image.Image]:
+    """What turns a strip of `image` into RGB; `stored` is Pillow's name of how its file has the pixels."""
     if image.mode == "F":
         low, high = image.getextrema()
         raise UserError(
@@ -193,13 +201,15 @@ def _converter(image: Image.Image, wide: bool) -> Callable[[Image.Image], Image.
         )
     clear = image.info.get("transparency")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        shift = _bits(image) - 8
-        return lambda strip: _high_byte(np.asarray(strip), shift, clear)
+        shift, negative = _bits(image) - 8, _tags(image).get(_PHOTOMETRIC) == 0
+        return lambda strip: _high_byte(np.asarray(strip), shift, clear, negative)
     if clear is None and image.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
         return lambda strip: strip.convert("RGB")
     # Pillow keeps the upper byte of 16 bits, but both bytes of the colour that is transparent.
-    if isinstance(clear, tuple) and (wide or max(clear) > 255):
+    if isinstance(clear, tuple) and ("16" in stored or max(clear) > 255):
         clear = tuple(value >> 8 for value in clear)
+    if isinstance(clear, int) and image.mode == "L":
+        clear *= _grey_step(image, clear, stored)
 
     def on_white(strip: Image.Image) -> Image.Image:
         if clear is not None:
@@ -212,13 +222,46 @@ def _converter(image: Image.Image, wide: bool) -> Callable[[Image.Image], Image.
     return on_white
 
 
+def _grey_step(image: Image.Image, clear: int, stored: str) -> int:
+    """Pillow stretches grey of 2 and 4 bits to 0..255, but not the grey that is transparent: by how much."""
+    steps = {"L;2": 85, "L;4": 17}
+    for name, step in steps.items():
+        if f"'{name}'" in stored:
+            return step
+    # Once it is loaded only the values tell: a colour that no pixel has was not meant to be transparent.
+    counts = image.histogram()
+    if stored == "[]" and 0 < clear < 16 and not counts[clear]:
+        used = [value for value, count in enumerate(counts) if count]
+        for step in steps.values():
+            if clear * step in used and all(value % step == 0 for value in used):
+                return step
+    return 1
+
+
+def _tags(image: Image.Image) -> dict[int, Any]:
+    """The tags of a TIFF; {} of other pictures, and of copies, which lose them."""
+    return dict(getattr(image, "tag_v2", {}))
+
+
 def _bits(image: Image.Image) -> int:
     """How many bits the values of a picture of mode I or I;16 have."""
-    bits = dict(getattr(image, "tag_v2", {})).get(258, (0,))[0]  # TIFF's BitsPerSample
+    tags = _tags(image)
+    bits = tags.get(_BITS_PER_SAMPLE, (0,))[0]
+    # A PIL image with a compression and more than 8 bits was made of a TIFF.
+    if not tags and "compression" in image.info:
+        high = int(np.asarray(image).max())  # `getextrema` does not take every mode
+        if high <= 4095 and (image.mode != "I" or high > 255):
+            raise UserError(
+                f"it is a copy of a TIFF of 12 or 16 bits, with values up to {high}: what is white is not "
+                "known any more; give the file or what Image.open made of it, or convert it to 8 bits first"
+            )
     if image.mode != "I":
         return bits if 8 < bits < 16 else 16  # Pillow does not scale 12 bits to 16
     low, high = image.getextrema()
     if low < 0 or high > 0xFFFF:
+        if bits == 32 and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:  # Pillow reads them as signed
+            values = np.asarray(image).view(np.uint32)
+            low, high = values.min(), values.max()
         raise UserError(
             f"its pixels are 32-bit integers, from {low} to {high}: what is white is not known; convert "
             "it to 8 or 16 bits first"
@@ -227,8 +270,11 @@ def _bits(image: Image.Image) -> int:
     return 16 if high > 255 or bits == 16 or image.format in ("PPM", "PNG") else 8
 
 
-def _high_byte(values: np.ndarray, shift: int, clear: int | None) -> Image.Image:
+def _high_byte(values: np.ndarray, shift: int, clear: int | None, negative: bool) -> Image.Image:
+    """`negative`: 0 is white (scanners, X-ray), which Pillow heeds up to 8 bits only."""
     grey = (values >> shift).astype(np.uint8)
+    if negative:
+        grey = 255 - grey
     if isinstance(clear, int):
         grey[values == clear] = 255
     return Image.fromarray(grey).convert("RGB")

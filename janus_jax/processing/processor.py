@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from janus_jax.errors import UserError, nearest
 from janus_jax.processing import chat
-from janus_jax.processing.tokenizer import Tokenizer
+from janus_jax.processing.tokenizer import Tokenizer, half_character
 from janus_jax.untrusted import shown
 
 if TYPE_CHECKING:
     from janus_jax.config import JanusConfig
+
+LARGEST = 10**6  # guidance weights and temperatures are below: a file with more is damaged
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,15 @@ class ProcessorConfig:
 
     @classmethod
     def from_model(cls, config: JanusConfig, **fields: Any) -> ProcessorConfig:
-        """Sizes from the architecture; `fields` sets the rest."""
+        """Sizes from the architecture; `fields` sets the rest. Raises UserError like `from_dict`, so that what
+        is written can be read again."""
         sizes = dict(
             und_image_size=config.siglip.image_size,
             gen_image_size=config.vq.image_size,
             num_image_tokens=config.siglip.num_patches,
             num_codes=config.vq.num_codes,
         )
-        return cls(**{**sizes, **fields})
+        return cls.from_dict({**sizes, **fields})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ProcessorConfig:
@@ -60,7 +63,7 @@ class ProcessorConfig:
                 raise UserError(
                     f"unknown field {shown(name)} in the processor config.{nearest(name[:100], known)}"
                 )
-            _check_type(name, value, type(known[name]))
+            check_setting(name, value, "processor config:")
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,17 +71,33 @@ class ProcessorConfig:
         return dataclasses.asdict(self)
 
 
-def _check_type(name: str, value: Any, kind: type) -> None:
-    """Sizes are positive, and weights and temperatures finite."""
+def check_setting(field: str, value: Any, where: str, key: str = "") -> None:
+    """Whether a field of `ProcessorConfig` can have a value, wherever it was found.
+
+    Args:
+      field: the field.
+      value: its value, as JSON or a config has it.
+      where: what the message starts with: the file, or "processor config:".
+      key: what the field is called there, if not as here.
+
+    Raises:
+      UserError: of the wrong type, out of range, or text with half a character in it.
+    """
+    kind = type(getattr(ProcessorConfig, field))
     if kind is str:
         good, want = isinstance(value, str), "text"
+        if good and (half := half_character(value)):
+            raise UserError(
+                f"{where} {key or field} has {half}, which cannot be saved: leave it out"
+            )
     elif kind is int:
-        good, want = type(value) is int and 0 < value < 2**31, "a positive integer"
+        good = type(value) is int and 0 < value < 2**31
+        want = f"an integer from 1 to {2**31 - 1}"
     else:
-        good = type(value) in (int, float) and 0 <= value < 1e6
-        want = "a number of at least 0"
+        good = type(value) in (int, float) and 0 <= value < LARGEST
+        want = f"a number of at least 0 and below {LARGEST}"
     if not good:
-        raise UserError(f"processor config: {name} must be {want}, not {shown(value)}")
+        raise UserError(f"{where} {key or field} must be {want}, not {shown(value)}")
 
 
 class Processor:

@@ -5,13 +5,14 @@ here. `tokenizers.Tokenizer` is used directly: the LlamaTokenizer of transformer
 byte-level pre-tokenizer of DeepSeek and silently drops spaces (transformers #45488).
 
 Control tokens are what frames a conversation: all tokens beside the model's own vocabulary, but for those
-that are mere text. Only the program writes them, as `Control`; where somebody else's text spells one
+that are mere text (`_is_text`). Only the program writes them, as `Control`; where somebody else's text spells one
 ("<image_placeholder>"), the text is encoded letter by letter, like any other.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -37,6 +38,9 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, BOI, EOI, IMAGE, USER, ASSISTANT)
 
 # Ids that no token has, beside as many as there are tokens: writing a tokenizer takes memory for each id.
 _MAX_GAPS = 4096
+
+# `<tool>`, `[INST]`, `{{user}}`, `|pad|`; and `<|` or `|>` anywhere.
+_FRAME = re.compile(r"^\s*(<.+>|\[.+\]|\{.+\}|\|.+\|)\s*$|<\||\|>", re.DOTALL)
 
 _WORD = r"\w+|[^\w\s]"
 
@@ -257,6 +261,21 @@ def build_word_tokenizer(words: Iterable[str]) -> Tokenizer:
     return Tokenizer(backend)
 
 
+def half_character(text: str) -> str:
+    """Says where half a character (a lone surrogate, such as JSON's "\\ud800") is in `text`; "" if nowhere.
+
+    No file and no tokenizer can hold one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"half a character in it (U+{ord(text[error.start]):04X} at position {error.start}, a lone "
+            "surrogate)"
+        )
+    return ""
+
+
 def _check_ids(ids: Collection[int], origin: str) -> None:
     if not ids:
         raise UserError(f"{origin} has an empty vocabulary: it is no tokenizer of Janus")
@@ -267,13 +286,8 @@ def _check_ids(ids: Collection[int], origin: str) -> None:
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text has half a character in it (U+{ord(text[error.start]):04X} at position "
-            f"{error.start}, a lone surrogate), which cannot be encoded: leave it out"
-        ) from None
+    if half := half_character(text):
+        raise UserError(f"the text has {half}, which cannot be encoded: leave it out")
     try:
         return backend.encode(text, add_special_tokens=False)
     except Exception as error:  # the Rust side raises plain Exception
@@ -282,13 +296,19 @@ def _encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
 
 def _is_text(token: tokenizers.AddedToken) -> bool:
     """Whether an added token is text: a character that the base vocabulary lacks (such as the "ø" of
-    Janus-Pro-7B), or a word or blanks that are not marked as special. All others frame something."""
+    Janus-Pro-7B), or whatever is neither marked as special nor looks like a frame, such as a word that
+    somebody added to fine-tune. In doubt it is none: then it is spelled, which costs tokens, not safety."""
     text = token.content
-    if text in SPECIAL_TOKENS:
-        return False
-    if len(text) == 1:
-        return text.isprintable()
-    return not token.special and (text.isalnum() or text.isspace())
+    if len(text) == 1 and text.isprintable():
+        return True
+    folded = _fold(text)
+    framed = _FRAME.search(folded) or any(_fold(name) in folded for name in SPECIAL_TOKENS)
+    return not (token.special or framed)
+
+
+def _fold(text: str) -> str:
+    """Without width and case, so that normalizers make no frame of what is none."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _added(tokens: Iterable[str]) -> list[tokenizers.AddedToken]:

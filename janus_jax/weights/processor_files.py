@@ -8,7 +8,6 @@ section `image_processor` of `processor_config.json`) and transformers' `generat
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.processing.chat import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT
+from janus_jax.processing.processor import check_setting
 from janus_jax.processing.tokenizer import (
     ASSISTANT,
     BOI,
@@ -28,6 +28,7 @@ from janus_jax.processing.tokenizer import (
     PAD,
     USER,
 )
+from janus_jax.untrusted import shown
 from janus_jax.weights.files import read_object
 
 # What our image processing does; other numbers would silently give the model other pixels.
@@ -91,16 +92,18 @@ def read_processor(
             "tokenizer of another model"
         )
     tokens = settings.get("num_image_tokens", config.siglip.num_patches)
-    if tokens != config.siglip.num_patches:
+    if not _is_number(tokens) or tokens != config.siglip.num_patches:
         raise UserError(
-            f"{directory}/processor_config.json: num_image_tokens is {tokens}, but the encoder makes "
-            f"{config.siglip.num_patches}"
+            f"{directory}/processor_config.json: num_image_tokens must be the number "
+            f"{config.siglip.num_patches}, as many as the encoder makes, not {shown(tokens)}"
         )
     _check_pixels(directory, settings, config.siglip.image_size, of_transformers)
+    system_prompt = _system_prompt(settings)
+    check_setting("system_prompt", system_prompt, f"{directory}/processor_config.json:")
     processor = ProcessorConfig.from_model(
         config,
         template=template,
-        system_prompt=_system_prompt(settings),
+        system_prompt=system_prompt,
         **_drawing(directory, settings, of_transformers),
     )
     Processor(processor, tokenizer)  # raises if a token is missing
@@ -223,6 +226,9 @@ def _drawing(
         values, guidance = _read(path), "guidance_scale"
         nothing = {"top_k": (None, 0), "top_p": (None, 1)}
         asked = [f"{k} {values[k]!r}" for k, none in nothing.items() if values.get(k) not in none]
+        # What draws without chance there is greedy here at temperature 0 alone.
+        if values.get("do_sample") is False and values.get("temperature") != 0:
+            asked.append("do_sample False (greedy: temperature 0 here)")
         if asked:
             print(
                 f"warning: {path} says {', '.join(asked)}, which is not taken over; give it when drawing",
@@ -234,8 +240,7 @@ def _drawing(
         value = values.get(key)
         if value is None:
             continue
-        if not _is_number(value) or not 0 <= value < math.inf:
-            raise UserError(f"{path}: {key} must be a number >= 0, not {value!r}")
+        check_setting(field, value, f"{path}:", key)
         found[field] = float(value)
     return found
 
