@@ -12,6 +12,7 @@ from janus_jax.checkpoints.storage import (
     DamagedError,
     is_leftover,
     read_json,
+    read_json_lines,
     write_bytes,
     write_text,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "is_leftover",
     "load_model",
     "read_json",
+    "read_json_lines",
     "save_model",
     "write_bytes",
     "write_card",

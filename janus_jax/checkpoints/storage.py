@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import json
 import logging as python_logging
 import os
 import shutil
@@ -13,7 +14,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,42 @@ def read_json(path: Path, kind: type = object, advice: str = "copy it back") -> 
         found = type(value).__name__
         raise DamagedError(f"{path} is damaged, it holds a {found}, no {kind.__name__}: {advice}")
     return value
+
+
+def read_json_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
+    """The values of a file with one JSON value a line; none if there is no such file.
+
+    A last line that a kill cut short is left out. So are damaged ones, with a line on stderr.
+
+    Args:
+      path: of the file.
+      is_sound: whether a value is one that may be in it.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if not untrusted.is_file(path):
+        return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    values, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+            sound = is_sound(value)
+        except (ValueError, RecursionError):
+            sound = False
+        if sound:
+            values.append(value)
+        elif number < len(lines):
+            damaged.append(str(number))
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
+        print(
+            f"warning: {path} is damaged: left out {len(damaged)} of its {len(lines) - 1} lines "
+            f"(line {shown})",
+            file=sys.stderr,
+        )
+    return values

@@ -14,6 +14,7 @@ from PIL import Image
 
 from janus_jax import checkpoints
 from janus_jax.data import emoji_scenes as es
+from janus_jax.errors import UserError
 from janus_jax.evaluation import (
     make_prompts,
     make_questions,
@@ -25,9 +26,10 @@ from janus_jax.evaluation import (
 from janus_jax.parallel import first_only, is_first
 from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
-from janus_jax.run.files import read_json, write_json
+from janus_jax.run.files import read_json, sound_scores, write_json
 from janus_jax.sampling import Janus
 from janus_jax.training import Stage
+from janus_jax.untrusted import is_file, printable
 
 TILE = 144  # pixels of one picture in a grid that people look at
 # Guidance is chosen on prompts of this seed, and scored on others.
@@ -146,8 +148,20 @@ class Evaluator:
         self._write_scores(scores)
 
     def read_scores(self) -> dict[str, Any]:
-        path = self._run_dir / "scores.json"
-        return read_json(path, "move it away, and stages are scored again") if path.exists() else {}
+        """scores.json, or {} if there is none.
+
+        Raises:
+          UserError: it cannot be read, or is damaged.
+        """
+        path, advice = self._run_dir / "scores.json", "move it away, and stages are scored again"
+        if not is_file(path):
+            return {}
+        scores = read_json(path, advice)
+        if wrong := sound_scores(scores)[1]:
+            raise UserError(
+                f"{path} is damaged, {printable(wrong[0])} in it makes no sense: {advice}"
+            )
+        return scores
 
     def forget(self, stages: list[str]) -> None:
         """Drops the scores of stages, so that they are scored again; not the times of their training."""
