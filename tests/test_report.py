@@ -1,5 +1,6 @@
 """report.md: what a whole run, and what any part of one, turns into."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -406,3 +407,18 @@ def test_scores_that_a_run_cannot_use_are_refused_with_advice(tmp_path, text):
         UserError, match=r"scores\.json.*: move it away, and stages are scored again"
     ):
         read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_scores_that_cannot_be_read_need_not_be_moved_away(run, quick, monkeypatch, capfd, code):
+    def fail(path, *args):
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr("janus_jax.untrusted.open", fail, raising=False)
+    with pytest.raises(UserError) as error:
+        read_scores(run)
+    text, path = str(error.value), str(run / "scores.json")
+    assert text.startswith(f"cannot read {path}: {os.strerror(code)}; ")
+    assert text.count(path) == text.count(os.strerror(code)) == 1
+    assert "move it away" not in text and "Errno" not in text
+    assert "mini-GenEval\n" not in check_report(run, capfd)[0]

@@ -28,6 +28,18 @@ from janus_jax.errors import UserError
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of everything Orbax has not finished
 
+# The process may not or cannot read at the moment; this says nothing of what is in the file.
+_HINDRANCES = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ENOTCONN),
+    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+_ADVICE = {
+    errno.EACCES: "see to it that you may read it (chmod, chown), and run the same command again",
+    errno.EMFILE: "allow the process more open files (ulimit -n), and run the same command again",
+}
+_ADVICE[errno.EPERM] = _ADVICE[errno.EACCES]
+
 
 class DamagedError(UserError):
     """What is on disk is not what was written there, or not all of it."""
@@ -72,6 +84,43 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def hindrance(error: BaseException | None) -> int | None:
+    """The errno of what kept the process from reading, if an error, or one behind it, is no damage.
+
+    TensorStore only says so in text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _HINDRANCES:
+            return error.errno
+        for code in _HINDRANCES:
+            if os.strerror(code) in str(error):
+                return code
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _hindered(path: Path) -> tuple[Path, int] | None:
+    """The first file or directory at or below `path` that cannot be opened, and the errno.
+
+    Orbax takes what it may not read for something that is not there.
+    """
+    errors: list[OSError] = []
+    for parent, _, files in os.walk(path, onerror=errors.append):
+        for name in files:
+            try:
+                os.close(os.open(os.path.join(parent, name), os.O_RDONLY | os.O_NONBLOCK))
+            except OSError as error:
+                errors.append(error)
+    found = [(Path(e.filename or path), e.errno) for e in errors if e.errno in _HINDRANCES]
+    return found[0] if found else None
+
+
+def unreadable(path: Path, code: int) -> UserError:
+    """The error of a file or directory that may be whole, but cannot be read for the reason `code`."""
+    advice = _ADVICE.get(code, "it may be whole: run the same command again, once it can be read")
+    return UserError(f"cannot read {path}: {os.strerror(code)}; {advice}")
 
 
 @contextlib.contextmanager
@@ -210,13 +259,20 @@ def read_tree(path: Path, shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore say about damaged files into a `DamagedError`."""
+    """Turns what Orbax and TensorStore say about damaged files into a `DamagedError`.
+
+    Raises:
+      UserError: files cannot be read, and may be whole.
+    """
     try:
         with quiet():
             yield
     except (UserError, MemoryError, RuntimeError):  # of JAX: the device has no memory left
         raise
     except Exception as error:  # some damage is a bare Exception of Orbax
+        place, code = _hindered(path) or (path, hindrance(error))
+        if code:
+            raise unreadable(place, code) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DamagedError(
             f"cannot read the checkpoint {path}, it may be damaged: {reason}"
@@ -282,6 +338,7 @@ def read_text(path: Path) -> str:
     try:
         return untrusted.read_text(path)
     except UserError as error:
+        _raise_hindrance(path, error)
         raise DamagedError(str(error)) from error
 
 
@@ -301,11 +358,18 @@ def read_json(path: Path, kind: type = object, advice: str = "copy it back") -> 
             raise DamagedError(f"{path} is empty, so it is damaged")
         value = untrusted.read_json(path)
     except UserError as error:
+        _raise_hindrance(path, error)
         raise DamagedError(f"{error}: {advice}") from error
     if not isinstance(value, kind):
         found = type(value).__name__
         raise DamagedError(f"{path} is damaged, it holds a {found}, no {kind.__name__}: {advice}")
     return value
+
+
+def _raise_hindrance(path: Path, error: UserError) -> None:
+    """Raises what `unreadable` says, if a file was not even read."""
+    if isinstance(error.__cause__, OSError) and (code := hindrance(error.__cause__)):
+        raise unreadable(path, code) from error
 
 
 def read_json_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
@@ -325,7 +389,7 @@ def read_json_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error.errno) from error
     values, damaged = [], []
     for number, line in enumerate(lines, 1):
         try:
