@@ -13,6 +13,7 @@ from janus_jax.checkpoints.storage import (
     is_leftover,
     read_json,
     read_json_lines,
+    remove_leftovers,
     write_bytes,
     write_text,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "load_model",
     "read_json",
     "read_json_lines",
+    "remove_leftovers",
     "save_model",
     "write_bytes",
     "write_card",

@@ -7,7 +7,9 @@ import errno
 import gc
 import json
 import logging as python_logging
+import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -136,8 +138,8 @@ def writing(directory: Path, intact: str, *trees: Any) -> Iterator[None]:
     needed, free = tree_bytes(trees), _free_bytes(directory)
     if needed > free:
         raise UserError(
-            f"no space left on the disk of {directory}: {needed / 1e6:.0f} MB are needed, "
-            f"{free / 1e6:.0f} MB are free; {intact}"
+            f"no space left on the disk of {directory}: {math.ceil(needed / 1e6)} MB are needed, "
+            f"{math.floor(free / 1e6)} MB are free; {intact}"
         )
     full = False
     with quiet() as silence:
@@ -314,6 +316,32 @@ def write_bytes(path: Path, data: bytes) -> None:
 def is_leftover(path: Path) -> bool:
     """Whether a file is what a killed `write_bytes`, or an earlier version's, left behind."""
     return (path.name.startswith(".") and path.suffix == ".tmp") or path.name == "config.tmp"
+
+
+def remove_leftovers(directory: Path, names: str) -> None:
+    """Removes what writers that were killed in `write_bytes` left in a directory.
+
+    Args:
+      directory: nothing below it is looked at; it need not exist.
+      names: regular expression of the whole names of the files that were to be written. What a process
+        that is alive on this host may be writing stays.
+    """
+    pattern = re.compile(rf"\.(?:{names})\.(?P<pid>[1-9][0-9]*)\.tmp", re.ASCII)
+    for path in directory.glob(".*.tmp"):
+        found = pattern.fullmatch(path.name)
+        if found and path.is_file() and not path.is_symlink() and not _is_alive(int(found["pid"])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def sync(path: Path) -> None:

@@ -37,11 +37,19 @@ TUNING_SEED = 1_000_033
 
 Params = dict[str, Any]
 
+# What is written to a run directory and its samples/.
+_FILES = (
+    r"(config|stages|janus|tokenizer|checksums|scores|questions)\.json|metrics\.jsonl|report\.md"
+    r"|report_losses\.png"
+)
+_SAMPLES = r".+_[0-9]+\.(json|png)"
+
 
 class Evaluator:
     """Draws and scores with the parameters it is given; keeps what is compiled.
 
-    In a job of several processes all of them draw, and the first one writes.
+    In a job of several processes all of them draw, and the first one writes. It begins with removing what
+    killed runs left half written in the run directory.
 
     Args:
       experiment: the run's objects.
@@ -51,6 +59,9 @@ class Evaluator:
     def __init__(self, experiment: Experiment, run_dir: Path):
         self._experiment, self._run_dir = experiment, run_dir
         self._janus: Janus | None = None
+        if is_first():
+            checkpoints.remove_leftovers(run_dir, _FILES)
+            checkpoints.remove_leftovers(run_dir / "samples", _SAMPLES)
         model = experiment.model
         self._reconstruct = jax.jit(
             lambda params, x: model.apply({"params": params}, x, method="vq_forward")[
