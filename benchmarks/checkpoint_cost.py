@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from janus_jax.checkpoints import StageCheckpoints, checksums, storage  # noqa: E402
+from janus_jax.checkpoints import StageCheckpoints, checksums, storage
 
 
 def main() -> None:
