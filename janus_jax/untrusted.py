@@ -95,7 +95,8 @@ def read_text(path: str | Path, limit: int = TEXT_BYTES) -> str:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {_path(path)}: {printable(error, 200)}") from error
+        reason = error.strerror if isinstance(error, OSError) else None  # the path is named once
+        raise UserError(f"cannot read {_path(path)}: {reason or printable(error, 200)}") from error
 
 
 def read_json(path: str | Path, limit: int = JSON_BYTES) -> Any:

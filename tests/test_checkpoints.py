@@ -378,6 +378,15 @@ def test_too_little_space_is_seen_before_writing(saved, params, run_dir, monkeyp
             checkpoints.save(
                 3, {"w": np.zeros(250_000, np.float32)}, {"mu": np.ones(250_000, np.float32)}, {}
             )
+        for needed, free, said in (
+            (250_000, 999_999, "1 MB are needed, 0"),
+            (850_000, 3_300_000, "4 MB are needed, 3"),
+        ):
+            patch_free = SimpleNamespace(free=free)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, it=patch_free: it)
+            with pytest.raises(UserError, match=f"{said} MB are free"):
+                checkpoints.save(3, {"w": np.zeros(needed, np.float32)}, {}, {})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     assert sorted(p.name for p in (run_dir / "checkpoints" / "first").iterdir()) == ["1", "2"]
     with pytest.raises(UserError, match="no space left"):
         save_model(run_dir / "m", JANUS_TINY, {}, "{}", params)

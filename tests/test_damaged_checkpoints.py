@@ -1,8 +1,11 @@
 """Checkpoints that are not as they were written: found, passed over with a word, and never deleted."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import grain
@@ -338,10 +341,100 @@ def test_every_bit_of_every_chunk_counts(tmp_path, monkeypatch):
     assert checksums.damage(tmp_path) is None and not checksums.intact(tmp_path)
 
 
-def test_a_process_without_file_handles_does_not_call_files_damaged(saved, monkeypatch):
-    def exhausted(*args):
-        raise OSError(24, os.strerror(24))
+# What keeps a process from reading is no damage: the step stays where it is, and so does the run.
 
-    monkeypatch.setattr(checksums, "_sum", exhausted)
-    with pytest.raises(OSError, match="Too many open files"):
-        checksums.damage(saved[0] / BROKEN)
+HINDRANCES = "EACCES EPERM EIO ESTALE EMFILE ENFILE ENOMEM EINTR ETIMEDOUT".split()
+
+
+def assert_hindered(error, name, directory):
+    assert not isinstance(error, DamagedError)
+    assert "\n" not in str(error) and str(directory) in str(error)
+    assert str(error).count(os.strerror(getattr(errno, name))) == 1
+    assert sorted(p.name for p in directory.iterdir()) == [WHOLE, BROKEN]
+
+
+@pytest.mark.parametrize("name", HINDRANCES)
+def test_an_error_of_reading_is_no_damage(saved, tmp_path, monkeypatch, capfd, name):
+    directory = tmp_path / "stage"
+    shutil.copytree(saved[0], directory)
+
+    def fail(*args, **kwargs):
+        code = getattr(errno, name)
+        raise OSError(code, os.strerror(code), "a file")
+
+    # The sums, the list of sums, the look at what is there; last Orbax, where there are no sums.
+    for place, method in ((checksums, "_sum"), (Path, "read_bytes"), (Path, "is_dir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, method, fail)
+            with StageCheckpoints(directory) as checkpoints:
+                for read in (
+                    lambda: checkpoints.restore_newest(*tree(0), None),
+                    checkpoints.restore_newest_params,
+                    lambda: checkpoints.restore(NEW, *tree(0), None),
+                ):
+                    with pytest.raises(UserError) as error:
+                        read()
+                    assert_hindered(error.value, name, directory)
+    without_checksums(directory)
+    monkeypatch.setattr(checksums.storage.ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(UserError) as error:
+        restore(directory)
+    assert_hindered(error.value, name, directory)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_may_not_be_read_is_no_damage(saved, tmp_path):
+    directory = tmp_path / "stage"
+    shutil.copytree(saved[0], directory)
+    command = [sys.executable, __file__, str(directory)]
+    if os.geteuid() == 0:  # who may read everything
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv")
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", "--bounding-set", rights, "--inh-caps", rights, *command]
+    root = Path(__file__).resolve().parent.parent
+    env = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in done.stderr
+
+
+def try_all_without_rights(directory):
+    """Takes the rights of one file or directory after the other, and reads."""
+    places = {name: file(directory / BROKEN) for name, file in FILES.items()}
+    places |= {
+        item: directory / BROKEN / item for item in ("", "params", "state", "data", "params/d")
+    }
+    for sums in (True, False):
+        if sums:
+            places["sums"] = directory / BROKEN / checksums.NAME
+        else:
+            without_checksums(directory)
+            del places["sums"]
+        for name, place in places.items():
+            mode = place.stat().st_mode
+            for verify in (True, False):
+                place.chmod(0)
+                try:
+                    found = restore(directory, numbers(), verify=verify)
+                except Exception as caught:
+                    error = caught
+                else:
+                    error = None
+                place.chmod(mode)
+                unread = name in ("sums", "metrics") and not (sums and verify)
+                assert (error is None) == unread or name.endswith("index"), (
+                    name,
+                    sums,
+                    verify,
+                    error,
+                )
+                if error is None:
+                    assert_step(found, NEW)
+                else:
+                    assert isinstance(error, UserError), (name, sums, verify, repr(error))
+                    assert_hindered(error, "EACCES", directory)
+
+
+if __name__ == "__main__":
+    try_all_without_rights(Path(sys.argv[1]))

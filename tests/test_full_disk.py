@@ -14,6 +14,7 @@ from configs import janus_tiny
 from janus_jax.checkpoints import finished_steps, storage, write_text
 from janus_jax.errors import UserError
 from janus_jax.run import build, claim
+from janus_jax.run.evaluate import Evaluator
 from janus_jax.run.files import write_json
 from janus_jax.training import MetricsLog
 
@@ -183,3 +184,30 @@ for i in range(40):
         assert done.stdout.startswith("UserError no space left") == (state == "full")
     events = max((tmp_path / "tensorboard").iterdir(), key=lambda p: p.stat().st_size).read_bytes()
     assert events.count(b"a/loss") == 40 and b"brain.Event:2" in events
+
+
+def test_what_killed_writers_left_is_removed_when_a_run_is_opened(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "samples").mkdir()
+    names = "config.json stages.json scores.json questions.json metrics.jsonl report.md".split()
+    names += ["janus.json", "tokenizer.json", "checksums.json", "report_losses.png"]
+    names += ["samples/stage3_000006.png", "samples/stage3_000006.json", "samples/question_a_0.png"]
+    left = [(tmp_path / n).with_name(f".{Path(n).name}.{dead.pid}.tmp") for n in names]
+    left.append(tmp_path / f".scores.json.{10**20}.tmp")
+    kept = [f".scores.json.{os.getpid()}.tmp", ".scores.json.1.tmp", ".scores.json.tmp"]
+    kept += [f"scores.json.{dead.pid}.tmp", f".notes.json.{dead.pid}.tmp", ".scores.json.0.tmp"]
+    kept += [f".scores.json.0{dead.pid}.tmp", f".scores.json.-{dead.pid}.tmp", ".scores.json.x.tmp"]
+    kept += [f".scores.json.{dead.pid}.tmp.old", f".scoresxjson.{dead.pid}.tmp", "scores.json"]
+    kept += [f".vq_000006.png.{dead.pid}.tmp", f"samples/.scores.json.{dead.pid}.tmp"]
+    kept = [tmp_path / name for name in kept]
+    for path in [*left, *kept]:
+        path.write_text("{}")
+    directory, link = (tmp_path / f".{n}.{dead.pid}.tmp" for n in ("config.json", "report.md"))
+    for path in (directory, link):
+        path.unlink()
+    directory.mkdir()
+    link.symlink_to(tmp_path / "scores.json")
+    Evaluator(build(janus_tiny.get_config("smoke")), tmp_path)
+    assert all(path.exists() for path in [*kept, directory, link])
+    assert [p for p in left if p.exists()] == [directory, link]

@@ -1,12 +1,16 @@
 """report.md: what a whole run, and what any part of one, turns into."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from janus_jax.errors import UserError
+from janus_jax.run.evaluate import Evaluator
 from janus_jax.run.report import write_report
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -240,3 +244,181 @@ def test_changes_of_the_config_are_shown(run):
     changed = section(report(run), "## Changes")
     assert "| noon | vq 40 | a.rate | 1.0 | 0.5 | yes |" in changed
     assert "| noon | vq 40 | b | 1 | 2 | no |" in changed
+
+
+# Damage of every part. A report is written all the same, and whatever is said is a line a problem.
+
+BYTES = {
+    "empty": b"",
+    "garbage": b"\xff\xfe{",
+    "deep": b"[" * 10**5,
+    "zeros": bytes(100),
+    **{text: text.encode() for text in ("[]", "{}", "3", "null", '"x"', "[1, [2]]", "[{}]")},
+    **{text: text.encode() for text in ('{"stages": [1]}', '{"stage3": []}', '{"prompts": 1}')},
+}
+VALUES = [None, [], {}, "x", "\ud800", -1, True, float("inf"), 10**400, [1, [2]], {"a": {"b": "c"}}]
+
+
+def as_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_link(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+WAYS = {name: lambda path, data=data: path.write_bytes(data) for name, data in BYTES.items()}
+WAYS |= {"directory": as_directory, "pipe": as_pipe, "link": as_link, "half": half}
+WAYS |= {"missing": Path.unlink}
+FILES = ["config.json", "stages.json", "metrics.jsonl", "scores.json", "questions.json"]
+FILES += ["changes.jsonl", "samples/stage3_000060.json", "samples/stage3_000060.png"]
+CHANGED = {"time": "noon", "at": {"vq": 40}, "changes": {"a": [1, 2]}, "allowed": ["a"]}
+
+
+def with_value(value, path, new):
+    """A copy of a JSON value with `new` in the place that `path` leads to; Ellipsis removes it."""
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = with_value(value[path[0]], path[1:], new)
+    if copy[path[0]] is ...:
+        del copy[path[0]]
+    return copy
+
+
+def places(value, path=()):
+    """Every place in a JSON value; of siblings with the same form, the first two."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in list(items)[: 2 if len(path) > 1 else None]:
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No curves: they take most of a report's time."""
+    monkeypatch.setattr("janus_jax.run.report.draw_curves", lambda stages, path: None)
+
+
+def read_scores(run):
+    evaluator = object.__new__(Evaluator)
+    evaluator._run_dir = run
+    return evaluator.read_scores()
+
+
+def check_report(run, capfd):
+    """One report, a line for each thing that is not in it, and scores that are sound or refused."""
+    capfd.readouterr()
+    write_report(run)
+    text = (run / "report.md").read_text()
+    assert text.startswith("# Run ")
+    out, err = capfd.readouterr()
+    assert out == "" and all(line.startswith("warning: ") for line in err.splitlines()), err
+    try:
+        scores = read_scores(run)
+    except UserError as error:
+        assert "\n" not in str(error) and "scores.json" in str(error)
+    else:
+        for entry in scores.values():
+            entry.get("train_seconds", 0.0) + 1.0
+    return text, err
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_may_be_damaged(run, quick, capfd, name, way):
+    write(run / "changes.jsonl", CHANGED)
+    before = check_report(run, capfd)
+    assert before[1] == "" and "stage3_000060" in before[0] and "| noon |" in before[0]
+    WAYS[way](run / name)
+    text, err = check_report(run, capfd)
+    assert text.count("\n## ") >= before[0].count("\n## ") - 3
+    if name.endswith("60.png"):
+        assert "stage3_000050.png" in text  # the one before
+    # What is only missing, or cut short in its last line, is no damage.
+    harmless = way in ("missing", "{}", "[]") or (name.endswith("l") and way in BYTES | {"half": 0})
+    if not harmless and way not in BYTES:
+        assert err.count("\n") == 1 and name in err
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.endswith(".json")])
+def test_any_value_may_be_another(run, quick, capfd, name):
+    value = json.loads((run / name).read_text())
+    for place in places(value):
+        for new in [*VALUES, ...][: None if place else -1]:
+            write(run / name, with_value(value, place, new))
+            text, err = check_report(run, capfd)
+            assert err.count("\n") <= 2, (place, new, err)
+            assert "## Stages" in text and "](samples/" in text, (place, new)
+
+
+def test_any_value_of_a_line_may_be_another(run, quick, capfd):
+    for name in ("metrics.jsonl", "changes.jsonl"):
+        path = run / name
+        lines = path.read_text().splitlines() if path.exists() else [json.dumps(CHANGED)] * 3
+        for place in places(json.loads(lines[1])):
+            for new in [*VALUES, ...][: None if place else -1]:
+                bad = json.dumps(with_value(json.loads(lines[1]), place, new))
+                path.write_text("\n".join([lines[0], bad, *lines[2:], ""]))
+                err = check_report(run, capfd)[1]
+                assert err.count("\n") <= 1, (name, place, new, err)
+        path.write_text("\n".join([*lines, ""]))
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "\ud800", "a|b", ""])
+def test_stage_names_that_cannot_be_drawn_cost_the_curves_alone(run, capfd, name):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace('"vq"', json.dumps(name)))
+    assert "| encoder |" in check_report(run, capfd)[0]
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan"), -1.0, 0, 1e308, 2**62])
+def test_any_number_is_a_loss(run, capfd, loss):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | {"loss": loss})
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert "## Losses" in check_report(run, capfd)[0]
+
+
+def test_where_curves_cannot_be_written_they_are_left_out(run, capfd):
+    (run / "report_losses.png").mkdir()
+    text, err = check_report(run, capfd)
+    assert "## Losses" not in text and "report_losses.png" in err
+
+
+@pytest.mark.parametrize("text", ['{"stage3": []}', '{"vq": {"train_seconds": "x"}}', "[]", "\xff"])
+def test_scores_that_a_run_cannot_use_are_refused_with_advice(tmp_path, text):
+    (tmp_path / "scores.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"scores\.json.*: move it away, and stages are scored again"
+    ):
+        read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_scores_that_cannot_be_read_need_not_be_moved_away(run, quick, monkeypatch, capfd, code):
+    def fail(path, *args):
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr("janus_jax.untrusted.open", fail, raising=False)
+    with pytest.raises(UserError) as error:
+        read_scores(run)
+    text, path = str(error.value), str(run / "scores.json")
+    assert text.startswith(f"cannot read {path}: {os.strerror(code)}; ")
+    assert text.count(path) == text.count(os.strerror(code)) == 1
+    assert "move it away" not in text and "Errno" not in text
+    assert "mini-GenEval\n" not in check_report(run, capfd)[0]

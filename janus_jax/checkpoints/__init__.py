@@ -14,6 +14,8 @@ from janus_jax.checkpoints.storage import (
     DamagedError,
     is_leftover,
     read_json,
+    read_json_lines,
+    remove_leftovers,
     write_bytes,
     write_text,
 )
@@ -28,6 +30,8 @@ __all__ = [
     "is_leftover",
     "load_model",
     "read_json",
+    "read_json_lines",
+    "remove_leftovers",
     "save_model",
     "write_bytes",
     "write_card",

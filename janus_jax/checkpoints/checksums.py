@@ -13,7 +13,6 @@ and copies that fail, not against people.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import zlib
@@ -31,8 +30,6 @@ NAME = "checksums.json"
 CHUNK = 2**23
 # Orbax writes these last, and reads nothing of ours from them.
 _BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
-# The process lacks something, the file does not.
-_NO_DAMAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
 def write(directory: Path, names: Iterable[str], step: int | None = None) -> None:
@@ -70,7 +67,7 @@ def damage(directory: Path, below: str = "", step: int | None = None) -> str | N
       None if nothing is wrong, or the first thing that is, such as "params/_METADATA is missing".
 
     Raises:
-      OSError: the process is out of memory or of file handles.
+      UserError: something cannot be read, and may be whole.
     """
     try:
         if not (directory / NAME).exists():
@@ -80,7 +77,7 @@ def damage(directory: Path, below: str = "", step: int | None = None) -> str | N
         if content.pop("crc32") != _own_sum(content):
             return f"{NAME} is damaged"
     except OSError as error:
-        return _unreadable(NAME, error)
+        return _unreadable(directory, NAME, error)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{NAME} is damaged"
     if step is not None and content["step"] != step:
@@ -113,7 +110,7 @@ def _missing(directory: Path, listed: dict[str, Any]) -> str | None:
                 return f"{name} is missing"
             size = path.stat().st_size
         except OSError as error:
-            return _unreadable(name, error)
+            return _unreadable(directory, name, error)
         if size != was["bytes"]:
             return f"{name} has {size} bytes, not {was['bytes']}"
     return None
@@ -125,15 +122,15 @@ def _different(directory: Path, listed: dict[str, Any], chunk: int) -> str | Non
         try:
             sums = next(found)
         except OSError as error:
-            return _unreadable(name, error)
+            return _unreadable(directory, name, error)
         if sums != was["crc32"]:
             return f"{name} differs from its checksum"
     return None
 
 
-def _unreadable(name: str, error: OSError) -> str:
-    if error.errno in _NO_DAMAGE:
-        raise error
+def _unreadable(directory: Path, name: str, error: OSError) -> str:
+    if code := storage.hindrance(error):
+        raise storage.unreadable(directory / name, code) from error
     return f"{name} cannot be read ({error.strerror})"
 
 

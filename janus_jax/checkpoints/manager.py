@@ -30,6 +30,7 @@ from janus_jax.checkpoints.storage import DamagedError
 from janus_jax.errors import UserError
 
 _ITEMS = ("params", "state", "data", "metrics")
+_FINE, _DAMAGED, _UNREADABLE = range(3)
 
 
 class StageCheckpoints:
@@ -146,7 +147,8 @@ class StageCheckpoints:
           (step, params, state), or None if there is no step at all.
 
         Raises:
-          UserError: there are steps, but none is whole; or as `restore` does.
+          UserError: there are steps, but none is whole; the newest cannot be read, and may be whole; or
+            as `restore` does.
         """
         read = lambda step: self._restore(step, abstract_params, abstract_state, data)
         found = self._newest_whole(read)
@@ -202,7 +204,8 @@ class StageCheckpoints:
             "params": _restore_like(abstract_params),
             "state": _restore_like(abstract_state),
         }
-        other = None if data is None else _check_position(path / "data")
+        with storage.reading(path / "data"):
+            other = None if data is None else _check_position(path / "data")
         if data is not None and other is None:
             items["data"] = grain.checkpoint.CheckpointRestore(_iterator(data))
         with storage.reading(path):
@@ -212,17 +215,39 @@ class StageCheckpoints:
         return restored["params"], restored["state"]
 
     def _check(self, step: int, below: str = "") -> None:
-        """Raises DamagedError, in every process, if a step is not what was written."""
-        path, reason = self._path(step), None
+        """Raises DamagedError, in every process, if a step is not what was written.
+
+        Another UserError if it cannot be read, and may be whole.
+        """
+        path, found = self._path(step), None
         if jax.process_index() == 0:
-            items = [below] if below else _ITEMS
-            missing = [item for item in items if not (path / item).is_dir()]
-            if missing:
-                reason = f"{missing[0]}/ is missing" if any(path.glob("*")) else "it is empty"
-            elif self._verify:
-                reason = checksums.damage(path, below, step)
-        if not _agreed(reason is None):
-            raise DamagedError(f"{path} is damaged: {reason or 'process 0 found it so'}")
+            try:
+                if reason := self._damage(step, below):
+                    found = DamagedError(f"{path} is damaged: {reason}")
+            except UserError as error:
+                found = error
+            except OSError as error:
+                code = storage.hindrance(error)
+                if code is None:
+                    raise
+                found = storage.unreadable(path, code)
+        verdict = _agreed(_FINE if found is None else _verdict(found))
+        if found is None and verdict != _FINE:
+            found = (
+                DamagedError(f"{path} is damaged: process 0 found it so")
+                if verdict == _DAMAGED
+                else UserError(f"process 0 cannot read {path}")
+            )
+        if found is not None:
+            raise found
+
+    def _damage(self, step: int, below: str) -> str | None:
+        path = self._path(step)
+        items = [below] if below else _ITEMS
+        missing = [item for item in items if not (path / item).is_dir()]
+        if missing:
+            return f"{missing[0]}/ is missing" if any(path.glob("*")) else "it is empty"
+        return checksums.damage(path, below, step) if self._verify else None
 
     def _newest_whole(self, read: Callable[[int], Any], below: str = "") -> tuple[int, Any] | None:
         """(step, read(step)) of the newest step that is whole, or None without any step."""
@@ -265,7 +290,7 @@ class StageCheckpoints:
                     file=sys.stderr,
                 )
         if damaged:
-            _agreed(True)  # the others wait for the renaming
+            _agreed(_FINE)  # the others wait for the renaming
             self._manager.close()  # its `reload` would read the metrics of every step
             self._manager = self._open()
 
@@ -281,11 +306,15 @@ class StageCheckpoints:
             )
 
 
-def _agreed(fine: bool) -> bool:
+def _verdict(error: UserError) -> int:
+    return _DAMAGED if isinstance(error, DamagedError) else _UNREADABLE
+
+
+def _agreed(verdict: int) -> int:
     """What process 0 says, in every process."""
     if jax.process_count() == 1:
-        return fine
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(fine)))
+        return verdict
+    return int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
 
 
 def _check_position(directory: Path) -> dict[str, Any] | None:

@@ -280,11 +280,16 @@ def few(names: list[str]) -> str:
 
 
 def finished_steps(directory: Path) -> list[int]:
-    """The complete steps of a stage (Orbax renames them into place), ascending."""
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if path.name.isdecimal()]
-    return sorted(int(path.name) for path in found if (path / PARAMS).is_dir())
+    """The complete steps of a stage (Orbax renames them into place), ascending.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    with storage.reading(directory):
+        if not directory.is_dir():
+            return []
+        found = [path for path in directory.iterdir() if path.name.isdecimal()]
+        return sorted(int(path.name) for path in found if (path / PARAMS).is_dir())
 
 
 def _read_card(directory: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from janus_jax import checkpoints
 from janus_jax.data import emoji_scenes as es
+from janus_jax.errors import UserError
 from janus_jax.evaluation import (
     make_prompts,
     make_questions,
@@ -25,9 +26,10 @@ from janus_jax.evaluation import (
 from janus_jax.parallel import first_only, is_first
 from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
-from janus_jax.run.files import read_json, write_json
+from janus_jax.run.files import read_json, sound_scores, write_json
 from janus_jax.sampling import Janus
 from janus_jax.training import Stage
+from janus_jax.untrusted import is_file, printable
 
 TILE = 144  # pixels of one picture in a grid that people look at
 # Guidance is chosen on prompts of this seed, and scored on others.
@@ -35,11 +37,19 @@ TUNING_SEED = 1_000_033
 
 Params = dict[str, Any]
 
+# What is written to a run directory and its samples/.
+_FILES = (
+    r"(config|stages|janus|tokenizer|checksums|scores|questions)\.json|metrics\.jsonl|report\.md"
+    r"|report_losses\.png"
+)
+_SAMPLES = r".+_[0-9]+\.(json|png)"
+
 
 class Evaluator:
     """Draws and scores with the parameters it is given; keeps what is compiled.
 
-    In a job of several processes all of them draw, and the first one writes.
+    In a job of several processes all of them draw, and the first one writes. It begins with removing what
+    killed runs left half written in the run directory.
 
     Args:
       experiment: the run's objects.
@@ -49,6 +59,9 @@ class Evaluator:
     def __init__(self, experiment: Experiment, run_dir: Path):
         self._experiment, self._run_dir = experiment, run_dir
         self._janus: Janus | None = None
+        if is_first():
+            checkpoints.remove_leftovers(run_dir, _FILES)
+            checkpoints.remove_leftovers(run_dir / "samples", _SAMPLES)
         model = experiment.model
         self._reconstruct = jax.jit(
             lambda params, x: model.apply({"params": params}, x, method="vq_forward")[
@@ -146,8 +159,20 @@ class Evaluator:
         self._write_scores(scores)
 
     def read_scores(self) -> dict[str, Any]:
-        path = self._run_dir / "scores.json"
-        return read_json(path, "move it away, and stages are scored again") if path.exists() else {}
+        """scores.json, or {} if there is none.
+
+        Raises:
+          UserError: it cannot be read, or is damaged.
+        """
+        path, advice = self._run_dir / "scores.json", "move it away, and stages are scored again"
+        if not is_file(path):
+            return {}
+        scores = read_json(path, advice)
+        if wrong := sound_scores(scores)[1]:
+            raise UserError(
+                f"{path} is damaged, {printable(wrong[0])} in it makes no sense: {advice}"
+            )
+        return scores
 
     def forget(self, stages: list[str]) -> None:
         """Drops the scores of stages, so that they are scored again; not the times of their training."""

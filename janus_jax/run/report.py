@@ -1,26 +1,24 @@
 """report.md: a run in tables and pictures, made from the files in its directory alone.
 
-Any part may be missing or damaged: what cannot be read is left out of the report. Written after the last
-stage; to write it again, such as for a run that is still going:
+Any part may be missing or damaged: what cannot be read is left out of the report, with a warning on stderr.
+Written after the last stage; to write it again, such as for a run that is still going:
 
     python -c "from janus_jax.run.report import write_report; print(write_report('runs/janus_tiny'))"
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
+from janus_jax.run import report_files as files
 from janus_jax.run.curves import Steps, draw_curves
 from janus_jax.run.report_notes import changes, divergences
-from janus_jax.training import read_metrics
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
@@ -44,61 +42,51 @@ def write_report(run_dir: str | Path) -> Path:
       The report's path.
 
     Raises:
-      UserError: `run_dir` is no directory.
+      UserError: `run_dir` is no directory, or the disk is full.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"no run to report on: {run_dir} is not a directory")
-    config, scores = _json(run_dir / "config.json", {}), _json(run_dir / "scores.json", {})
-    stages = _stages(run_dir / "metrics.jsonl")
-    order = _json(run_dir / "stages.json", [])
-    order = [*order, *(name for name in [*stages, *scores] if name not in order)]
+    config, scores = files.read_config(run_dir), files.read_scores(run_dir)
+    stages = files.read_steps(run_dir)
+    order = [*files.read_order(run_dir), *stages, *scores]
     order = [name for name in dict.fromkeys(order) if name in stages or name in scores]
+    stages = {n: stages[n] for n in order if n in stages}
     name = config.get("name", run_dir.resolve().name)
-    if stages:
-        draw_curves({n: stages[n] for n in order if n in stages}, run_dir / CURVES)
     scored = next((n for n in reversed(order) if "mini_geneval" in scores.get(n, {})), None)
     final = scores[scored] if scored else {}
     judge = next((scores[n]["judge"] for n in order if "judge" in scores.get(n, {})), {})
     sections = [
         f"# Run {name}",
         _note(config),
-        divergences({n: stages[n] for n in order if n in stages}, config.get("stages") or {}),
-        _stage_table(order, stages, scores, config.get("stages") or {}),
-        f"## Losses\n\n![Loss of every stage by step]({CURVES})" if stages else "",
-        _samples(run_dir, order),
+        divergences(stages, config["stages"]),
+        _stage_table(order, stages, scores, config["stages"]),
+        files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
+        files.part(run_dir / "samples", "", _samples, run_dir, order),
         _drawing(final, judge, scored),
         _guidance(final),
         _questions(final, scored),
-        _asked(_json(run_dir / "questions.json", [])),
-        _changes(run_dir / "changes.jsonl"),
+        _asked(files.read_questions(run_dir)),
+        _changes(run_dir),
     ]
     if not order:
         sections.insert(3, "Nothing has been trained yet.")
     path = run_dir / REPORT
-    checkpoints.write_text(path, "\n\n".join(s for s in sections if s) + "\n")
+    text = "\n\n".join(s for s in sections if s) + "\n"
+    # JSON can hold halves of surrogate pairs, UTF-8 cannot.
+    checkpoints.write_bytes(path, text.encode(errors="replace"))
     return path
 
 
-def _json(path: Path, default: Any) -> Any:
-    """What a file holds; `default` if it is not there or, with a warning, if it is damaged."""
-    try:
-        return checkpoints.read_json(path, type(default)) if path.exists() else default
-    except UserError as error:
-        print(f"warning: not in the report: {error}", file=sys.stderr)
-        return default
+def _losses(stages: Mapping[str, Steps], path: Path) -> str:
+    if not stages:
+        return ""
+    draw_curves(stages, path)
+    return f"## Losses\n\n![Loss of every stage by step]({path.name})"
 
 
-def _stages(path: Path) -> dict[str, Steps]:
-    """Stage -> its lines of metrics.jsonl."""
-    stages: dict[str, Steps] = {}
-    for record in read_metrics(path):
-        stages.setdefault(record["stage"], []).append(record)
-    return stages
-
-
-def _changes(path: Path) -> str:
-    rows = changes(path)
+def _changes(run_dir: Path) -> str:
+    rows = changes(files.read_changes(run_dir))
     if not rows:
         return ""
     header = ["when", "after the saved steps", "field", "was", "now", "changes the result"]
@@ -109,8 +97,8 @@ def _changes(path: Path) -> str:
 
 
 def _note(config: Mapping[str, Any]) -> str:
-    note = (config.get("eval") or {}).get("note", "")
-    return f"> **{note}**" if note else ""
+    note = config["eval"].get("note", "")
+    return f"> **{_cell(note)}**" if note else ""
 
 
 def _stage_table(
@@ -122,11 +110,12 @@ def _stage_table(
         drawn, asked = entry.get("mini_geneval", {}), entry.get("questions", {})
         row = [name, *[_NO_SCORE] * 5]
         if steps:
-            rate = np.median([s["tokens_per_s"] for s in steps])
+            rates = [s["tokens_per_s"] for s in steps if "tokens_per_s" in s]
+            rate = f"{np.median(rates):.0f}" if rates else _NO_SCORE
             loss = f"{steps[0]['loss']:.3f} -> {_last(steps, 'loss'):.3f}"
             done, of = steps[-1]["step"], settings.get(name, {}).get("steps")
             done = done if of in (None, done) else f"{done} of {of}"
-            row = [name, done, _NO_SCORE, f"{rate:.0f}", loss, _results(steps)]
+            row = [name, done, _NO_SCORE, rate, loss, _results(steps)]
         if "train_seconds" in entry:
             row[2] = f"{entry['train_seconds']:.0f}"
         row += [_score(drawn, kind, "plain") for kind in ("single_object", "mean")]
@@ -164,22 +153,21 @@ def _results(steps: Steps) -> str:
 
 def _samples(run_dir: Path, order: Sequence[str]) -> str:
     """The last grid of the last stage that has one, and what was asked for, laid out the same way."""
-    grids = {}
+    grids = []
     for path in sorted((run_dir / "samples").glob("*_*.png")):
         stage, step = path.stem.rsplit("_", 1)
-        if step.isdecimal():
-            grids[stage] = path, int(step)
-    # The pictures of questions lie here, too, under names that are no stage.
-    stage = next((name for name in reversed(order) if name in grids), None)
-    if stage is None:
+        # The pictures of questions lie here, too, under names that are no stage.
+        if step.isdecimal() and stage in order:
+            grids.append((order.index(stage), int(step), path))
+    shapes = ((*grid, files.picture_shape(grid[-1])) for grid in sorted(grids, reverse=True))
+    index, step, path, shape = next((found for found in shapes if found[-1]), (None,) * 4)
+    if path is None:
         return ""
-    path, step = grids[stage]
+    stage = order[index]
     text = f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
-    prompts = _json(path.with_suffix(".json"), {}).get("prompts", [])
+    prompts = files.read_prompts(path.with_suffix(".json"))
     if len(prompts) < 2:  # one for the whole grid
         return "\n\n".join([text, *map(_cell, prompts)])
-    with Image.open(path) as image:
-        shape = image.width / image.height
     # The tiles are square, so the grid's shape says how many are in a row.
     count = len(prompts)
     columns = min(range(1, count + 1), key=lambda c: abs(c / -(-count // c) - shape))
@@ -253,9 +241,10 @@ def _questions(final: Mapping[str, Any], stage: str | None) -> str:
         "Majority: always giving the commonest right answer."
         f"{_error(final.get('questions', {}))}\n\n{_table(header, rows)}"
     )
-    yes_no = {c: part["yes_no"] for c, part in columns.items() if "f1" in part.get("yes_no", {})}
+    fields = ("precision", "recall", "f1")
+    yes_no = {c: part.get("yes_no", {}) for c, part in columns.items()}
+    yes_no = {c: s for c, s in yes_no.items() if all(s.get(f) is not None for f in fields)}
     if yes_no:
-        fields = ("precision", "recall", "f1")
         rows = [[c, *(f"{s[f]:.2f}" for f in fields)] for c, s in yes_no.items()]
         text += f'\n\nYes/no questions, of "yes":\n\n{_table(["scenes", *fields], rows)}'
     return text
@@ -274,7 +263,7 @@ def _asked(questions: Sequence[Mapping[str, Any]]) -> str:
 
 def _error(scores: Mapping[str, Any]) -> str:
     """How far chance alone moves a score of so few pictures: the standard error at one half."""
-    counts = [s["count"] for s in scores.values() if s.get("count")]
+    counts = [s["count"] for s in scores.values() if (s.get("count") or 0) > 0]
     if not counts:
         return ""
     count = min(counts)

@@ -3,9 +3,7 @@ config that were changed on the way."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from janus_jax.run.curves import Steps
@@ -36,14 +34,10 @@ def divergences(stages: Mapping[str, Steps], settings: Mapping[str, Any]) -> str
     return "\n>\n".join(lines)
 
 
-def changes(path: Path) -> list[list[Any]]:
+def changes(records: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
     """Rows (time, steps then saved, field, was, now, whether it changes the result) of changes.jsonl."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut short by a kill; the config itself was not changed then
+    for record in records:
         at = ", ".join(f"{name} {step}" for name, step in record["at"].items()) or "the start"
         for field, (was, now) in record["changes"].items():
             counts = "yes" if field in record["allowed"] else "no"

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from janus_jax.checkpoints import write_text
+from janus_jax.checkpoints import read_json_lines, write_text
 from janus_jax.errors import RunError, UserError
 
 _TASKS = {"loss_und": "understanding", "loss_text": "text", "loss_gen": "generation"}
@@ -68,39 +67,31 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, none if there is no such file.
+    """The records of a metrics.jsonl: at least "stage", "step" and "loss"; none if there is no such file.
 
     A last line that a kill cut short is left out. So are damaged ones, with a line on stderr.
+
+    Raises:
+      UserError: it cannot be read.
     """
-    if not path.exists():
-        return []
-    try:
-        *lines, last = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    records = [_record(line) for line in [*lines, last]]
-    damaged = [str(i) for i, record in enumerate(records[:-1], 1) if record is None]
-    if damaged:
-        shown = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
-        print(
-            f"warning: {path} is damaged: left out {len(damaged)} of its {len(lines)} lines "
-            f"(line {shown})",
-            file=sys.stderr,
-        )
-    return [record for record in records if record is not None]
+    return read_json_lines(path, _is_record)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    sound = (
+def is_number(value: Any) -> bool:
+    """Whether a value out of a JSON file is a number that numpy takes, too."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float)
+
+
+def _is_record(record: Any) -> bool:
+    return (
         isinstance(record, dict)
         and isinstance(record.get("stage"), str)
         and isinstance(record.get("step"), int)
+        and is_number(record["step"])
+        and is_number(record.get("loss"))
     )
-    return record if sound else None
 
 
 def check_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -181,8 +182,8 @@ def _obstacle(place: Path | None, needed: int) -> str:
         return f"converted models are not kept: {place}: {error.strerror or error}"
     if needed > free:
         return (
-            f"converted models are not kept: {place} needs {needed / 1e6:.0f} MB, "
-            f"{free / 1e6:.0f} MB are free"
+            f"converted models are not kept: {place} needs {math.ceil(needed / 1e6)} MB, "
+            f"{math.floor(free / 1e6)} MB are free"
         )
     return ""
 
