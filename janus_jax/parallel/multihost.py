@@ -221,6 +221,14 @@ def first_only(work: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
+def who_lacks(mine: bool) -> list[int]:
+    """The processes in which `mine` is false, the same answer in all; all must ask, at the same place."""
+    if jax.process_count() == 1:
+        return [] if mine else [0]
+    answers = np.asarray(multihost_utils.process_allgather(np.int32(mine)))
+    return [int(i) for i in np.flatnonzero(answers.ravel() == 0)]
+
+
 def stop_together() -> Callable[[], signal.Signals | None]:
     """What a loop of several processes asks after every step: whether all of them stop after this one.
 

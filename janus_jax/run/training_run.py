@@ -39,6 +39,8 @@ from janus_jax.parallel import (
 from janus_jax.run.claim import (
     SCORED_BY,
     Change,
+    check_allowed,
+    check_shared,
     claim,
     differences,
     lock,
@@ -90,10 +92,12 @@ def train(
     experiment = build(config)
     stages = select_stages(list(experiment.stages), config.only_stage)
     first_only(lambda: _check_start(experiment, run_dir, stages[0]))
+    check_allowed(allow_change, config)
     check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
     initial = _initial(experiment, run_dir, stages[0])
     with contextlib.ExitStack() as stack:
         first_only(lambda: stack.enter_context(lock(run_dir)))
+        check_shared(run_dir)
         evaluator = Evaluator(experiment, run_dir)
         first_only(lambda: _claim(run_dir, experiment, stages, evaluator, allow_change))
         log = SharedLog(run_dir)
