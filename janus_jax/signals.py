@@ -1,4 +1,4 @@
-"""SIGTERM (and its like) and Ctrl-C as a request: the training loop answers it at the next whole step, after a save.
+"""SIGTERM, its like and Ctrl-C as a request: the training loop answers it at the next step, after a save.
 
 A handler that raises would do so anywhere, such as inside a save or a callback of JAX, and end in
 tracebacks or be lost; here a thread listens and only marks. Where there is nothing to save it ends the

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from janus_jax.evaluation import make_prompts, make_questions
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
+from janus_jax.training import Stopped
 
 STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
 
@@ -477,6 +479,30 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
     asked = len(painter.asked)
     evaluator.score(stage, {}, final=True, quiet=True)
     assert len(painter.asked) == asked
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monkeypatch, tmp_path):
+    experiment = build(tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0)))
+    painter, asked = Painter(experiment.world), []
+    draw, answer = painter.generate_arrays, painter.answer_batch
+    painter.generate_arrays = lambda texts, cfg_weight, progress: next(
+        draw(texts, cfg_weight) for _ in progress([1])
+    )
+    painter.answer_batch = lambda pictures, texts, max_new_tokens, progress: next(
+        answer(pictures, texts, max_new_tokens) for _ in progress([1])
+    )
+
+    def stop():
+        asked.append(1)
+        return signal.SIGTERM if len(asked) > after else None
+
+    evaluator = Evaluator(experiment, tmp_path, stop)
+    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
+    stage = experiment.stages[3]
+    with pytest.raises(Stopped, match="stopped by SIGTERM, stage2 step 6 is saved"):
+        evaluator.score(stage, {}, final=True, quiet=True)
+    assert len(asked) == after + 1 and evaluator.read_scores() == {}
 
 
 def test_stages_that_cannot_draw_are_not_scored(tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import resource
+import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,14 @@ from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, write_json
 from janus_jax.sampling import Janus
-from janus_jax.training import Stage
+from janus_jax.training import Stage, Stopped
 
 TILE = 144  # pixels of one picture in a grid that people look at
 # Guidance is chosen on prompts of this seed, and scored on others.
 TUNING_SEED = 1_000_033
 
 Params = dict[str, Any]
+StopFn = Callable[[], signal.Signals | None]
 
 
 class Evaluator:
@@ -44,10 +47,12 @@ class Evaluator:
     Args:
       experiment: the run's objects.
       run_dir: where samples/ and scores.json go.
+      stop: asked before every batch of scoring, in all processes; a signal raises `Stopped`.
     """
 
-    def __init__(self, experiment: Experiment, run_dir: Path):
-        self._experiment, self._run_dir = experiment, run_dir
+    def __init__(self, experiment: Experiment, run_dir: Path, stop: StopFn | None = None):
+        self._experiment, self._run_dir, self._stop = experiment, run_dir, stop
+        self._asking: dict[str, Any] = {}
         self._janus: Janus | None = None
         model = experiment.model
         self._reconstruct = jax.jit(
@@ -95,6 +100,8 @@ class Evaluator:
         if not quiet:
             print(f"scoring after {stage.name}", flush=True)
         began = time.perf_counter()
+        if self._stop is not None:
+            self._asking = {"progress": lambda batches: self._until_asked(stage, batches)}
         entry = scores.setdefault(stage.name, {})
         world = self._experiment.world
         if stage.objective == "vq":
@@ -108,7 +115,9 @@ class Evaluator:
             if final and len(settings.cfg_weights) > 1:
                 entry["guidance"] = {
                     str(w): mini_geneval(
-                        lambda texts, w=w: janus.generate_arrays(texts, cfg_weight=w),
+                        lambda texts, w=w: janus.generate_arrays(
+                            texts, cfg_weight=w, **self._asking
+                        ),
                         world,
                         max(settings.prompts // 2, 2),
                         seed=TUNING_SEED,
@@ -122,7 +131,7 @@ class Evaluator:
             entry["temperature"] = self._experiment.processor.config.temperature
 
             def draw(texts):
-                return janus.generate_arrays(texts, cfg_weight=weight)
+                return janus.generate_arrays(texts, cfg_weight=weight, **self._asking)
 
             entry["mini_geneval"] = mini_geneval(draw, world, count)
             if final:
@@ -160,9 +169,15 @@ class Evaluator:
 
     def _questions(self, janus: Janus, count: int, held_out: bool = False) -> dict[str, Any]:
         answer = lambda pictures, texts: janus.answer_batch(
-            list(pictures), list(texts), max_new_tokens=16
+            list(pictures), list(texts), max_new_tokens=16, **self._asking
         )
         return question_accuracy(answer, self._experiment.world, max(count, 2), held_out)
+
+    def _until_asked(self, stage: Stage, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if asked := self._stop():
+                raise Stopped(stage.name, stage.steps, asked)
+            yield batch
 
     def _show_questions(self, janus: Janus) -> None:
         """Writes questions.json: one question of each kind with its picture, for the report."""

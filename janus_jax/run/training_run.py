@@ -98,11 +98,13 @@ def train(
     with contextlib.ExitStack() as stack:
         first_only(lambda: stack.enter_context(lock(run_dir)))
         check_shared(run_dir)
-        evaluator = Evaluator(experiment, run_dir)
+        stop = _stop(signals)
+        # A process that is alone needs no asking: it ends at once where nothing is to save.
+        evaluator = Evaluator(experiment, run_dir, stop if jax.process_count() > 1 else None)
         first_only(lambda: _claim(run_dir, experiment, stages, evaluator, allow_change))
         log = SharedLog(run_dir)
         stack.callback(log.close)
-        run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals)
+        run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
         params = None
         for stage in stages:
             params = run.stage(stage, params, initial, last=stage is stages[-1])
@@ -153,10 +155,11 @@ class _Run:
         evaluator: Evaluator,
         quiet: bool,
         signals: StopSignals | None,
+        stop: Callable[[], signal.Signals | None],
     ):
         self._experiment, self._run_dir, self._log = experiment, run_dir, log
         self._evaluator, self._quiet, self._signals = evaluator, quiet, signals
-        self._stop = _stop(signals)
+        self._stop = stop
 
     def stage(
         self, stage: Stage, params: Params | None, initial: Params | None, last: bool
