@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -30,7 +31,7 @@ def forgiving_streams() -> Iterator[None]:
     r"""While it lasts, standard output and error never fail because of what is written or who reads.
 
     Characters that the terminal's encoding lacks are written out (\u4f60), and once the reader of a
-    pipe has gone nothing more is written. Other errors, such as a full disk, are raised.
+    pipe, or the terminal, has gone nothing more is written. Other errors, such as a full disk, are raised.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     opened = []
@@ -61,6 +62,7 @@ class _Forgiving:
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self._is_terminal = stream.isatty()  # asked now: one that is gone says no
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -80,5 +82,6 @@ class _Forgiving:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-            if not isinstance(error, BrokenPipeError):
+            closed = self._is_terminal and error.errno == errno.EIO
+            if not (closed or isinstance(error, BrokenPipeError)):
                 raise

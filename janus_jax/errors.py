@@ -58,6 +58,22 @@ def about_place(error: OSError) -> str:
     return f"{name}: {error.strerror or error}" + (f"; {advice}" if advice else "")
 
 
+def line_and_code(error: BaseException) -> tuple[str, int] | None:
+    """What an entry point prints of an error, and its exit code; None for a bug, which keeps its traceback."""
+    if isinstance(error, UserError | RunError):
+        return f"error: {one_line(error)}", 2 if isinstance(error, UserError) else 1
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = printable(error.filename or "while writing")
+        return (
+            f"error: no space left on the disk ({place}); free some and run the same command "
+            "again: earlier checkpoints are intact",
+            2,
+        )
+    return None if error.filename is None else (f"error: {printable(about_place(error))}", 2)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Runs an entry point; turns the errors above, an unusable place and a full disk into one line and
     an exit code. A terminal that cannot show a text, or a closed pipe, is no error."""
@@ -65,23 +81,13 @@ def run_main(main: Callable[[], None]) -> None:
         try:
             main()
             sys.stdout.flush()
-        except UserError as error:
-            _leave(f"error: {one_line(error)}", 2)
-        except RunError as error:
-            _leave(f"error: {one_line(error)}", 1)
         except KeyboardInterrupt:
             _leave("interrupted; run the same command again to continue", 130)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                place = printable(error.filename or "while writing")
-                _leave(
-                    f"error: no space left on the disk ({place}); free some and run the same command "
-                    "again: earlier checkpoints are intact",
-                    2,
-                )
-            if error.filename is None:
+        except Exception as error:
+            known = line_and_code(error)
+            if known is None:
                 raise
-            _leave(f"error: {printable(about_place(error))}", 2)
+            _leave(*known)
 
 
 def _leave(text: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request: the training loop answers it at the next whole step, after a save.
+"""SIGTERM, its like and Ctrl-C as a request: the training loop answers it at the next step, after a save.
 
 A handler that raises would do so anywhere, such as inside a save or a callback of JAX, and end in
 tracebacks or be lost; here a thread listens and only marks. Where there is nothing to save it ends the
@@ -13,12 +13,16 @@ import signal
 import threading
 from collections.abc import Iterator
 
-EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+# SIGHUP: the terminal or ssh session is gone; SIGUSR1: what Slurm's --signal=USR1 sends before the end.
+EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 0, signal.SIGUSR1: 0}
+_MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1)
 AGAIN = "run the same command again to continue"
 
 
 class StopSignals:
-    """A context manager that takes over SIGTERM and Ctrl-C; only for the main thread.
+    """A context manager that takes over `EXIT_CODES`; only for the main thread.
+
+    SIGHUP and SIGUSR1 stay ignored where they were, as under nohup.
 
     Attributes:
       requested: the signal that asked to stop, or None.
@@ -35,7 +39,8 @@ class StopSignals:
         # Python's own handlers wait for the main thread, which may be in XLA for minutes; the pipe is
         # written at once.
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._before = {s: signal.signal(s, lambda *_: None) for s in EXIT_CODES}
+        ignored = {s for s in _MAY_BE_IGNORED if signal.getsignal(s) == signal.SIG_IGN}
+        self._before = {s: signal.signal(s, lambda *_: None) for s in {*EXIT_CODES} - ignored}
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
@@ -48,7 +53,8 @@ class StopSignals:
 
     def hand_over(self) -> None:
         """Leaves SIGTERM to JAX, whose `jax.distributed.initialize` has installed its own handler and
-        stops all processes at the same step; Ctrl-C becomes a SIGTERM, as one must not stop alone."""
+        stops all processes at the same step; the others become a SIGTERM, as one must not stop alone, nor
+        at once: the rest of the job would break off in the middle of a computation."""
         self._handed_over = True
 
     @contextlib.contextmanager
@@ -70,11 +76,12 @@ class StopSignals:
                     self._handle(signal.Signals(byte[0]))
 
     def _handle(self, number: signal.Signals) -> None:
-        if not self._saving:
+        if not (self._saving or self._handed_over):
             _leave(number, f"stopped by {number.name}")
         if self.requested is None:
             self.requested = number
-            _say(f"\n{number.name}: stopping after this step and a save (Ctrl-C again: at once)")
+            when = "after this step and a save" if self._saving else "at the next step, or sooner"
+            _say(f"\n{number.name}: stopping {when} (Ctrl-C again: at once)")
             if self._handed_over:
                 os.kill(os.getpid(), signal.SIGTERM)
         elif number == signal.SIGINT:

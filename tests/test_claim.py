@@ -1,5 +1,6 @@
 """What a run directory takes and what it refuses: one writer, one config, and the changes that do no harm."""
 
+import errno
 import fcntl
 import json
 import os
@@ -7,13 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import jax
 import pytest
 
 from configs import janus_tiny
 from janus_jax.errors import UserError
-from janus_jax.run import build
-from janus_jax.run.claim import claim, lock
+from janus_jax.run import build, train
+from janus_jax.run import claim as claim_module
+from janus_jax.run.claim import check_shared, claim, lock
 
 ORDER = ("stage0_lm", "stage1", "stage2")
 
@@ -230,6 +235,76 @@ def test_a_damaged_config_is_one_line(text, run):
     assert "\n" not in str(error.value) and (run / "config.json").read_text() == text
 
 
+def damaged(change):
+    """config.json's fields after `change`."""
+    return lambda fields: (change(fields), fields)[1]
+
+
+DAMAGED = {
+    "nothing": lambda f: {},
+    "stages null": lambda f: {"stages": None},
+    "order null": damaged(lambda f: f.update(stage_order=None)),
+    "order empty": damaged(lambda f: f.update(stage_order=[])),
+    "order of numbers": damaged(lambda f: f.update(stage_order=[1, 2])),
+    "order of lists": damaged(lambda f: f.update(stage_order=[["stage1"]])),
+    "order of a text": damaged(lambda f: f.update(stage_order="stage1")),
+    "order of unknown": damaged(lambda f: f["stage_order"].append("stage9")),
+    "stages list": damaged(lambda f: f.update(stages=[])),
+    "stages empty": damaged(lambda f: f.update(stages={})),
+    "stage null": damaged(lambda f: f["stages"].update(stage1=None)),
+    "stage empty": damaged(lambda f: f["stages"].update(stage2={})),
+    "steps null": damaged(lambda f: f["stages"]["stage2"].update(steps=None)),
+    "no rate": damaged(lambda f: f["stages"]["stage1"].pop("learning_rate")),
+    "scenes null": damaged(lambda f: f["stages"]["stage1"].update(scenes=None)),
+    "no seed": damaged(lambda f: f.pop("seed")),
+    "seed null": damaged(lambda f: f.update(seed=None)),
+    "no model": damaged(lambda f: f.pop("model")),
+    "model null": damaged(lambda f: f.update(model=None)),
+    "model empty": damaged(lambda f: f.update(model={})),
+    "no row": damaged(lambda f: f["data"].pop("row")),
+    "no init_from": damaged(lambda f: f.pop("init_from")),
+    "no tokenizer": damaged(lambda f: f.pop("tokenizer")),
+    "another file": lambda f: {"format": "janus", "vocab": [1]},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED.values(), ids=DAMAGED)
+def test_a_config_without_its_parts_is_damaged_and_accepts_no_other(change, run):
+    path = run / "config.json"
+    text = json.dumps(change(json.loads(path.read_text())))
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged \(.*put it back") as error:
+        claims(run, seed=7)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert path.read_text() == text and not (run / "changes.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "before", ['{"time": "2026-0', '{"time": "a"}', '{"time": "a"}\n', "", "\n"]
+)
+def test_a_record_of_a_change_has_a_line_of_its_own(before, run):
+    (run / "changes.jsonl").write_text(before)
+    made = config(init_from="tests/./data", name="other")
+    with lock(run):
+        claim(run, made, build(made))
+    lines = (run / "changes.jsonl").read_text().splitlines()
+    assert lines[:-1] == before.splitlines()
+    assert json.loads(lines[-1])["changes"] == {"name": ["janus_tiny_smoke", "other"]}
+
+
+def test_a_record_that_cannot_be_written_leaves_the_earlier_ones(run, monkeypatch):
+    (record,) = claims(run, name="other")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(UserError, match=r"no space left .*changes\.jsonl"):
+            claims(run, name="third")
+    assert claims(run, name="other") == [record]
+
+
 # The directory
 
 
@@ -284,6 +359,70 @@ def test_what_is_no_run_is_left_alone(name, tmp_path):
     with pytest.raises(UserError, match="not empty and holds no run"):
         claims(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_run_whose_config_is_gone_is_told_from_something_else(run):
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match=r"a run whose config\.json is missing: put it back"):
+        claims(run)
+    assert not (run / "config.json").exists()
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"a run whose config\.json is missing"):
+        claims(run)
+
+
+def test_a_typo_in_what_is_allowed_makes_no_directory(tmp_path):
+    with pytest.raises(UserError, match=r"no field 'sead' in the config\. Did you mean 'seed'"):
+        train(config(), tmp_path / "run", allow_change=("sead",))
+    assert list(tmp_path.iterdir()) == []
+
+
+UNREADABLE = {
+    "checkpoints/stage1": (Path, "iterdir", "read"),
+    "": (Path, "iterdir", "read"),
+    ".lock": (Path, "open", "write to"),
+    ".changes.jsonl": (Path, "write_bytes", "write to"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_not_called_a_failed_write(name, run, monkeypatch):
+    owner, method, doing = UNREADABLE[name]
+    usual, refused = getattr(owner, method), run / name
+
+    def refuse(self, *args, **kwargs):
+        if self == refused or (name == ".changes.jsonl" and self.name.startswith(name)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, method, refuse)
+    with pytest.raises(UserError) as error:
+        claims(run, name="other")
+    assert str(error.value).startswith(f"cannot {doing} the run directory {run}: Permission denied")
+    assert str(refused) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_process_that_sees_another_directory_is_named(monkeypatch, tmp_path):
+    check_shared(tmp_path / "none")  # one process: nothing to see
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(claim_module, "first_only", lambda work: work())
+    seen = []
+    monkeypatch.setattr(claim_module, "who_lacks", lambda mine: seen.append(mine) or [])
+    check_shared(tmp_path)
+    assert seen == [True] and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(claim_module, "who_lacks", lambda mine: [1, 3])
+    with pytest.raises(UserError, match=f"process 1, 3 does not see .*{tmp_path} on ") as error:
+        check_shared(tmp_path)
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+    # In a process that looks elsewhere.
+    monkeypatch.setattr(claim_module, "first_only", lambda work: [".shared-x.tmp", "/a on host"])
+    monkeypatch.setattr(claim_module, "_PATIENCE", 0.3)
+    monkeypatch.setattr(claim_module, "who_lacks", lambda mine: [] if mine else [1])
+    with pytest.raises(UserError, match="process 1 does not see"):
+        check_shared(tmp_path)
+    threading.Timer(0.1, (tmp_path / ".shared-x.tmp").touch).start()
+    check_shared(tmp_path)  # late, as on a network disk
 
 
 def test_a_directory_that_cannot_be_is_one_line(tmp_path):

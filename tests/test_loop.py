@@ -194,7 +194,7 @@ def test_what_the_advice_after_nan_names_is_there(tmp_path):
     field = "stages.lm.learning_rate"
     assert f"--config.{field}=0.0001 --allow_change={field}" in str(error.value)
     assert "go on from step 4, the last one saved" in str(error.value)
-    with pytest.raises(RunError, match="go on from the start of the stage"):
+    with pytest.raises(RunError, match="To begin lm again from its first step, with a lower"):
         run_toy(tmp_path / "new", toy_step(fail_at=1))
 
 
@@ -222,9 +222,13 @@ def test_a_run_that_diverges_is_named_and_may_be_stopped(at, tmp_path, capsys):
         run_toy(tmp_path / "away", exploding(at), **where)
     spoilt = [s for s in (15, 30, 45) if at <= s < at + MANY]
     move = " and ".join(str(tmp_path / "away" / "checkpoints" / str(s)) for s in spoilt)
-    left = "step 30, the last one saved" if at == 31 else "the start of the stage"
-    said = f"To go on from {left} before that, with a lower rate, move {move} away and add --config"
-    assert said in str(error.value)
+    left = (
+        "To go on from step 30, the last one saved before that"
+        if at == 31
+        else "To begin lm again from its first step"
+    )
+    rate = "with a lower rate (a tenth, or lower still)"
+    assert f"{left}, {rate}, move {move} away and add --config" in str(error.value)
     for step in spoilt:
         shutil.rmtree(tmp_path / "away" / "checkpoints" / str(step))
     run_toy(tmp_path / "away", exploding(99), **where)  # and that really works

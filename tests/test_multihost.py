@@ -1,5 +1,6 @@
 """Several processes in one job: joining, training like one, stopping and failing together."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from janus_jax.errors import UserError
+from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.parallel import first_only, initialize, multihost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,94 @@ def test_what_the_first_process_finds_reaches_all(monkeypatch):
         monkeypatch.setattr(multihost, "_broadcast", lambda value, answer=answer: answer)
         with pytest.raises(error, match=match):
             first_only(lambda: pytest.fail("not here"))
+
+
+# Ending
+
+
+def how_it_ends(error, monkeypatch, capsys):
+    """(exit code, what is said) where a process of a job fails with `error`."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(multihost, "GRACE", 0.0)
+    with pytest.raises(SystemExit) as ended, multihost.ending_together():
+        raise error
+    return ended.value.code, capsys.readouterr().err.rstrip()
+
+
+def behind(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+GLOO = (
+    "UNKNOWN: Gloo AllGather failed: [external/gloo/transport/tcp/pair.cc:547] Connection closed by "
+    "peer [127.0.0.1]:5133"
+)
+LOST = [
+    ValueError(GLOO),
+    RuntimeError(GLOO),
+    jax.errors.JaxRuntimeError(GLOO),
+    jax.errors.JaxRuntimeError("FAILED_PRECONDITION: lost the connection"),
+    Exception("DEADLINE_EXCEEDED: Barrier timed out. Id: save:3. # of tasks that reached it: 1/2"),
+    RuntimeError("UNAVAILABLE: failed to connect to all addresses"),
+    ValueError("INTERNAL: ncclCommInitRank: NCCL error: remote process exited"),
+    ValueError("the coordination service is down"),
+    OSError(104, "Connection reset by peer"),
+    ExceptionGroup("two threads", [KeyError("a"), ValueError(GLOO)]),
+    behind(KeyError("item"), ValueError(GLOO)),
+    behind(UserError("cannot read the checkpoint x, it may be damaged"), ValueError(GLOO)),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda e: f"{type(e).__name__} {e}"[:50])
+def test_a_lost_process_is_one_line_however_it_arrives(error, monkeypatch, capsys):
+    code, said = how_it_ends(error, monkeypatch, capsys)
+    assert code == 1 and len(said.splitlines()) == 1
+    assert said.startswith("error: another process of the job is gone")
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "run/changes.jsonl")
+# As train.py alone in a job ends with it.
+KNOWN = [
+    FULL,
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    PermissionError(errno.EACCES, "Permission denied", "run/scores.json"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory", "a", None, "b"),
+    UserError("no model in NCCL/x, Connection refused"),
+    RunError("stage2 step 3: the loss is\nnot finite"),
+]
+
+
+@pytest.mark.parametrize("error", KNOWN, ids=str)
+def test_a_job_ends_as_a_single_process_does(error, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as alone:
+        run_main(fail)
+    line = capsys.readouterr().err.rstrip()
+    assert line.startswith("error: ") and len(line.splitlines()) == 1
+    code, said = how_it_ends(error, monkeypatch, capsys)
+    assert (code, said) == (alone.value.code, f"{line} [process 0]")
+    # And what only the first process does ends the others with the same line.
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    sent = []
+    monkeypatch.setattr(multihost, "_broadcast", lambda value: sent.append(value) or value)
+    with pytest.raises(type(error)):
+        first_only(fail)
+    assert sent == [{"user" if code == 2 else "run": line.removeprefix("error: ")}]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("connection"), OSError("no errno"), ZeroDivisionError()]
+)
+def test_a_bug_keeps_its_traceback(error, monkeypatch, capsys):
+    code, said = how_it_ends(error, monkeypatch, capsys)
+    assert code == 1 and said.startswith("Traceback") and type(error).__name__ in said
 
 
 # Whole jobs

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from janus_jax.evaluation import make_prompts, make_questions
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
+from janus_jax.training import Stopped
 
 STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
 
@@ -247,6 +249,80 @@ def test_one_stage_alone(trainer, tmp_path):
     assert level(trainer.given["stage2"])["decoder"] == 1
 
 
+# Steps saved of each stage, the one that is run alone, init_from, and what must be run first (None: nothing).
+ALONE = [
+    ({"stage0_siglip": 6}, "stage1", "", "stage0_lm"),
+    ({"stage0_siglip": 6}, "stage2", "", "stage0_lm"),
+    ({"stage0_lm": 6}, "stage2", "", "stage1"),
+    ({"stage0_lm": 6, "stage1": 4}, "stage2", "", "stage1"),
+    ({"stage1": 4}, "stage2", "", "stage1"),
+    ({"stage0_siglip": 3}, "stage2", "", "stage0_siglip"),
+    ({}, "stage2", "", "stage0_siglip"),
+    ({"stage0_lm": 6}, "stage2", "model", "stage1"),
+    ({"stage1": 4}, "stage2", "model", "stage1"),
+    ({}, "stage2", "model", None),
+    ({"stage1": 6}, "stage2", "", None),
+    ({"stage0_siglip": 6, "stage0_lm": 6, "stage1": 6}, "stage2", "", None),
+    ({"stage2": 4}, "stage2", "", None),
+    ({}, "stage0_siglip", "", None),
+]
+
+
+@pytest.mark.parametrize(("saved", "alone", "model", "needed"), ALONE, ids=str)
+def test_a_stage_alone_starts_from_the_end_of_the_one_directly_before(
+    saved, alone, model, needed, tmp_path
+):
+    experiment = build(tiny(only_stage=alone, init_from=model))
+    for name, step in saved.items():
+        (tmp_path / "checkpoints" / name / str(step) / "params").mkdir(parents=True)
+    stage = next(s for s in experiment.stages if s.name == alone)
+    if needed is None:
+        training_run._check_start(experiment, tmp_path, stage)
+        return
+    before = STAGES[STAGES.index(alone) - 1]
+    said = (
+        f"{alone} starts from {before}, which has not finished .*: run --config.only_stage={needed}"
+    )
+    with pytest.raises(UserError, match=said) as error:
+        training_run._check_start(experiment, tmp_path, stage)
+    assert ("--config.init_from=DIR" in str(error.value)) == (not saved)
+
+
+def test_a_run_does_not_go_on_past_a_stage_that_has_not_finished(trainer, tmp_path):
+    run_dir = tmp_path / "run"
+    train(tiny(stage_order=STAGES[:2]), run_dir, quiet=True)
+    trainer.ran.clear()
+    with pytest.raises(UserError, match="stage2 starts from stage1, which has not finished"):
+        train(tiny(only_stage="stage2"), run_dir, quiet=True)
+    assert trainer.ran == [] and not (run_dir / "changes.jsonl").exists()
+    train(tiny(), run_dir, quiet=True)
+    assert trainer.ran == ["stage1", "stage2"]
+
+
+def test_a_stage_that_nothing_would_use_is_not_trained(trainer, tmp_path):
+    run_dir = tmp_path / "run"
+    train(tiny(), run_dir, quiet=True)
+    trainer.ran.clear()
+    shutil.rmtree(run_dir / "checkpoints" / "stage1")
+    before = (run_dir / "config.json").read_bytes()
+    for fields in ({}, {"only_stage": "stage1"}, {"log__save_every": 5}):
+        with pytest.raises(
+            UserError, match=r"stage2 has begun in .* without stage1.*stage=stage2,"
+        ):
+            train(tiny(**fields), run_dir, quiet=True)
+    more = tiny(stage_order=(*STAGES, "stage3"))
+    with pytest.raises(UserError, match=r"go on with --config\.only_stage=stage3,"):
+        train(more, run_dir, quiet=True)
+    assert trainer.ran == [] and (run_dir / "config.json").read_bytes() == before
+    # What the message says helps, both ways.
+    train(tiny(only_stage="stage3", stage_order=(*STAGES, "stage3")), run_dir, quiet=True)
+    assert trainer.ran == ["stage3"]
+    for name in ("stage2", "stage3"):
+        shutil.move(run_dir / "checkpoints" / name, tmp_path / name)
+    train(more, run_dir, quiet=True)
+    assert trainer.ran == ["stage3", "stage1", "stage2", "stage3"]
+
+
 def test_a_run_can_start_from_a_saved_model(trainer, tmp_path):
     experiment = build(tiny())
     key = jax.random.key(0)
@@ -403,6 +479,30 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
     asked = len(painter.asked)
     evaluator.score(stage, {}, final=True, quiet=True)
     assert len(painter.asked) == asked
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monkeypatch, tmp_path):
+    experiment = build(tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0)))
+    painter, asked = Painter(experiment.world), []
+    draw, answer = painter.generate_arrays, painter.answer_batch
+    painter.generate_arrays = lambda texts, cfg_weight, progress: next(
+        draw(texts, cfg_weight) for _ in progress([1])
+    )
+    painter.answer_batch = lambda pictures, texts, max_new_tokens, progress: next(
+        answer(pictures, texts, max_new_tokens) for _ in progress([1])
+    )
+
+    def stop():
+        asked.append(1)
+        return signal.SIGTERM if len(asked) > after else None
+
+    evaluator = Evaluator(experiment, tmp_path, stop)
+    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
+    stage = experiment.stages[3]
+    with pytest.raises(Stopped, match="stopped by SIGTERM, stage2 step 6 is saved"):
+        evaluator.score(stage, {}, final=True, quiet=True)
+    assert len(asked) == after + 1 and evaluator.read_scores() == {}
 
 
 def test_stages_that_cannot_draw_are_not_scored(tmp_path):

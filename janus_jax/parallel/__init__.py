@@ -14,6 +14,7 @@ from janus_jax.parallel.multihost import (
     initialize,
     is_first,
     stop_together,
+    who_lacks,
 )
 from janus_jax.parallel.rules import (
     param_shardings,
@@ -38,4 +39,5 @@ __all__ = [
     "shard_params",
     "state_shardings",
     "stop_together",
+    "who_lacks",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,11 +19,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from janus_jax.errors import RunError, UserError, one_line
+from janus_jax.errors import RunError, UserError, line_and_code, one_line
 
 JOIN_TIMEOUT = 120  # seconds
 NAME_TIMEOUT = 30  # seconds, for the coordinator's name to be known
 GRACE = 2.0  # seconds
+# What collectives, barriers and the coordination service say of a process that has gone.
+_LOST = re.compile(
+    r"Gloo \w+ failed|NCCL|[Cc]onnection (closed|reset) by peer|[Cc]onnection (refused|timed out)|"
+    r"(DEADLINE_EXCEEDED|UNAVAILABLE|ABORTED):|coordination (service|agent)|[Bb]arrier timed out"
+)
+_LOST_OF_JAX = "Gloo", "NCCL", "onnection", "DEADLINE", "UNAVAILABLE", "coordination", "ABORTED"
 
 
 def is_multiprocess(env: Mapping[str, str]) -> bool:
@@ -101,16 +108,7 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = 2 if isinstance(error, UserError) else 1
-        if isinstance(error, UserError | RunError):
-            line = f"error: {one_line(error)}"
-        elif isinstance(error, jax.errors.JaxRuntimeError) and _is_lost(error):
-            line = (
-                "error: another process of the job is gone, its own output says why; run the same "
-                "command again in all of them to continue"
-            )
-        else:
-            line = traceback.format_exc().rstrip()
+        line, code = _said(error)
         print(f"{line} [process {jax.process_index()}]", file=sys.stderr, flush=True)
         if is_first():
             time.sleep(
@@ -119,9 +117,30 @@ def ending_together() -> Iterator[None]:
         os._exit(code)
 
 
-def _is_lost(error: Exception) -> bool:
-    words = "Gloo", "NCCL", "onnection", "DEADLINE", "UNAVAILABLE", "coordination", "ABORTED"
-    return any(word in str(error) for word in words)
+def _said(error: Exception) -> tuple[str, int]:
+    """What to print of an error, and the exit code."""
+    if _is_lost(error):
+        return (
+            "error: another process of the job is gone, its own output says why; run the same "
+            "command again in all of them to continue"
+        ), 1
+    return line_and_code(error) or (traceback.format_exc().rstrip(), 1)
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that another process or the coordinator has gone.
+
+    Not by its kind: what goes through Orbax or Grain arrives as a ValueError or an error of theirs.
+    """
+    if error is None:
+        return False
+    text = "" if isinstance(error, UserError | RunError) else str(error)  # may quote a person
+    loose = isinstance(error, jax.errors.JaxRuntimeError)
+    if _LOST.search(text) or (loose and any(word in text for word in _LOST_OF_JAX)):
+        return True
+    behind = error.__context__ if not error.__suppress_context__ else None
+    parts = getattr(error, "exceptions", ())
+    return any(map(_is_lost, [error.__cause__ or behind, *parts]))
 
 
 @contextlib.contextmanager
@@ -190,8 +209,8 @@ def first_only(work: Callable[[], Any]) -> Any:
             answer = {"value": work()}
         except Exception as caught:
             error = caught
-            kind = "user" if isinstance(caught, UserError) else "run"
-            answer = {kind: one_line(caught) or type(caught).__name__}
+            line, code = line_and_code(caught) or (one_line(caught) or type(caught).__name__, 1)
+            answer = {"user" if code == 2 else "run": line.removeprefix("error: ")}
     answer = _broadcast(answer)
     if error is not None:
         raise error
@@ -200,6 +219,14 @@ def first_only(work: Callable[[], Any]) -> Any:
     if "run" in answer:
         raise RunError(f"process 0 failed: {answer['run']}")
     return answer["value"]
+
+
+def who_lacks(mine: bool) -> list[int]:
+    """The processes in which `mine` is false, the same answer in all; all must ask, at the same place."""
+    if jax.process_count() == 1:
+        return [] if mine else [0]
+    answers = np.asarray(multihost_utils.process_allgather(np.int32(mine)))
+    return [int(i) for i in np.flatnonzero(answers.ravel() == 0)]
 
 
 def stop_together() -> Callable[[], signal.Signals | None]:

@@ -11,19 +11,24 @@ import json
 import os
 import socket
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
 from janus_jax.errors import UserError, nearest
+from janus_jax.parallel import first_only, who_lacks
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, write_json
 
-LOCK, CONFIG, CHANGES = ".lock", "config.json", "changes.jsonl"
+LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
+_PATIENCE = 5.0  # seconds
 
 # Fields that change no number of a training, by name or by the section they are in.
 _FREE = (
@@ -35,6 +40,21 @@ _ALLOWABLE = "seed data.row policy.compute_dtype".split()
 _ALLOWABLE_OF_STAGE = "learning_rate warmup_steps batch_size ratio scenes options".split()
 # Their keys are the config's own, so a key that is new is a change, not the field of a newer version.
 _OPEN = ("model.overrides", "options", "tasks")
+# What the config of every version has, and as what; and each of its stages.
+_ALWAYS = {
+    **dict.fromkeys("name model.preset policy.param_dtype processor.template".split(), str),
+    **dict.fromkeys("model.overrides world data.row stages log eval mesh".split(), dict),
+    **dict.fromkeys("init_from tokenizer".split(), object),
+    "seed": int,
+    "stage_order": list,
+}
+_ALWAYS_OF_STAGE = {
+    "objective": str,
+    **dict.fromkeys("steps batch_size".split(), int),
+    "learning_rate": int | float,
+    **dict.fromkeys("trainable ratio".split(), list),
+    "scenes": dict,
+}
 # Scores that are out of date when one of these has changed.
 SCORED_BY = (
     "eval.prompts eval.questions eval.cfg_weights processor.cfg_weight processor.temperature"
@@ -64,9 +84,12 @@ def lock(run_dir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, it holds something else than a run, or it cannot be written.
     """
-    with _naming(run_dir):
-        if run_dir.exists() and _is_foreign(run_dir):
-            raise UserError(f"{run_dir} is not empty and holds no run; choose another --workdir")
+    with _naming(run_dir, "read"):
+        if run_dir.is_dir():
+            _check_holds_run(run_dir)
+    with _naming(run_dir, "write to"):
+        if run_dir.exists() and not run_dir.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
         file = (run_dir / LOCK).open("a+", encoding="utf-8")
     with file:
@@ -94,14 +117,15 @@ def claim(
     Raises:
       UserError: the directory holds a run with another config; the message names the field.
     """
-    fields = plain(config)
-    _check_names(allow, fields)
-    path = run_dir / CONFIG
-    with _naming(run_dir):
+    check_allowed(allow, config)
+    fields, path, changes = plain(config), run_dir / CONFIG, None
+    with _naming(run_dir, "read"):
         if path.exists():
-            old = read_json(path)
+            old = _read_config(path)
             changes = differences(old, fields)
             _check_changes(changes, run_dir, old, fields, experiment, allow)
+    with _naming(run_dir, "write to"):
+        if changes is not None:
             before_writing(changes)
             _record(run_dir, changes, fields, allow)
         # The config first: with it, a run killed right here can be started again.
@@ -113,6 +137,52 @@ def claim(
             experiment.processor.config.to_dict(),
             experiment.processor.tokenizer.to_json(),
         )
+
+
+def check_allowed(allow: tuple[str, ...], config: ConfigDict) -> None:
+    """Raises UserError for an `--allow_change` of a field that the config does not have."""
+    known = _names(plain(config))
+    for name in allow:
+        if name not in known:
+            raise UserError(
+                f"--allow_change: no field {name!r} in the config.{nearest(name, known)}"
+            )
+
+
+def check_shared(run_dir: Path) -> None:
+    """Looks, in every process of a job, for a file that the first one writes into the locked directory.
+
+    Raises:
+      UserError: a process does not see it; without this, the first save would fail.
+    """
+    if jax.process_count() == 1:
+        return
+    with contextlib.ExitStack() as stack:
+
+        def put() -> list[str]:
+            with _naming(run_dir, "write to"):
+                # A name that nobody has looked for: the answer to that is remembered by network disks.
+                file = stack.enter_context(
+                    tempfile.NamedTemporaryFile(dir=run_dir, prefix=".shared-", suffix=".tmp")
+                )
+            return [Path(file.name).name, f"{run_dir.absolute()} on {socket.gethostname()}"]
+
+        name, there = first_only(put)
+        if missing := who_lacks(_appears(run_dir / name)):
+            raise UserError(
+                f"process {', '.join(map(str, missing))} does not see what process 0 writes to the run "
+                f"directory ({there}): give every process the same --workdir, on a disk that all share"
+            )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there, or soon is: a network disk may show it late."""
+    deadline = time.monotonic() + _PATIENCE
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -248,15 +318,6 @@ def _within(path: str, names: tuple[str, ...] | list[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
-def _check_names(allow: tuple[str, ...], fields: Mapping[str, Any]) -> None:
-    known = _names(fields)
-    for name in allow:
-        if name not in known:
-            raise UserError(
-                f"--allow_change: no field {name!r} in the config.{nearest(name, known)}"
-            )
-
-
 def _names(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in fields.items():
@@ -278,17 +339,52 @@ def _record(
         "changes": {c.path: [c.old, c.new] for c in changes},
         "allowed": [c.path for c in changes if _within(c.path, allow)],
     }
-    with (run_dir / CHANGES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    path = run_dir / CHANGES
+    before = path.read_bytes() if path.exists() else b""
+    # After half a line, which a kill may have left, a new one.
+    gap = b"\n" if before and not before.endswith(b"\n") else b""
+    checkpoints.write_bytes(path, before + gap + json.dumps(record).encode() + b"\n")
     for change in changes:
         if change.path in record["allowed"] or change.old == ABSENT:
             print(f"changed in this run: {change}", file=sys.stderr)
 
 
-def _is_foreign(run_dir: Path) -> bool:
-    """Whether something is in there, and no run; what a full disk or a kill left of one is no thing."""
+def _check_holds_run(run_dir: Path) -> None:
+    """Raises UserError if something is in there, and no run; what a full disk or a kill left of one is no
+    thing."""
     names = {p.name for p in run_dir.iterdir() if not checkpoints.is_leftover(p)} - {LOCK}
-    return bool(names) and CONFIG not in names
+    if not names or CONFIG in names:
+        return
+    if any((run_dir / "checkpoints").glob("*/*/params")) or {"stages.json", METRICS} <= names:
+        raise UserError(
+            f"{run_dir} holds a run whose {CONFIG} is missing: put it back from a copy, or choose another "
+            f"--workdir, with --config.init_from={run_dir} to build on it"
+        )
+    raise UserError(f"{run_dir} is not empty and holds no run; choose another --workdir")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config of a run, with the parts that every version wrote.
+
+    Raises:
+      UserError: it is damaged. What is absent would otherwise count as new in this version.
+    """
+    config = read_json(path)
+    wrong = _wrong(config, _ALWAYS)
+    if not wrong:
+        order = config["stage_order"]
+        if not order or not all(isinstance(name, str) for name in order):
+            wrong = [f"stage_order is {order!r}"[:80]]
+    if not wrong:
+        wrong = _wrong(config["stages"], dict.fromkeys(order, dict), "stages.")
+        for name in order if not wrong else ():
+            wrong += _wrong(config["stages"][name], _ALWAYS_OF_STAGE, f"stages.{name}.")
+    if wrong:
+        raise UserError(
+            f"{path} is damaged ({', '.join(wrong[:3])}): put it back from a copy, or begin in another "
+            f"--workdir with --config.init_from={path.parent}"
+        )
+    return config
 
 
 def _take(file: Any, run_dir: Path) -> None:
@@ -311,15 +407,27 @@ def _take(file: Any, run_dir: Path) -> None:
     file.flush()
 
 
+def _wrong(fields: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What of `fields` is not of its kind, in words, by dotted name."""
+    found = []
+    for name, kind in kinds.items():
+        value: Any = fields
+        for part in [name] if prefix else name.split("."):
+            value = value.get(part, ABSENT) if isinstance(value, dict) else ABSENT
+        if value == ABSENT or not isinstance(value, kind):
+            found.append(f"{prefix}{name} is {'missing' if value == ABSENT else repr(value)[:40]}")
+    return found
+
+
 @contextlib.contextmanager
-def _naming(run_dir: Path) -> Iterator[None]:
-    """Turns what the system says about an unusable place into one line."""
+def _naming(run_dir: Path, doing: str) -> Iterator[None]:
+    """Turns what the system says about an unusable place into one line; `doing`: "read" or "write to"."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"cannot write to the run directory {run_dir}: {error.strerror or error} "
-            f"({error.filename}); choose another --workdir"
+            f"cannot {doing} the run directory {run_dir}: {error.strerror or error} "
+            f"({error.filename}); make it possible, or choose another --workdir"
         ) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import resource
+import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, sound_scores, write_json
 from janus_jax.sampling import Janus
-from janus_jax.training import Stage
+from janus_jax.training import Stage, Stopped
 from janus_jax.untrusted import is_file, printable
 
 TILE = 144  # pixels of one picture in a grid that people look at
@@ -36,6 +38,7 @@ TILE = 144  # pixels of one picture in a grid that people look at
 TUNING_SEED = 1_000_033
 
 Params = dict[str, Any]
+StopFn = Callable[[], signal.Signals | None]
 
 # What is written to a run directory and its samples/.
 _FILES = (
@@ -54,10 +57,12 @@ class Evaluator:
     Args:
       experiment: the run's objects.
       run_dir: where samples/ and scores.json go.
+      stop: asked before every batch of scoring, in all processes; a signal raises `Stopped`.
     """
 
-    def __init__(self, experiment: Experiment, run_dir: Path):
-        self._experiment, self._run_dir = experiment, run_dir
+    def __init__(self, experiment: Experiment, run_dir: Path, stop: StopFn | None = None):
+        self._experiment, self._run_dir, self._stop = experiment, run_dir, stop
+        self._asking: dict[str, Any] = {}
         self._janus: Janus | None = None
         if is_first():
             checkpoints.remove_leftovers(run_dir, _FILES)
@@ -108,6 +113,8 @@ class Evaluator:
         if not quiet:
             print(f"scoring after {stage.name}", flush=True)
         began = time.perf_counter()
+        if self._stop is not None:
+            self._asking = {"progress": lambda batches: self._until_asked(stage, batches)}
         entry = scores.setdefault(stage.name, {})
         world = self._experiment.world
         if stage.objective == "vq":
@@ -121,7 +128,9 @@ class Evaluator:
             if final and len(settings.cfg_weights) > 1:
                 entry["guidance"] = {
                     str(w): mini_geneval(
-                        lambda texts, w=w: janus.generate_arrays(texts, cfg_weight=w),
+                        lambda texts, w=w: janus.generate_arrays(
+                            texts, cfg_weight=w, **self._asking
+                        ),
                         world,
                         max(settings.prompts // 2, 2),
                         seed=TUNING_SEED,
@@ -135,7 +144,7 @@ class Evaluator:
             entry["temperature"] = self._experiment.processor.config.temperature
 
             def draw(texts):
-                return janus.generate_arrays(texts, cfg_weight=weight)
+                return janus.generate_arrays(texts, cfg_weight=weight, **self._asking)
 
             entry["mini_geneval"] = mini_geneval(draw, world, count)
             if final:
@@ -185,9 +194,15 @@ class Evaluator:
 
     def _questions(self, janus: Janus, count: int, held_out: bool = False) -> dict[str, Any]:
         answer = lambda pictures, texts: janus.answer_batch(
-            list(pictures), list(texts), max_new_tokens=16
+            list(pictures), list(texts), max_new_tokens=16, **self._asking
         )
         return question_accuracy(answer, self._experiment.world, max(count, 2), held_out)
+
+    def _until_asked(self, stage: Stage, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if asked := self._stop():
+                raise Stopped(stage.name, stage.steps, asked)
+            yield batch
 
     def _show_questions(self, janus: Janus) -> None:
         """Writes questions.json: one question of each kind with its picture, for the report."""

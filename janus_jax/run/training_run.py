@@ -39,6 +39,8 @@ from janus_jax.parallel import (
 from janus_jax.run.claim import (
     SCORED_BY,
     Change,
+    check_allowed,
+    check_shared,
     claim,
     differences,
     lock,
@@ -89,16 +91,20 @@ def train(
     _check_same(config)
     experiment = build(config)
     stages = select_stages(list(experiment.stages), config.only_stage)
-    _check_start(experiment, run_dir, stages[0])
+    first_only(lambda: _check_start(experiment, run_dir, stages[0]))
+    check_allowed(allow_change, config)
     check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
     initial = _initial(experiment, run_dir, stages[0])
     with contextlib.ExitStack() as stack:
         first_only(lambda: stack.enter_context(lock(run_dir)))
-        evaluator = Evaluator(experiment, run_dir)
+        check_shared(run_dir)
+        stop = _stop(signals)
+        # A process that is alone needs no asking: it ends at once where nothing is to save.
+        evaluator = Evaluator(experiment, run_dir, stop if jax.process_count() > 1 else None)
         first_only(lambda: _claim(run_dir, experiment, stages, evaluator, allow_change))
         log = SharedLog(run_dir)
         stack.callback(log.close)
-        run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals)
+        run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
         params = None
         for stage in stages:
             params = run.stage(stage, params, initial, last=stage is stages[-1])
@@ -130,6 +136,7 @@ def _claim(
     ]
 
     def forget(changes: list[Change]) -> None:
+        _check_used(experiment, run_dir, stages)
         paths = {c.path for c in changes}
         again = config.eval.prompts and not paths.isdisjoint(SCORED_BY)
         evaluator.forget([n for n in scored if again or f"stages.{n}.steps" in paths])
@@ -148,10 +155,11 @@ class _Run:
         evaluator: Evaluator,
         quiet: bool,
         signals: StopSignals | None,
+        stop: Callable[[], signal.Signals | None],
     ):
         self._experiment, self._run_dir, self._log = experiment, run_dir, log
         self._evaluator, self._quiet, self._signals = evaluator, quiet, signals
-        self._stop = _stop(signals)
+        self._stop = stop
 
     def stage(
         self, stage: Stage, params: Params | None, initial: Params | None, last: bool
@@ -221,15 +229,52 @@ def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params
 
 
 def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
-    """A single stage in the middle needs something to start from."""
+    """A single stage in the middle needs the end of the one directly before it, or a model."""
     index = experiment.stages.index(first)
-    if index == 0 or experiment.config.init_from or _has_steps(run_dir, first):
+    if index == 0 or _has_steps(run_dir, first):
         return
-    if not any(_is_finished(run_dir, s) for s in experiment.stages[:index]):
-        raise UserError(
-            f"{first.name} starts from {experiment.stages[index - 1].name}, which has not finished in "
-            f"{run_dir}: run the config without a stage name, or pass --config.init_from=DIR"
-        )
+    earlier, done = (
+        experiment.stages[:index],
+        progress(run_dir, [s.name for s in experiment.stages]),
+    )
+    # More steps than the config has are a change of it, which has its own message.
+    if done.get(earlier[-1].name, 0) >= earlier[-1].steps:
+        return
+    begun = any(s.name in done for s in earlier)
+    if experiment.config.init_from and not begun:
+        return
+    needed = earlier[-1]
+    for stage in reversed(earlier):
+        if done.get(stage.name, 0) >= stage.steps:
+            break
+        needed = stage
+        if stage.name in done:
+            break
+    model = "" if begun else ", or pass --config.init_from=DIR"
+    raise UserError(
+        f"{first.name} starts from {earlier[-1].name}, which has not finished in {run_dir} "
+        f"(step {done.get(earlier[-1].name, 0)} of {earlier[-1].steps}): run "
+        f"--config.only_stage={needed.name} first, or the config without a stage name{model}"
+    )
+
+
+def _check_used(experiment: Experiment, run_dir: Path, stages: list[Stage]) -> None:
+    """Refuses to train a stage from which nothing would go on, as a later one has begun without it.
+
+    One that has steps was there before the later one: what is damaged of it is made again.
+    """
+    names = [s.name for s in experiment.stages]
+    done = progress(run_dir, names)
+    for stage in stages:
+        later = [n for n in names[names.index(stage.name) + 1 :] if n in done]
+        if later and stage.name not in done:
+            last = experiment.stages[names.index(later[-1])]
+            rest = names[names.index(last.name) + (done[last.name] >= last.steps) :]
+            raise UserError(
+                f"{later[0]} has begun in {run_dir} without {stage.name}, so nothing would use what "
+                f"{stage.name} learns: go on with --config.only_stage={(rest or later)[0]}, or move "
+                f"{run_dir / 'checkpoints' / later[0]} away to train both"
+            )
 
 
 def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | None:
@@ -238,7 +283,7 @@ def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | No
     earlier = experiment.stages[: experiment.stages.index(first)]
     if not config.init_from or _has_steps(run_dir, first):
         return None
-    if any(_is_finished(run_dir, s) for s in earlier):
+    if earlier and _is_finished(run_dir, earlier[-1]):
         return None
     loaded = checkpoints.load_model(config.init_from, verify=config.log.verify)
     if loaded.config != experiment.janus_config:
@@ -258,17 +303,15 @@ def _starting_params(
     shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)
     if _has_steps(run_dir, stage):
         return shapes
-    names = [s.name for s in experiment.stages]
-    for earlier in reversed(experiment.stages[: names.index(stage.name)]):
-        was_finished = _is_finished(run_dir, earlier)
+    index = experiment.stages.index(stage)
+    if index and _is_finished(run_dir, earlier := experiment.stages[index - 1]):
         found = _finished(experiment, run_dir, earlier)
         if found is not None:
             return shard_params(found, experiment.mesh)
-        if was_finished:
-            raise UserError(
-                f"{stage.name} starts from the end of {earlier.name}, which is damaged: run {earlier.name} "
-                "again first, as the same command without a stage does"
-            )
+        raise UserError(
+            f"{stage.name} starts from the end of {earlier.name}, which is damaged: run {earlier.name} "
+            "again first, as the same command without a stage does"
+        )
     if initial is not None:
         return shard_params(initial, experiment.mesh)
     if stage.name == "stage1" and is_first():

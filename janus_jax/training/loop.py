@@ -182,10 +182,14 @@ def _advice(error: RunError, stage: Stage, directory: Path, diverged_at: int | N
     saved = finished_steps(directory)
     spoilt = [s for s in saved if diverged_at is not None and s >= diverged_at]
     sound = [s for s in saved if s not in spoilt]
-    start = f"step {sound[-1]}, the last one saved" if sound else "the start of the stage"
+    if sound:
+        since = " before that" if spoilt else ""
+        again = f"To go on from step {sound[-1]}, the last one saved{since},"
+    else:
+        again = f"To begin {stage.name} again from its first step,"
     move = " and ".join(str(directory / str(s)) for s in spoilt)
     return (
-        f"{error}. To go on from {start}{' before that' if spoilt else ''}, with a lower rate, "
+        f"{error}. {again} with a lower rate (a tenth, or lower still), "
         f"{f'move {move} away and ' if spoilt else ''}add --config.{field}="
         f"{stage.learning_rate / 10:.3g} --allow_change={field} to the same command"
     )
