@@ -153,7 +153,6 @@ def test_metrics_on_a_full_disk_are_one_line_and_go_on_later(tmp_path, monkeypat
 
 
 def test_tensorboard_on_a_full_disk_neither_waits_nor_complains_at_exit(tmp_path):
-    pytest.importorskip("tensorboardX")
     code = """
 import sys
 from pathlib import Path

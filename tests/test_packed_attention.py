@@ -83,7 +83,8 @@ def test_offsets_say_where_segments_lie():
 
 def test_jax_tells_cudnn_of_each_segment_once():
     """What JAX makes of our lengths and starts: those of all rows after each other."""
-    fix = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")._fix_seqlen_offsets
+    from jax._src.cudnn.fused_attention_stablehlo import _fix_seqlen_offsets as fix
+
     lengths, offsets = segment_offsets(IDS, 64)
     q, k, _ = inputs(4, 4)
     q_lengths, _, q_offsets, _ = fix(lengths, lengths, offsets, offsets, q, k)

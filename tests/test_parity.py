@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_weights import random_state, write_hf
+from converting import random_state, write_hf
 
 from janus_jax.checkpoints.streaming import LazyArray
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig

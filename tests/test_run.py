@@ -1,42 +1,21 @@
-"""Whole runs: stages in order, each from the one before; what a directory holds; the final scores."""
+"""Whole runs: stages in order, each from the one before; what a directory holds."""
 
 import json
 import shutil
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from smoke import STAGES, tiny
 
-from configs import janus_pro_1b, janus_tiny
+from configs import janus_pro_1b
 from janus_jax.checkpoints import StageCheckpoints, save_model
 from janus_jax.config import PRESETS
-from janus_jax.data import emoji_scenes as es
 from janus_jax.errors import RunError, UserError
-from janus_jax.evaluation import make_prompts, make_questions
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
-from janus_jax.run.evaluate import TUNING_SEED, Evaluator
-from janus_jax.training import Stopped
-
-STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
-
-
-def tiny(arg="smoke", **fields):
-    """The smoke config on one device, with fields like `stages__stage2__steps` changed."""
-    config = janus_tiny.get_config(arg)
-    config.mesh.fsdp = 1
-    config.stage_order = STAGES
-    config.eval.prompts = 0
-    for path, value in fields.items():
-        *parts, last = path.split("__")
-        node = config
-        for part in parts:
-            node = node[part]
-        node[last] = value
-    return config
-
+from janus_jax.run.evaluate import Evaluator
 
 # From a config to objects
 
@@ -418,105 +397,3 @@ def test_a_run_killed_while_it_claims_its_directory_can_be_started_again(
             train(tiny(), tmp_path / "run", quiet=True)
     train(tiny(), tmp_path / "run", quiet=True)
     assert trainer.ran == list(STAGES)
-
-
-# Scores
-
-
-class Painter:
-    """Stands in for the model: draws what is asked, but only at guidance 2."""
-
-    def __init__(self, world):
-        self.world = world
-        self.asked = []
-        seeds = {"seed": 1_000_003}, {"seed": TUNING_SEED}, {"seed": 1}
-        self.scenes = {
-            p.text: p.scene
-            for task in es.TASKS
-            for options in (*seeds, {"held_out": True})
-            for p in make_prompts(world, task, 8, **options)
-        }
-
-    def generate_arrays(self, texts, cfg_weight=None):
-        self.asked.append((cfg_weight, tuple(texts)))
-        right = cfg_weight == 2.0
-        blank = np.zeros((48, 48, 3), np.uint8)
-        pictures = [es.render(self.scenes[t], self.world) if right else blank for t in texts]
-        return np.stack(pictures)
-
-    def answer_batch(self, pictures, texts, max_new_tokens):
-        return ["yes"] * len(texts)
-
-
-def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkeypatch, tmp_path):
-    config = tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0, 3.0))
-    experiment = build(config)
-    painter = Painter(experiment.world)
-    evaluator = Evaluator(experiment, tmp_path)
-    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
-    stage = experiment.stages[3]
-    evaluator.record_time(stage.name, 2.0)
-    evaluator.score(stage, {}, final=True, quiet=True)
-    entry = json.loads((tmp_path / "scores.json").read_text())[stage.name]
-    assert entry["cfg_weight"] == 2.0 and entry["train_seconds"] == 2.0
-    assert entry["temperature"] == config.processor.temperature
-    assert {w: g["mean"]["plain"] for w, g in entry["guidance"].items()} == {
-        "1.0": 0.0,
-        "2.0": 1.0,
-        "3.0": 0.0,
-    }
-    assert entry["mini_geneval"]["mean"] == {"plain": 1.0, "strict": 1.0}
-    assert entry["mini_geneval_held_out"]["mean"]["plain"] == 1.0
-    assert entry["mini_geneval"]["counting"]["count"] == 6
-    # Tuned and scored on different prompts.
-    tuned = {t for _, texts in painter.asked[:3] for t in texts}
-    assert len(tuned & set(painter.asked[3][1])) < 0.5 * len(tuned)
-    _, asked = make_questions(experiment.world, "yes_no", 4)
-    wanted = np.mean([q.answer == "yes" for q in asked])
-    assert entry["questions"]["yes_no"]["accuracy"] == wanted
-    assert list((tmp_path / "samples").glob(f"{stage.name}_*.png"))
-    # Scored once; nothing else is lost.
-    asked = len(painter.asked)
-    evaluator.score(stage, {}, final=True, quiet=True)
-    assert len(painter.asked) == asked
-
-
-@pytest.mark.parametrize("after", [0, 2, 5])
-def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monkeypatch, tmp_path):
-    experiment = build(tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0)))
-    painter, asked = Painter(experiment.world), []
-    draw, answer = painter.generate_arrays, painter.answer_batch
-    painter.generate_arrays = lambda texts, cfg_weight, progress: next(
-        draw(texts, cfg_weight) for _ in progress([1])
-    )
-    painter.answer_batch = lambda pictures, texts, max_new_tokens, progress: next(
-        answer(pictures, texts, max_new_tokens) for _ in progress([1])
-    )
-
-    def stop():
-        asked.append(1)
-        return signal.SIGTERM if len(asked) > after else None
-
-    evaluator = Evaluator(experiment, tmp_path, stop)
-    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
-    stage = experiment.stages[3]
-    with pytest.raises(Stopped, match="stopped by SIGTERM, stage2 step 6 is saved"):
-        evaluator.score(stage, {}, final=True, quiet=True)
-    assert len(asked) == after + 1 and evaluator.read_scores() == {}
-
-
-def test_stages_that_cannot_draw_are_not_scored(tmp_path):
-    experiment = build(tiny(eval__prompts=6))
-    evaluator = Evaluator(experiment, tmp_path)
-    for stage in experiment.stages[:2]:
-        evaluator.score(stage, {}, final=True, quiet=True)
-    assert evaluator.read_scores() == {}
-
-
-def test_reconstructions_come_in_any_number(tmp_path):
-    experiment = build(tiny())
-    evaluator = Evaluator(experiment, tmp_path)
-    evaluator._reconstruct = lambda params, x: x  # any number is cut into equal batches
-    pictures = np.random.default_rng(0).integers(0, 255, (103, 48, 48, 3)).astype(np.uint8)
-    found = evaluator.reconstruct({}, pictures)
-    assert found.shape == pictures.shape and np.abs(found.astype(int) - pictures).max() <= 1

@@ -4,25 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from smoke import tiny
 
-from configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import batches, build
 from janus_jax.run.stage_checks import check_stages
-
-
-def tiny(**fields):
-    """The smoke config on one device, with fields like `stages__stage2__steps` changed."""
-    config = janus_tiny.get_config("smoke")
-    config.mesh.fsdp = 1
-    config.stage_order = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
-    for path, value in fields.items():
-        *parts, last = path.split("__")
-        node = config
-        for part in parts:
-            node = node[part]
-        node[last] = value
-    return config
 
 
 @pytest.mark.parametrize(

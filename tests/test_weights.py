@@ -1,106 +1,27 @@
 """Converting whole checkpoints: formats, round trips, and everything that must be refused."""
 
 import dataclasses
-import errno
 import json
-import os
 import shutil
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
+from converting import GOLDEN, SMALL, TABLES, convert, random_state, same, write_hf
 from safetensors.numpy import load_file, save_file
 from transformers import JanusConfig as JanusConfig_hf
 from transformers import JanusForConditionalGeneration
 
-import convert_torch_weights
 from janus_jax.checkpoints import load_model
-from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY, JanusConfig, VQConfig
-from janus_jax.errors import UserError, run_main
-from janus_jax.processing import build_word_tokenizer
+from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY
+from janus_jax.errors import UserError
 from janus_jax.weights import HF, OFFICIAL, config_from_official, params_from_torch
 from janus_jax.weights.convert import expected_shapes, leaves, make_plan
 from janus_jax.weights.hf_config import config_from_hf, config_to_hf
 from janus_jax.weights.official_config import config_to_official
 from janus_jax.weights.source import open_source
-from janus_jax.weights.write import summary, write_ours, write_torch
-
-GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
-TABLES = {table.key: table for table in (OFFICIAL, HF)}
-# Small, and with what transformers fixes: 32 groups, as many codes as patches along a side.
-SMALL = JanusConfig.from_dict(
-    JANUS_TINY.to_dict()
-    | {
-        "name": "small",
-        "siglip": JANUS_TINY.siglip.replace(image_size=64, width=32, heads=2).to_dict(),
-        "vq": VQConfig(64, 64, 8, 32, 32, (1, 1, 1, 1, 1), 1).to_dict(),
-    }
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_word_tokenizer("a red cat".split())
-
-
-@pytest.fixture
-def official(tmp_path, tokenizer):
-    """The golden checkpoint with a tokenizer, in a directory of its own."""
-    directory = tmp_path / "official"
-    directory.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(GOLDEN / name, directory / name)
-    (directory / "tokenizer.json").write_text(tokenizer.to_json())
-    return directory
-
-
-def bits(array):
-    array = np.asarray(array)
-    return array.view({2: np.uint16, 4: np.uint32}[array.dtype.itemsize])
-
-
-def same(one, other):
-    """Whether two flat states hold the same bits under the same names."""
-    return set(one) == set(other) and all(
-        one[k].dtype == other[k].dtype and np.array_equal(bits(one[k]), bits(other[k])) for k in one
-    )
-
-
-def convert(src, dst, to, **kwargs):
-    source = open_source(src)
-    processor, tokenizer = source.processor()
-    if to == "janus_jax":
-        write_ours(source, dst, processor, tokenizer)
-    else:
-        write_torch(source, dst, TABLES[to], processor, tokenizer, **kwargs)
-
-
-def random_state(config, table, seed=0):
-    """Random tensors of unit gain with the names and shapes of a format; the same on every machine."""
-    rng = np.random.default_rng(seed)
-    state = {}
-    for path, shape in expected_shapes(config).items():
-        for slot in table.to_torch(path):
-            value = rng.standard_normal(slot.torch_shape(shape), np.float32)
-            leaf = path.rsplit("/", 1)[-1]
-            scale = np.prod(value.shape[1:]) ** -0.5 if leaf == "kernel" else 1.0
-            scale = 0.1 if leaf in ("bias", "scale") else scale
-            state[slot.name] = (value * scale + (leaf == "scale")).astype(np.float32)
-    return state
-
-
-def write_hf(directory, state, config, tokenizer):
-    directory.mkdir()
-    save_file(state, directory / "model.safetensors")
-    text = json.dumps(config_to_hf(config, tokenizer.image_id, "float32"))
-    (directory / "config.json").write_text(text)
-    (directory / "tokenizer.json").write_text(tokenizer.to_json())
-
+from janus_jax.weights.write import summary
 
 # Names and configs
 
@@ -363,142 +284,3 @@ def test_a_tokenizer_without_a_special_token_is_refused_by_its_name(official, to
     (official / "tokenizer.json").write_text(tokenizer.to_json().replace(token, "<other>"))
     with pytest.raises(UserError, match=f"no token '{token}'"):
         open_source(official).processor()
-
-
-def test_a_taken_place_is_left_alone(official, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "letter.txt").write_text("mine")
-    for to in ("janus_jax", "official"):
-        with pytest.raises(UserError, match="cannot write"):
-            convert(official, tmp_path / "out", to)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["letter.txt"]
-
-
-@pytest.mark.parametrize(
-    ("to", "writer", "error"),
-    [
-        # What safetensors and TensorStore raise on a full disk: text is all that tells.
-        (
-            "official",
-            "save_file",
-            SafetensorError("I/O error: No space left on device (os error 28)"),
-        ),
-        ("official", "save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
-        ("janus_jax", "save_lazily", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
-        (
-            "janus_jax",
-            "save_lazily",
-            ValueError("RESOURCE_EXHAUSTED: No space left on device [28]"),
-        ),
-    ],
-)
-def test_a_full_disk_leaves_nothing_and_is_one_line(
-    official, tmp_path, monkeypatch, capsys, to, writer, error
-):
-    def full(*args, **kwargs):
-        (place,) = (path for path in tmp_path.iterdir() if path.name != "official")
-        (place / "half").write_bytes(b"written")
-        raise error
-
-    monkeypatch.setattr(f"janus_jax.weights.write.{writer}", full)
-    flags = ["--src", official, "--dst", tmp_path / "out", "--to", to]
-    monkeypatch.setattr(sys, "argv", ["convert_torch_weights.py", *map(str, flags)])
-    with pytest.raises(SystemExit) as exit:
-        run_main(convert_torch_weights.main)
-    assert exit.value.code == 2
-    *bar, line = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: no space left on the disk") and "error" not in "".join(bar)
-    assert [p.name for p in tmp_path.iterdir()] == ["official"]
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """script(*flags) -> (exit code, the last line on stderr) of convert_torch_weights.py, in this process."""
-
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["convert_torch_weights.py", *map(str, flags)])
-        code = 0
-        try:
-            run_main(convert_torch_weights.main)
-        except SystemExit as stop:
-            code = stop.code
-        return code, (capsys.readouterr().err.splitlines() or [""])[-1]
-
-    return run
-
-
-def everything(directory):
-    return {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-
-
-def test_an_earlier_model_is_replaced_and_nothing_else_with_it(official, tmp_path, script):
-    ours = tmp_path / "ours"
-    assert script("--src", official, "--dst", ours)[0] == 0
-    assert script("--src", official, "--dst", ours)[0] == 0
-    shutil.copyfile(official / "config.json", ours / "config.json")
-    shutil.copyfile(official / "model.safetensors", ours / "model.safetensors")
-    before = everything(tmp_path)
-    for said in ("config.json, model.safetensors", "model.safetensors"):
-        code, line = script("--src", official, "--dst", ours)
-        assert code == 2 and f"ours: it holds {said}, which this program did not write" in line
-        assert everything(tmp_path) == before
-        (ours / "config.json").unlink(missing_ok=True)
-        before.pop(ours / "config.json", None)
-    (ours / "model.safetensors").unlink()
-    assert script("--src", official, "--dst", ours)[0] == 0
-
-
-@pytest.mark.parametrize("to", ["janus_jax", "hf"])
-@pytest.mark.parametrize(
-    ("dst", "said"),
-    [
-        ("official", "is"),
-        ("official/", "is"),
-        ("official/../official", "is"),
-        ("link", "is"),
-        ("official/new", "is inside of"),
-        ("official/new/deep", "is inside of"),
-        ("link/new", "is inside of"),
-    ],
-)
-def test_the_place_is_not_in_the_source(official, tmp_path, monkeypatch, script, to, dst, said):
-    monkeypatch.chdir(tmp_path)
-    Path("link").symlink_to("official")
-    before = everything(tmp_path)
-    for src in (official, "official/", "link"):
-        code, line = script("--src", src, "--dst", dst, "--to", to)
-        assert code == 2 and line.startswith(
-            f"error: cannot write to {dst}: it {said} {src}, the model"
-        )
-    assert everything(tmp_path) == before and not (official / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--tokenizer", "nope"], "--tokenizer nope: there is no such file"),
-        (["--tokenizer", "official"], "official must be a file, but it is a directory"),
-        (["--parity", "official"], "official must be a file, but it is a directory"),
-        (["--parity", "nope.npz"], "nope.npz is no recording: there is no such file"),
-        (["--parity", "official/config.json"], "is no recording (.npz of arrays)"),
-    ],
-)
-def test_other_files_are_told_before_the_conversion(
-    official, tmp_path, monkeypatch, script, flags, said
-):
-    monkeypatch.chdir(tmp_path)
-    code, line = script("--src", "official", "--dst", "new", *flags)
-    assert code == 2 and said in line and "or pass --tokenizer" not in line
-    assert [p.name for p in tmp_path.iterdir()] == ["official"]
-
-
-def test_a_place_beside_the_source_with_a_longer_name_is_apart(official, script):
-    assert script("--src", official, "--dst", f"{official}2")[0] == 0
-
-
-@pytest.mark.parametrize("to", ["janus_jax", "official"])
-def test_too_small_a_disk_is_seen_before_writing(official, tmp_path, monkeypatch, to):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(UserError, match="3 MB are needed, 1 MB are free; nothing there was"):
-        convert(official, tmp_path / "out", to)
-    assert [p.name for p in tmp_path.iterdir()] == ["official"]

@@ -233,10 +233,8 @@ def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
     index = experiment.stages.index(first)
     if index == 0 or _has_steps(run_dir, first):
         return
-    earlier, done = (
-        experiment.stages[:index],
-        progress(run_dir, [s.name for s in experiment.stages]),
-    )
+    earlier = experiment.stages[:index]
+    done = progress(run_dir, [s.name for s in experiment.stages])
     # More steps than the config has are a change of it, which has its own message.
     if done.get(earlier[-1].name, 0) >= earlier[-1].steps:
         return
