@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from janus_jax.cli import Parser
+from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.places import check_file
@@ -66,8 +66,8 @@ def parse_flags() -> argparse.Namespace:
 
 def convert(source, flags: argparse.Namespace) -> None:
     """Writes the model to --dst and says what is in it."""
-    from janus_jax.weights.names import TABLES
-    from janus_jax.weights.write import summary, write_ours, write_torch
+    from janus_jax.interop.conversion.names import TABLES
+    from janus_jax.interop.conversion.write import summary, write_ours, write_torch
 
     processor, tokenizer = source.processor(Path(flags.tokenizer) if flags.tokenizer else None)
     rows, label = summary(source.arrays), f"{source.format} -> {flags.to}"
@@ -106,7 +106,7 @@ class Watch:
 def compare(source, recorded, flags: argparse.Namespace) -> None:
     """Prints the table of --parity with what was `recorded`; raises RunError if a key is beyond tolerance."""
     from janus_jax.checkpoints import write_text
-    from janus_jax.weights.parity import check_parity
+    from janus_jax.interop.parity.compare import check_parity
 
     with tqdm(unit="step", dynamic_ncols=True) as bar:
         watch = Watch(bar)
@@ -136,12 +136,12 @@ def same_path(one: str, other: str) -> bool:
 def main() -> None:
     flags = parse_flags()
     # After the flags, so that --help and bad flags answer at once.
-    from janus_jax.weights.cache import part_of_run
-    from janus_jax.weights.hub import local_directory
-    from janus_jax.weights.parity import read_recording
-    from janus_jax.weights.place import check_place
-    from janus_jax.weights.source import open_source
-    from janus_jax.weights.write import check_apart, may_be_replaced
+    from janus_jax.interop.conversion.cache import part_of_run
+    from janus_jax.interop.conversion.hub import local_directory
+    from janus_jax.interop.conversion.place import check_place
+    from janus_jax.interop.conversion.source import open_source
+    from janus_jax.interop.conversion.write import check_apart, may_be_replaced
+    from janus_jax.interop.parity.compare import read_recording
 
     if part := part_of_run(flags.src):
         raise UserError(
@@ -157,7 +157,7 @@ def main() -> None:
     directory = local_directory(flags.src)
     source = open_source(directory, name=Path(flags.src).name.lower())
     if flags.record:
-        from janus_jax.weights.record import record
+        from janus_jax.interop.parity.record import record
 
         by = record(source, Path(flags.record))
         print(printable(f"recorded {flags.src} in {flags.record}, computed by {by}"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from janus_jax.cli import Parser
+from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
 from janus_jax.places import check_directory, make_directory, write_file
@@ -145,7 +145,7 @@ def policy(dtype: str | None):
 
 def chat(janus, flags: argparse.Namespace) -> None:
     """The chat in the terminal, until /quit or the end of the input."""
-    from janus_jax.run.terminal import Terminal
+    from janus_jax.cli.terminal import Terminal
 
     def lines():
         while True:
@@ -275,7 +275,7 @@ def main() -> None:
         check_directory(out, "--out", [*files, "grid.png", "samples.json"])
 
     from janus_jax import Janus  # after the flags: JAX takes seconds to import
-    from janus_jax.sampling import keep_programs
+    from janus_jax.inference import keep_programs
 
     keep_programs()
     janus = Janus.load(

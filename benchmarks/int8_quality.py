@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from janus_jax import Janus
 from janus_jax.config import Policy
 from janus_jax.errors import run_main
-from janus_jax.sampling import make_knobs
-from janus_jax.sampling.drawing import Request
+from janus_jax.inference import make_knobs
+from janus_jax.inference.generator import Request
 
 PROMPTS = (
     "a red apple",

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax.config import PRESETS, JanusConfig
 from janus_jax.errors import UserError, run_main
+from janus_jax.interop import OFFICIAL
+from janus_jax.interop.configs.official import config_to_official
+from janus_jax.interop.conversion.convert import expected_shapes
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.weights import OFFICIAL
-from janus_jax.weights.convert import expected_shapes
-from janus_jax.weights.official_config import config_to_official
 
 SHARD_BYTES = 9_990_000_000  # of the first file of Janus-Pro-7B
 _POOL = 2**24 + 43  # odd, so that no two rows of a table repeat each other

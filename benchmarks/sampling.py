@@ -39,11 +39,11 @@ from benchmarks.sampling_process import Contender, Worker, WorkerError
 from benchmarks.sampling_report import regress, same, show, spread, summarise
 from janus_jax.config import PRESETS, DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import RunError, UserError, run_main
+from janus_jax.inference.kv_cache import bytes_per_slot
+from janus_jax.interop.configs.official import config_to_official
+from janus_jax.interop.conversion.convert import expected_shapes
+from janus_jax.interop.conversion.source import open_source
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.sampling.kv_cache import bytes_per_slot
-from janus_jax.weights.convert import expected_shapes
-from janus_jax.weights.official_config import config_to_official
-from janus_jax.weights.source import open_source
 
 PEERS = ("official", "transformers", "transformers_compiled", "loop", "loop_compiled")
 CONTENDERS = ("ours", *PEERS)

@@ -16,7 +16,7 @@ from benchmarks.sampling_worker import GIB, PAD, Meter, picture, prompt, questio
 
 
 class Ours:
-    """The engines as `janus_jax.sampling.Janus` builds them."""
+    """The engines as `janus_jax.inference.Janus` builds them."""
 
     def do_load(
         self, directory: str, dtype: str, device: str, int8: list[str], prompt_length: int
@@ -27,9 +27,9 @@ class Ours:
 
         from janus_jax.config import Policy
         from janus_jax.errors import UserError
-        from janus_jax.sampling.weights import pack
-        from janus_jax.weights.convert import nest
-        from janus_jax.weights.source import open_source
+        from janus_jax.inference.fused_params import pack
+        from janus_jax.interop.conversion.convert import nest
+        from janus_jax.interop.conversion.source import open_source
 
         platform = jax.devices()[0].platform
         if (platform == "gpu") != (device == "cuda"):
@@ -59,9 +59,9 @@ class Ours:
         import jax
 
         from janus_jax.config import Policy
-        from janus_jax.sampling import ImageEngine, make_knobs
-        from janus_jax.sampling.drawing import Drawer
-        from janus_jax.sampling.kv_cache import stored_dtype  # its rule, not a copy of it
+        from janus_jax.inference import ImageEngine, make_knobs
+        from janus_jax.inference.generator import Drawer
+        from janus_jax.inference.kv_cache import stored_dtype  # its rule, not a copy of it
 
         self.device = jax.devices()[0]
         if self.device.platform == "gpu" and dtype == "float32":  # no TF32, as in torch
@@ -79,7 +79,7 @@ class Ours:
     def _arrange(self, images: int, seed: int = 0) -> tuple[Any, Any]:
         import jax
 
-        from janus_jax.sampling.drawing import Request
+        from janus_jax.inference.generator import Request
 
         batch = [Request(self.ids, i) for i in range(images)]
         return self.drawer.arrange(batch, 1 << 20, self.mode.guided, jax.random.key(seed))
@@ -93,7 +93,7 @@ class Ours:
         import jax.numpy as jnp
         import numpy as np
 
-        from janus_jax.sampling import ImageEngine
+        from janus_jax.inference import ImageEngine
 
         vq = self.config.vq
         side = int(np.ceil(steps**0.5))
@@ -173,7 +173,7 @@ class Ours:
     def _blocks(self, images: int, steps: int, seed: int) -> dict[str, float]:
         import jax
 
-        from janus_jax.sampling.image_engine import blocks
+        from janus_jax.inference.image_engine import blocks
 
         began = time.perf_counter()
         prompts, keys = self._arrange(images, seed)
@@ -228,8 +228,8 @@ class Ours:
         import jax.numpy as jnp
         import numpy as np
 
-        from janus_jax.sampling import kv_cache
-        from janus_jax.sampling.image_engine import State
+        from janus_jax.inference import kv_cache
+        from janus_jax.inference.image_engine import State
 
         prompts, keys = self._arrange(images)
         T, shape = prompts.ids.shape[1], prompts.rows.shape
@@ -259,8 +259,8 @@ class Ours:
         import jax
         import numpy as np
 
-        from janus_jax.sampling import TextEngine, make_knobs
-        from janus_jax.sampling.dialogue import Dialogue
+        from janus_jax.inference import TextEngine, make_knobs
+        from janus_jax.inference.dialogue import Dialogue
 
         vocab, siglip = self.config.decoder.vocab_size, self.config.siglip
         ids = question(prompt_length, vocab, siglip.num_patches)

@@ -14,7 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax.config import JanusConfig
-from janus_jax.sampling.kv_cache import bytes_per_slot
+from janus_jax.inference.kv_cache import bytes_per_slot
 
 BUSY = 0.05  # of the cores, by others during a run: its ratios are marked
 GIB = 2**30

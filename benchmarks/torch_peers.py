@@ -29,11 +29,11 @@ from transformers.initialization import no_init_weights
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax.config import JanusConfig
+from janus_jax.interop.configs.hf import config_to_hf
+from janus_jax.interop.conversion.convert import to_torch
+from janus_jax.interop.conversion.names import HF
+from janus_jax.interop.conversion.source import open_source
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.weights.convert import to_torch
-from janus_jax.weights.hf_config import config_to_hf
-from janus_jax.weights.names import HF
-from janus_jax.weights.source import open_source
 
 # The keyword and the output field were renamed in transformers 5.
 CACHE = (

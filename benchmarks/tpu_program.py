@@ -34,10 +34,10 @@ from benchmarks.hlo_program import Shapes, report
 from janus_jax import models
 from janus_jax.config import FLOAT_DTYPES, PRESETS, JanusConfig, Policy
 from janus_jax.errors import RunError, UserError, run_main
+from janus_jax.inference.fused_params import SPECS, Weights, pack
+from janus_jax.inference.image_engine import WINDOW, ImageEngine, Prompts, blocks
+from janus_jax.inference.logits import make_knobs
 from janus_jax.parallel import BATCH_AXES, make_mesh, param_shardings
-from janus_jax.sampling.image_engine import WINDOW, ImageEngine, Prompts, blocks
-from janus_jax.sampling.logits import make_knobs
-from janus_jax.sampling.weights import SPECS, Weights, pack
 
 # So that libtpu looks for no TPU, neither on this machine nor on a metadata server.
 _ENVIRONMENT = {

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from janus_jax.data.emoji_scenes import TASKS
+from janus_jax.emoji import TASKS
 from janus_jax.errors import nearest
 from janus_jax.training import TRAINABLE
 

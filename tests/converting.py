@@ -7,11 +7,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from janus_jax.config import JANUS_TINY, JanusConfig, VQConfig
-from janus_jax.weights import HF, OFFICIAL
-from janus_jax.weights.convert import expected_shapes
-from janus_jax.weights.hf_config import config_to_hf
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import write_ours, write_torch
+from janus_jax.interop import HF, OFFICIAL
+from janus_jax.interop.configs.hf import config_to_hf
+from janus_jax.interop.conversion.convert import expected_shapes
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import write_ours, write_torch
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TABLES = {table.key: table for table in (OFFICIAL, HF)}

@@ -18,9 +18,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import write_ours
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import write_ours
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"

@@ -13,12 +13,13 @@ import pytest
 from benchmarks import accelerator
 from benchmarks.on_device import setting, tables, training
 from janus_jax.config import PRESETS, Policy
-from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches
-from janus_jax.data.emoji_scenes import World, vocabulary
+from janus_jax.data import RowShape, mixed_batches
+from janus_jax.emoji import World, vocabulary
+from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import RunError, UserError
+from janus_jax.inference import pack
 from janus_jax.models import Janus, init_params
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
-from janus_jax.sampling import pack
 
 TINY = PRESETS["janus-tiny"]
 
@@ -153,7 +154,7 @@ def test_drawing_needs_no_data_pipeline():
     code = (
         "import sys\n"
         "for name in ('grain', 'ml_collections', 'tensorflow_datasets'): sys.modules[name] = None\n"
-        "import janus_jax.sampling, janus_jax.training, janus_jax.checkpoints, janus_jax.weights\n"
+        "import janus_jax.inference, janus_jax.training, janus_jax.checkpoints, janus_jax.interop\n"
         "import benchmarks.accelerator"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.getcwd(), timeout=120)

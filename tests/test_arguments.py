@@ -11,8 +11,8 @@ from test_conversation import LONGER, picture
 from test_sampling import WORDS, random_params
 
 from janus_jax.errors import UserError
+from janus_jax.inference import Janus, make_knobs
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
-from janus_jax.sampling import Janus, make_knobs
 
 SECRET = "secret"
 NO_NUMBERS = {

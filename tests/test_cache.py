@@ -14,12 +14,12 @@ from huggingface_hub import constants
 
 from janus_jax.checkpoints import load_model
 from janus_jax.errors import UserError
+from janus_jax.interop import load_checkpoint, our_directory
+from janus_jax.interop.conversion import cache as cache_module
+from janus_jax.interop.conversion.place import building
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import write_ours
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.weights import cache as cache_module
-from janus_jax.weights import load_checkpoint, our_directory
-from janus_jax.weights.place import building
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import write_ours
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from janus_jax.sampling import keep_programs
+from janus_jax.inference import keep_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import jax, jax.monitoring
-from janus_jax.sampling import keep_programs
+from janus_jax.inference import keep_programs
 print(keep_programs(seconds=0))
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
@@ -48,7 +48,7 @@ def test_the_user_decides_and_a_bad_place_is_no_failure(tmp_path, monkeypatch, c
 
 def test_no_home_is_a_warning(monkeypatch, capsys):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setattr("janus_jax.sampling.compilation.user_cache", lambda: None)
+    monkeypatch.setattr("janus_jax.inference.compilation.user_cache", lambda: None)
     assert keep_programs() is None
     assert capsys.readouterr().err == (
         "warning: compiled programs are not kept: there is no home directory\n"

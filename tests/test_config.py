@@ -19,7 +19,7 @@ from janus_jax.config import (
     VQConfig,
 )
 from janus_jax.errors import UserError
-from janus_jax.weights import config_from_official
+from janus_jax.interop import config_from_official
 
 OFFICIAL_TINY = Path(__file__).parent / "data" / "golden" / "official_tiny" / "config.json"
 

@@ -13,7 +13,14 @@ from test_sampling import CONFIG, WORDS, random_params
 
 from janus_jax import models
 from janus_jax.checkpoints import save_model
+from janus_jax.cli.terminal import Terminal, typed_files
 from janus_jax.errors import UserError
+from janus_jax.inference import Janus
+from janus_jax.inference.memory import answer_bytes
+from janus_jax.interop import HF
+from janus_jax.interop.conversion.cache import ENVIRONMENT, our_directory
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import write_torch
 from janus_jax.models import causal_mask
 from janus_jax.processing import (
     Processor,
@@ -21,13 +28,6 @@ from janus_jax.processing import (
     build_word_tokenizer,
     understanding_pixels,
 )
-from janus_jax.run.terminal import Terminal, typed_files
-from janus_jax.sampling import Janus
-from janus_jax.sampling.memory import answer_bytes
-from janus_jax.weights import HF
-from janus_jax.weights.cache import ENVIRONMENT, our_directory
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import write_torch
 
 LONGER = CONFIG.replace(decoder=CONFIG.decoder.replace(max_position=400))
 

@@ -50,7 +50,7 @@ def test_a_full_disk_leaves_nothing_and_is_one_line(
         (place / "half").write_bytes(b"written")
         raise error
 
-    monkeypatch.setattr(f"janus_jax.weights.write.{writer}", full)
+    monkeypatch.setattr(f"janus_jax.interop.conversion.write.{writer}", full)
     flags = ["--src", official, "--dst", tmp_path / "out", "--to", to]
     monkeypatch.setattr(sys, "argv", ["convert_torch_weights.py", *map(str, flags)])
     with pytest.raises(SystemExit) as exit:

@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import write_ours
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import write_ours
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

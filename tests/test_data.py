@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs import janus_tiny
-from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, pack, plain_batches
-from janus_jax.data import emoji_scenes as es
+from janus_jax import emoji as es
+from janus_jax.data import RowShape, mixed_batches, pack, plain_batches
+from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 from janus_jax.processing import sequence as seq
 

@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 import pytest
 
-from janus_jax.data import SceneMix, SceneSource
-from janus_jax.data import emoji_scenes as es
+from janus_jax import emoji as es
+from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
 WORLD = es.World()

@@ -16,16 +16,16 @@ from test_sampling import (
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
+from janus_jax.inference import ImageEngine, Janus, decoder, kv_cache, make_knobs
+from janus_jax.inference.batching import bucket, left_pad
+from janus_jax.inference.fused_params import pack, quantize
+from janus_jax.inference.generator import Request, picture_keys, plan_blocks
+from janus_jax.inference.image_engine import Prompts, blocks, plan_prompts
+from janus_jax.inference.logits import fold_in, sample
+from janus_jax.inference.matmul import product
+from janus_jax.inference.memory import decode_bytes, most_rows, picture_bytes
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
-from janus_jax.sampling import ImageEngine, Janus, decoder, kv_cache, make_knobs
-from janus_jax.sampling.batching import bucket, left_pad
-from janus_jax.sampling.drawing import Request, picture_keys, plan_blocks
-from janus_jax.sampling.image_engine import Prompts, blocks, plan_prompts
-from janus_jax.sampling.logits import fold_in, sample
-from janus_jax.sampling.memory import decode_bytes, most_rows, picture_bytes
-from janus_jax.sampling.product import product
-from janus_jax.sampling.weights import pack, quantize
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from janus_jax.data import emoji_scenes as es
-from janus_jax.data.emoji_scenes import Placement, Scene
-from janus_jax.evaluation import (
+from janus_jax import emoji as es
+from janus_jax.emoji import (
     HELD_OUT_TASKS,
     Judge,
+    Placement,
+    Scene,
     is_right,
     make_prompts,
     make_questions,

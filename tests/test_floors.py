@@ -13,7 +13,6 @@ FLOORS = {
     "console": -0.1,
     "errors": 0.0,
     "untrusted": 0.05,
-    "cli": 0.1,
     "places": 0.1,
     "signals": 0.1,
     "config": 0.1,
@@ -21,12 +20,13 @@ FLOORS = {
     "parallel": 1,
     "processing": 1,
     "checkpoints": 1,
-    "data": 2,  # sources lay out sequences with `processing`
-    "weights": 2,
+    "interop": 2,
+    "data": 2,
     "training": 3,
-    "sampling": 3,
-    "evaluation": 3,
+    "inference": 3,
+    "emoji": 3,
     "run": 4,
+    "cli": 5,
 }
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
@@ -70,7 +70,7 @@ def violations(source: str, path: str) -> list[str]:
             problems.append(f"{path} imports the entry point {module}")
         if top_level and first in HEAVY:
             problems.append(f"{path} imports {module} at module level")
-        if first == "tensorflow" or (first == "torch" and room != "weights"):
+        if first == "tensorflow" or (first == "torch" and room != "interop"):
             problems.append(f"{path} imports {module}")
         if first == "janus_jax" and rest and rest[0] in FLOORS and rest[0] != room:
             if FLOORS[rest[0]] >= (int(FLOORS[room]) or FLOORS[room]):
@@ -103,16 +103,16 @@ def test_the_package_itself_imports_nothing_when_imported():
         ("models/a.py", "from .b import B", True),
         ("training/a.py", "from janus_jax import models", True),
         ("run/a.py", "import janus_jax.training", True),
-        ("weights/a.py", "def f():\n  import torch", True),
+        ("interop/a.py", "def f():\n  import torch", True),
         ("config.py", "from janus_jax.models import Janus", False),
         ("models/a.py", "def f():\n  from janus_jax.data import x", False),
         ("models/a.py", "from ..data import x", False),
         ("processing/a.py", "from janus_jax.data import x", False),
-        ("sampling/a.py", "import janus_jax.training.step", False),
-        ("sampling/a.py", "from janus_jax import run", False),
+        ("inference/a.py", "import janus_jax.training.step", False),
+        ("inference/a.py", "from janus_jax import run", False),
         ("run/a.py", "import train", False),
-        ("weights/a.py", "import torch", False),
-        ("weights/a.py", "try:\n  import torch\nexcept ImportError:\n  pass", False),
+        ("interop/a.py", "import torch", False),
+        ("interop/a.py", "try:\n  import torch\nexcept ImportError:\n  pass", False),
         ("models/a.py", "def f():\n  import torch", False),
         ("data/a.py", "def f():\n  import tensorflow as tf", False),
         ("data/a.py", "def f():\n  import tensorflow_datasets as tfds", True),

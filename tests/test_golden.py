@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from janus_jax.errors import UserError
+from janus_jax.interop import config_from_official, params_from_torch, params_to_torch
+from janus_jax.interop.conversion.names import OFFICIAL
 from janus_jax.models import Janus, causal_mask, init_cache, init_params
-from janus_jax.weights import config_from_official, params_from_torch, params_to_torch
-from janus_jax.weights.names import OFFICIAL
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TOLERANCE = 1e-4

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS, Policy
+from janus_jax.inference import ImageEngine, gpu_attention, kv_cache, make_knobs, pack
+from janus_jax.inference.batching import left_pad
+from janus_jax.inference.image_engine import Prompts, plan_prompts
 from janus_jax.models import Janus, init_params
 from janus_jax.models.attention import apply_rotary, rotary
-from janus_jax.sampling import ImageEngine, gpu_attention, kv_cache, make_knobs, pack
-from janus_jax.sampling.batching import left_pad
-from janus_jax.sampling.image_engine import Prompts, plan_prompts
 
 H = 16
 

@@ -36,10 +36,10 @@ from janus_jax.checkpoints import load_model
 from janus_jax.checkpoints.model_dir import _read_card
 from janus_jax.config import JANUS_PRO_1B, JanusConfig
 from janus_jax.errors import UserError
+from janus_jax.interop.configs.hf import config_to_hf
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import write_ours
 from janus_jax.processing import ProcessorConfig
-from janus_jax.weights.hf_config import config_to_hf
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import write_ours
 
 CONFIG = ("janus.json", "config")
 PROCESSOR = ("janus.json", "processor")
@@ -229,7 +229,7 @@ ODD = (
 
 def test_no_value_of_a_file_is_a_traceback(valid, tmp_path):
     """Every value of every JSON file, and every section, is replaced by what does not belong there."""
-    from janus_jax.weights.source import _read_config
+    from janus_jax.interop.conversion.source import _read_config
 
     torch_dir = shutil.copytree(valid / "torch", tmp_path / "torch", copy_function=os.link)
     ours = shutil.copytree(valid / "ours", tmp_path / "ours", copy_function=os.link)

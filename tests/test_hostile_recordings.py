@@ -7,9 +7,9 @@ import pytest
 from hostile import GOLDEN, Runs, limits, make_torch_model
 
 from janus_jax.errors import UserError
-from janus_jax.weights import parity
-from janus_jax.weights.parity import check_parity, read_recording
-from janus_jax.weights.source import open_source
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.parity import compare as parity
+from janus_jax.interop.parity.compare import check_parity, read_recording
 
 
 @pytest.fixture(scope="module")

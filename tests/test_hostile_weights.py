@@ -36,7 +36,7 @@ from hostile import (
     use_torch,
 )
 
-from janus_jax.weights.source import open_source
+from janus_jax.interop.conversion.source import open_source
 
 # What is wrong -> (change, words of the message).
 TORCH = {

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import constants
 
 from janus_jax.errors import UserError
-from janus_jax.weights.hub import is_hub_id, local_directory
+from janus_jax.interop.conversion.hub import is_hub_id, local_directory
 
 
 class Api:

@@ -8,12 +8,12 @@ from test_engine import CODES, score
 from test_sampling import CONFIG, WORDS, random_params
 
 from janus_jax.config import PRESETS, Policy
+from janus_jax.inference import ImageEngine, cpu, make_knobs
+from janus_jax.inference.fused_params import pack
+from janus_jax.inference.image_engine import Prompts
+from janus_jax.inference.matmul import product
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
-from janus_jax.sampling import ImageEngine, cpu, make_knobs
-from janus_jax.sampling.image_engine import Prompts
-from janus_jax.sampling.product import product
-from janus_jax.sampling.weights import pack
 
 FULL = PRESETS["janus-pro-1b"].decoder
 needs_onednn = pytest.mark.skipif(not cpu.has_onednn(), reason="this XLA does not call oneDNN")

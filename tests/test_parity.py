@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from converting import random_state, write_hf
 
-from janus_jax.checkpoints.streaming import LazyArray
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import UserError
+from janus_jax.interop import HF
+from janus_jax.interop.conversion.lazy import LazyArray
+from janus_jax.interop.conversion.source import Source, open_source
+from janus_jax.interop.parity.compare import TOLERANCE, check_parity, read_recording
+from janus_jax.interop.parity.recompute import BLOCK
+from janus_jax.interop.parity.record import record
 from janus_jax.processing import build_word_tokenizer
-from janus_jax.weights import HF
-from janus_jax.weights.parity import TOLERANCE, check_parity, read_recording
-from janus_jax.weights.recompute import BLOCK
-from janus_jax.weights.record import record
-from janus_jax.weights.source import Source, open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"

@@ -8,9 +8,9 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
+from janus_jax.interop.configs.llama import decoder_from_llama, decoder_to_llama
+from janus_jax.interop.configs.processor import processor_files, read_processor
 from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT, ProcessorConfig, build_word_tokenizer
-from janus_jax.weights.llama_config import decoder_from_llama, decoder_to_llama
-from janus_jax.weights.processor_files import processor_files, read_processor
 
 SIDE = JANUS_TINY.siglip.image_size
 TOKENIZER = build_word_tokenizer("a red cat".split())

@@ -14,15 +14,15 @@ from safetensors.numpy import load_file
 from janus_jax import models
 from janus_jax.config import DecoderConfig, JanusConfig, Policy, SigLIPConfig, VQConfig
 from janus_jax.errors import UserError
+from janus_jax.inference import ImageEngine, Janus, TextEngine, make_knobs
+from janus_jax.inference.batching import left_pad, padded_size
+from janus_jax.inference.dialogue import Dialogue
+from janus_jax.inference.fused_params import pack
+from janus_jax.inference.generator import Request
+from janus_jax.inference.image_engine import Prompts, plan_prompts
+from janus_jax.inference.logits import filter_logits, sample
+from janus_jax.interop import config_from_official, params_from_torch
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
-from janus_jax.sampling import ImageEngine, Janus, TextEngine, make_knobs
-from janus_jax.sampling.batching import left_pad, padded_size
-from janus_jax.sampling.dialogue import Dialogue
-from janus_jax.sampling.drawing import Request
-from janus_jax.sampling.image_engine import Prompts, plan_prompts
-from janus_jax.sampling.logits import filter_logits, sample
-from janus_jax.sampling.weights import pack
-from janus_jax.weights import config_from_official, params_from_torch
 
 OFFICIAL = Path(__file__).parent / "data/golden/official_tiny"
 
@@ -300,7 +300,7 @@ def test_a_long_answer_stops_where_positions_end(janus, pictures, monkeypatch):
             asked.update(limits=np.array(limits), lengths=np.array([len(i) for i in ids]))
             yield np.zeros((len(ids), 1), np.int32)
 
-    monkeypatch.setattr("janus_jax.sampling.janus.Dialogue", Silent)
+    monkeypatch.setattr("janus_jax.inference.api.Dialogue", Silent)
     janus.answer_batch(pictures[:2], QUESTIONS, max_new_tokens=1000)
     # The last token takes no position, for it is never fed back.
     assert (asked["limits"] + asked["lengths"] - 1).tolist() == [64, 64]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from smoke import tiny
 
-from janus_jax.data import emoji_scenes as es
-from janus_jax.evaluation import make_prompts, make_questions
+from janus_jax import emoji as es
+from janus_jax.emoji import make_prompts, make_questions
 from janus_jax.run import build
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
 from janus_jax.training import Stopped

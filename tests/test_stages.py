@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from janus_jax import emoji as es
 from janus_jax.config import JANUS_TINY
-from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
-from janus_jax.data import emoji_scenes as es
+from janus_jax.data import RowShape, mixed_batches, plain_batches
+from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import UserError
 from janus_jax.models import Janus, init_params
 from janus_jax.parallel import global_batch, make_mesh, shard_params, state_shardings

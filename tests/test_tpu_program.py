@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import tpu_program
 from janus_jax.config import PRESETS, Policy
+from janus_jax.inference import image_engine
 from janus_jax.parallel import make_mesh
-from janus_jax.sampling import image_engine
 
 pytestmark = pytest.mark.skipif(not tpu_program.has_libtpu(), reason="needs libtpu")
 

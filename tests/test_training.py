@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax import emoji as es
 from janus_jax.config import JANUS_TINY
-from janus_jax.data import RowShape, SceneMix, SceneSource, pack
-from janus_jax.data import emoji_scenes as es
+from janus_jax.data import RowShape, pack
+from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import RunError
 from janus_jax.models import Janus, init_params
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer

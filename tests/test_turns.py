@@ -10,6 +10,8 @@ from test_sampling import WORDS, random_params
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
+from janus_jax.inference import Janus, TextEngine, make_knobs
+from janus_jax.inference.dialogue import Dialogue
 from janus_jax.processing import (
     Processor,
     ProcessorConfig,
@@ -17,8 +19,6 @@ from janus_jax.processing import (
     understanding_pixels,
 )
 from janus_jax.processing.tokenizer import BOI, EOI, IMAGE
-from janus_jax.sampling import Janus, TextEngine, make_knobs
-from janus_jax.sampling.dialogue import Dialogue
 
 P = LONGER.siglip.num_patches
 

@@ -16,12 +16,12 @@ from transformers import JanusForConditionalGeneration
 from janus_jax.checkpoints import load_model
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY
 from janus_jax.errors import UserError
-from janus_jax.weights import HF, OFFICIAL, config_from_official, params_from_torch
-from janus_jax.weights.convert import expected_shapes, leaves, make_plan
-from janus_jax.weights.hf_config import config_from_hf, config_to_hf
-from janus_jax.weights.official_config import config_to_official
-from janus_jax.weights.source import open_source
-from janus_jax.weights.write import summary
+from janus_jax.interop import HF, OFFICIAL, config_from_official, params_from_torch
+from janus_jax.interop.configs.hf import config_from_hf, config_to_hf
+from janus_jax.interop.configs.official import config_to_official
+from janus_jax.interop.conversion.convert import expected_shapes, leaves, make_plan
+from janus_jax.interop.conversion.source import open_source
+from janus_jax.interop.conversion.write import summary
 
 # Names and configs
 

@@ -81,8 +81,8 @@ def block(
     import jax
     import jax.numpy as jnp
 
-    from janus_jax.sampling import kv_cache
-    from janus_jax.sampling.image_engine import State
+    from janus_jax.inference import kv_cache
+    from janus_jax.inference.image_engine import State
 
     engine, advance = ours.engine, ours.engine.advance
     if options:

@@ -20,7 +20,7 @@ def kernels(setting: Setting) -> Results:
     if setting.device == "cpu":
         yield {"left out": "the kernel is for GPUs"}
         return
-    from janus_jax.sampling import gpu_attention
+    from janus_jax.inference import gpu_attention
 
     config = setting.config().decoder
     K, G, H = config.kv_heads, config.heads // config.kv_heads, config.head_dim
@@ -70,8 +70,8 @@ def _plain(qkv: Any, angles: Any, layer: Any, starts: Any, index: int, window: i
     """As `sampling.decoder` without the kernel; reads `window` slots."""
     import jax.numpy as jnp
 
+    from janus_jax.inference import kv_cache
     from janus_jax.models.attention import apply_rotary
-    from janus_jax.sampling import kv_cache
 
     angles = tuple(x[..., None, :] for x in angles)
     qkv = qkv[..., None, :, :, :]

@@ -27,10 +27,10 @@ def _compare(dtype: str) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
     from janus_jax.config import Policy
+    from janus_jax.inference import ImageEngine, make_knobs, pack
+    from janus_jax.inference.image_engine import Prompts
+    from janus_jax.interop import config_from_official, params_from_torch
     from janus_jax.models import Janus, causal_mask
-    from janus_jax.sampling import ImageEngine, make_knobs, pack
-    from janus_jax.sampling.image_engine import Prompts
-    from janus_jax.weights import config_from_official, params_from_torch
 
     with np.load(GOLDEN / "expected.npz") as arrays:
         want = dict(arrays)

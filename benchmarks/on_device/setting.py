@@ -70,11 +70,11 @@ class Setting:
 
 
 def packed_weights(config: JanusConfig, policy: Policy, int8: bool = False) -> Any:
-    """What `janus_jax.sampling.pack` makes, with random numbers of unit gain, made on the device."""
+    """What `janus_jax.inference.pack` makes, with random numbers of unit gain, made on the device."""
     import jax
 
     from janus_jax import models
-    from janus_jax.sampling import pack
+    from janus_jax.inference import pack
 
     model = models.Janus(config, policy)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="touch")["params"])
@@ -141,7 +141,7 @@ def _makers() -> tuple[Any, Any]:
     import jax
     import jax.numpy as jnp
 
-    from janus_jax.sampling.weights import quantize
+    from janus_jax.inference.fused_params import quantize
 
     def normal(key, gain, shape, dtype):
         return (jax.random.normal(key, shape, jnp.bfloat16) * gain).astype(dtype)

@@ -2,13 +2,10 @@
 
 from janus_jax.data.mixture import TASKS, mixed_batches, plain_batches
 from janus_jax.data.packing import RowShape, pack
-from janus_jax.data.sources import SceneMix, SceneSource
 
 __all__ = [
     "TASKS",
     "RowShape",
-    "SceneMix",
-    "SceneSource",
     "mixed_batches",
     "pack",
     "plain_batches",

@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 
 from janus_jax import checkpoints
-from janus_jax.data import emoji_scenes as es
-from janus_jax.errors import UserError
-from janus_jax.evaluation import (
+from janus_jax import emoji as es
+from janus_jax.emoji import (
     make_prompts,
     make_questions,
     mini_geneval,
@@ -25,11 +24,12 @@ from janus_jax.evaluation import (
     prove_judge,
     question_accuracy,
 )
+from janus_jax.errors import UserError
+from janus_jax.inference import Janus
 from janus_jax.parallel import first_only, is_first
 from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, sound_scores, write_json
-from janus_jax.sampling import Janus
 from janus_jax.training import Stage, Stopped
 from janus_jax.untrusted import is_file, printable
 

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from janus_jax.config import PRESETS, JanusConfig, Policy
-from janus_jax.data.emoji_scenes import TASKS, World, vocabulary
+from janus_jax.emoji import TASKS, World, vocabulary
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import Janus
 from janus_jax.parallel import make_mesh

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from janus_jax.data import SceneMix
+from janus_jax.emoji.source import SceneMix
 from janus_jax.errors import UserError
 from janus_jax.parallel import BATCH_AXES
 from janus_jax.run.experiment import Experiment

@@ -12,7 +12,8 @@ from typing import Any
 import grain
 import jax
 
-from janus_jax.data import RowShape, SceneMix, SceneSource, mixed_batches, plain_batches
+from janus_jax.data import RowShape, mixed_batches, plain_batches
+from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import UserError
 from janus_jax.parallel import is_first
 from janus_jax.run.experiment import Experiment

@@ -1,0 +1,189 @@
+"""The parameters as sampling reads them: one dict a layer, fused products, outputs first.
+
+Made once when a model is loaded. Query, key and value are one product, and so are gate and up: fewer
+and larger reads. Query heads lie with the key head they share, so that a `tensor` mesh axis cuts between
+key heads and every slice stays on its device.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from janus_jax import models
+from janus_jax.config import JanusConfig, Policy
+from janus_jax.errors import UserError
+from janus_jax.inference.cpu import by_onednn
+from janus_jax.parallel import param_shardings, replicated
+
+Weights = dict[str, Any]
+
+# How the axes of a weight lie on a mesh. Sampling copies weights over `data` and `fsdp`.
+SPECS = {
+    "qkv": P("tensor", None, None, None),
+    "o": P(None, "tensor"),
+    "gate_up": P(None, "tensor", None),
+    "down": P(None, "tensor"),
+    "lm_head": P("tensor", None),
+    "head": P("tensor", None),
+}
+# Rows are looked up in these. In bfloat16 their bits are kept as integers: XLA's CPU backend would cast the
+# whole table to float32 each time that a program starts.
+_TABLES = ("embed", "codes")
+# Logits are float32, and oneDNN, on a CPU, gives results in the dtype of the weight: there these are kept in
+# float32, with the values that they have in the compute dtype.
+_HEADS = ("lm_head", "head")
+_QUANTIZED = {"qkv": 1, "o": 1, "gate_up": 1, "down": 1, "lm_head": 1, "proj": 1, "head": 1}
+
+
+def pack(
+    params: models.Params,
+    config: JanusConfig,
+    policy: Policy,
+    mesh: Mesh | None = None,
+    int8: bool = False,
+    consume: bool = False,
+    platform: str | None = None,
+) -> Weights:
+    """Parameters -> what the engines read.
+
+    Args:
+      params: tree of either layer layout, on the host or a device.
+      config: its architecture.
+      policy: weights are kept in `policy.compute` (tables in bfloat16 as their bits; of the heads see
+        `_HEADS`); SigLIP and adaptors in `policy.param`, the image tokenizer in float32.
+      mesh: cuts weights over `tensor`; None is one device.
+      int8: weights of the language model and the heads in int8, one scale an output (needs qwix).
+      consume: takes the layers out of `params` one by one, so that an unrolled language model is never in
+        memory twice; the tree is of no use afterwards.
+      platform: what the weights are for, such as "tpu"; None is the default one.
+
+    Returns:
+      {"layers": [...], "final_norm", "embed", "lm_head", "codes", "image_head", "vision", "vq"}.
+
+    Raises:
+      UserError: the mesh does not divide the heads or the feed-forward width; qwix is missing.
+    """
+    config = config.replace(scan_layers=False)
+    if mesh is not None:
+        _check_mesh(config, mesh)
+    params = models.unstack_layers(params, config)
+    model = models.Janus(config, policy)
+    decoder = params["decoder"] if consume else dict(params["decoder"])
+    put = _Placer(policy.compute, mesh, int8, on_cpu=platform in (None, "cpu"))
+    layers = [
+        _layer(decoder.pop(f"layers_{i}"), config.decoder.kv_heads, put)
+        for i in range(config.decoder.layers)
+    ]
+    head = params["image_head"]
+    vision = {name: params[name] for name in ("siglip", "und_adaptor")}
+    generation = {name: params[name] for name in ("gen_embed", "gen_adaptor")}
+    codes = _code_table(model, jax.tree.map(jnp.asarray, generation))
+    return {
+        "layers": layers,
+        "final_norm": put("final_norm", decoder["final_norm"]["scale"]),
+        "embed": put("embed", decoder["embed"]["embedding"]),
+        "lm_head": put("lm_head", decoder["lm_head"]["kernel"].T),
+        "codes": put("codes", codes),
+        "image_head": {
+            "proj": put("proj", head["proj"]["kernel"].T),
+            "proj_bias": put("proj_bias", head["proj"]["bias"]),
+            "head": put("head", head["head"]["kernel"].T),
+            "head_bias": put("head_bias", head["head"]["bias"]),
+        },
+        "vision": _whole(vision, policy.param, mesh),
+        "vq": _whole(params["vq"], jnp.float32, mesh, "vq"),
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _code_table(model: models.Janus, params: models.Params) -> jax.Array:
+    """Every image code behind its adaptor: [codebook_size, D]."""
+    codes = jnp.arange(model.config.vq.codebook_size)
+    return model.apply({"params": params}, codes, method="embed_codes")
+
+
+def _layer(layer: models.Params, kv_heads: int, put: _Placer) -> dict[str, Any]:
+    attn, mlp = layer["attn"], layer["mlp"]
+    heads = lambda name: rearrange(
+        attn[name]["kernel"], "d (k g h) -> k g h d", k=kv_heads, h=head_dim
+    )
+    head_dim = attn["k_proj"]["kernel"].shape[-1] // kv_heads
+    concatenate = lambda parts, axis: jnp.concatenate([jnp.asarray(p) for p in parts], axis)
+    return {
+        "attn_norm": put("attn_norm", layer["attn_norm"]["scale"]),
+        "qkv": put("qkv", concatenate([heads(f"{name}_proj") for name in "qkv"], 1)),
+        "o": put("o", attn["o_proj"]["kernel"].T),  # key heads outermost in the inputs, too
+        "mlp_norm": put("mlp_norm", layer["mlp_norm"]["scale"]),
+        "gate_up": put(
+            "gate_up",
+            concatenate([mlp[f"{name}_proj"]["kernel"].T[None] for name in ("gate", "up")], 0),
+        ),
+        "down": put("down", mlp["down_proj"]["kernel"].T),
+    }
+
+
+class _Placer:
+    """Casts, quantizes and places one weight."""
+
+    def __init__(self, dtype: jnp.dtype, mesh: Mesh | None, int8: bool, on_cpu: bool):
+        self._dtype, self._mesh, self._int8 = dtype, mesh, int8
+        self._wide_heads = on_cpu and mesh is None
+
+    def __call__(self, name: str, x: Any) -> Any:
+        if self._int8 and name in _QUANTIZED:
+            x = quantize(jnp.asarray(x), _QUANTIZED[name])
+        else:
+            x = jnp.asarray(x, self._dtype)
+            if name in _HEADS and self._wide_heads and by_onednn(2, x.size):
+                x = x.astype(jnp.float32)
+        if name in _TABLES and x.dtype == jnp.bfloat16:
+            x = jax.lax.bitcast_convert_type(x, jnp.uint16)
+        if self._mesh is None:
+            return x
+        spec = SPECS.get(name, P())
+
+        def place(leaf: jax.Array) -> jax.Array:  # the scale of an int8 weight has axes of size 1
+            shards = self._mesh.shape["tensor"]
+            axes = [a if n % shards == 0 else None for a, n in zip(spec, leaf.shape, strict=False)]
+            return jax.device_put(leaf, NamedSharding(self._mesh, P(*axes)))
+
+        return jax.tree.map(place, x)
+
+
+def quantize(weight: jax.Array, inputs: int) -> Any:
+    """int8 with one scale for each output; the last `inputs` axes are contracted (`product`).
+
+    Raises:
+      UserError: qwix is not installed.
+    """
+    try:
+        import qwix
+    except ImportError:
+        raise UserError("int8 weights need qwix: pip install qwix") from None
+    axes = range(weight.ndim - inputs)
+    return qwix.quantize(weight.astype(jnp.float32), jnp.int8, channelwise_axes=axes)
+
+
+def _whole(params: Any, dtype: jnp.dtype, mesh: Mesh | None, prefix: str | None = None) -> Any:
+    """Sub-modules that keep their Flax layout, sharded by the table of all parameters."""
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    if mesh is None:
+        return params
+    if prefix is not None:
+        return jax.device_put(params, replicated(mesh))
+    return jax.device_put(params, param_shardings(params, mesh))
+
+
+def _check_mesh(config: JanusConfig, mesh: Mesh) -> None:
+    shards = mesh.shape["tensor"]
+    for name in ("kv_heads", "ffw"):
+        size = getattr(config.decoder, name)
+        if size % shards:
+            raise UserError(f"mesh: tensor={shards} does not divide {name}={size} of {config.name}")

@@ -1,0 +1,103 @@
+"""How many pictures or answers fit at once: an estimate from shapes, and what the device has left."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.config import JanusConfig
+from janus_jax.errors import UserError
+from janus_jax.inference import checks
+from janus_jax.inference.kv_cache import bytes_per_slot
+
+_SHARE = 0.9  # of what is free: allocators need some room
+# Temporary memory of the compiled programs at the size of Janus-Pro-1B: the VQ decoder takes 3.0 images of
+# its widest layer a picture (CPU); while a window grows, old and new cache are there together, but layer
+# by layer, in all 1.25 times the larger one (TPU v5e).
+_VQ_COPIES = 3
+_CACHE_COPIES = 1.5
+
+
+def picture_bytes(
+    config: JanusConfig, prompt_length: int, guided: bool, cache_dtype: jnp.dtype
+) -> int:
+    """Bytes that one more picture takes while it is drawn."""
+    rows = 2 if guided else 1
+    slots = prompt_length + config.vq.num_codes
+    cache = _CACHE_COPIES * slots * bytes_per_slot(config.decoder, cache_dtype)
+    logits = 4 * 4 * config.vq.codebook_size
+    return int(rows * (cache + logits)) + 8 * config.vq.image_size**2
+
+
+def decode_bytes(config: JanusConfig, pictures: int) -> int:
+    """Bytes that the VQ decoder takes for so many pictures at once, in float32."""
+    return pictures * _VQ_COPIES * 4 * config.vq.image_size**2 * config.vq.ch
+
+
+def answer_bytes(config: JanusConfig, slots: int, cache_dtype: jnp.dtype) -> int:
+    """Bytes that one more answer takes: cache, logits, and SigLIP on one picture."""
+    cache = _CACHE_COPIES * slots * bytes_per_slot(config.decoder, cache_dtype)
+    patches, width = config.siglip.num_patches, config.siglip.width
+    attention = 4 * config.siglip.heads * patches**2
+    return int(cache) + 4 * 4 * config.decoder.vocab_size + 3 * attention + 32 * patches * width
+
+
+def free_bytes(device: jax.Device | None = None) -> int:
+    """Bytes that are free on `device` (the first one by default); of the machine, on a CPU."""
+    device = device or jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def most_rows(each: int, limit: int | None, most: int, what: str) -> int:
+    """How many rows fit: a power of two, at most `most`.
+
+    Args:
+      each: bytes of one row.
+      limit: bytes to stay within; None takes what is free on the device.
+      most: upper bound.
+      what: names a row in the message.
+
+    Raises:
+      UserError: not even one row fits.
+    """
+    budget = _budget(limit)
+    count = budget // each
+    if count < 1:
+        raise _too_little(f"even one {what}: it takes", each, budget, limit)
+    count = min(int(count), most)
+    return count if count == most else 1 << (count.bit_length() - 1)
+
+
+def check_rows(each: int, rows: int, limit: int | None, what: str) -> None:
+    """As `most_rows`, for rows that must be there together.
+
+    Raises:
+      UserError: they do not fit; `what` names them all in the message.
+    """
+    budget = _budget(limit)
+    if rows * each > budget:
+        raise _too_little(f"{what}: that takes", rows * each, budget, limit)
+
+
+def _budget(limit: int | None) -> int:
+    checks.memory_limit(limit)  # it may have been set since the model was made
+    return int(_SHARE * free_bytes()) if limit is None else limit
+
+
+def _too_little(what: str, needed: int, budget: int, limit: int | None) -> UserError:
+    return UserError(
+        f"not enough memory for {what} {needed / 2**30:.2f} GiB, {budget / 2**30:.2f} GiB may be used"
+        f"{'; raise memory_limit (of sample.py: --memory_gb)' if limit is not None else ''}"
+    )

@@ -1,0 +1,1 @@
+"""Architectures and processors: PyTorch's config files <-> `janus_jax.config`."""

@@ -1,0 +1,1 @@
+"""Equal numbers: what the official code computes, recorded and computed again."""
