@@ -275,9 +275,9 @@ def main() -> None:
         check_directory(out, "--out", [*files, "grid.png", "samples.json"])
 
     from janus_jax import Janus  # after the flags: JAX takes seconds to import
-    from janus_jax.inference import keep_programs
+    from janus_jax.inference import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     janus = Janus.load(
         flags.checkpoint,
         policy=policy(flags.dtype),

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from janus_jax import Janus
 from janus_jax.config import Policy
 from janus_jax.errors import run_main
-from janus_jax.inference import make_knobs
+from janus_jax.inference import make_sampling_params
 from janus_jax.inference.generator import Request
 
 PROMPTS = (
@@ -51,7 +51,9 @@ def main() -> None:
     args = parser.parse_args()
     low = Policy("bfloat16", "bfloat16")
     base = Janus.load(args.checkpoint, policy=low)
-    knobs, mode = make_knobs(base.config.vq.codebook_size, base.processor.config.cfg_weight)
+    knobs, mode = make_sampling_params(
+        base.config.vq.codebook_size, base.processor.config.cfg_weight
+    )
     requests = [
         Request(base.processor.generation_ids(prompt), i)
         for prompt in PROMPTS

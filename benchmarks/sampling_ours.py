@@ -27,7 +27,7 @@ class Ours:
 
         from janus_jax.config import Policy
         from janus_jax.errors import UserError
-        from janus_jax.inference.fused_params import pack
+        from janus_jax.inference.fused_params import fuse_params
         from janus_jax.interop.conversion.convert import nest
         from janus_jax.interop.conversion.source import open_source
 
@@ -42,7 +42,7 @@ class Ours:
         # The temporary is handed over, so that the language model is never there twice.
         holder = [params]
         del params
-        weights = pack(holder.pop(), config, Policy(dtype, dtype), int8="weights" in int8)
+        weights = fuse_params(holder.pop(), config, Policy(dtype, dtype), int8="weights" in int8)
         self.use(config, dtype, jax.block_until_ready(weights), int8, prompt_length)
         gc.collect()
         return {
@@ -59,8 +59,8 @@ class Ours:
         import jax
 
         from janus_jax.config import Policy
-        from janus_jax.inference import ImageEngine, make_knobs
-        from janus_jax.inference.generator import Drawer
+        from janus_jax.inference import ImageEngine, make_sampling_params
+        from janus_jax.inference.generator import ImageGenerator
         from janus_jax.inference.kv_cache import stored_dtype  # its rule, not a copy of it
 
         self.device = jax.devices()[0]
@@ -70,9 +70,9 @@ class Ours:
         self.cache_dtype = stored_dtype(self.policy, "cache" in int8)
         self.int8 = "weights" in int8
         self.engine = ImageEngine(self.config, self.policy, self.cache_dtype, int8=self.int8)
-        self.drawer = Drawer(self.engine, self.weights, PAD, self.config.vq.num_codes)
+        self.drawer = ImageGenerator(self.engine, self.weights, PAD, self.config.vq.num_codes)
         self.ids = prompt(prompt_length, self.config.decoder.vocab_size)[0]
-        self.knobs, self.mode = make_knobs(self.config.vq.codebook_size, cfg_weight=5.0)
+        self.knobs, self.mode = make_sampling_params(self.config.vq.codebook_size, cfg_weight=5.0)
         self._programs: dict[tuple, Any] = {}
         self._texts = None
 
@@ -259,7 +259,7 @@ class Ours:
         import jax
         import numpy as np
 
-        from janus_jax.inference import TextEngine, make_knobs
+        from janus_jax.inference import TextEngine, make_sampling_params
         from janus_jax.inference.dialogue import Dialogue
 
         vocab, siglip = self.config.decoder.vocab_size, self.config.siglip
@@ -269,7 +269,7 @@ class Ours:
             self._texts = TextEngine(
                 self.config, self.policy, vocab - 1, nobody, self.cache_dtype, int8=self.int8
             )
-        knobs, mode = make_knobs(vocab, temperature=0.0)
+        knobs, mode = make_sampling_params(vocab, temperature=0.0)
         keys = jax.random.split(jax.random.key(0), 1)
         dialogue = Dialogue(self._texts, self.weights, 1, knobs, mode, PAD, nobody)
         shown = [[picture(siglip.image_size)]]

@@ -34,9 +34,9 @@ from benchmarks.hlo_program import Shapes, report
 from janus_jax import models
 from janus_jax.config import FLOAT_DTYPES, PRESETS, JanusConfig, Policy
 from janus_jax.errors import RunError, UserError, run_main
-from janus_jax.inference.fused_params import SPECS, Weights, pack
+from janus_jax.inference.fused_params import SPECS, Weights, fuse_params
 from janus_jax.inference.image_engine import WINDOW, ImageEngine, Prompts, blocks
-from janus_jax.inference.logits import make_knobs
+from janus_jax.inference.logits import make_sampling_params
 from janus_jax.parallel import BATCH_AXES, make_mesh, param_shardings
 
 # So that libtpu looks for no TPU, neither on this machine nor on a metadata server.
@@ -78,10 +78,12 @@ def topology_devices(name: str) -> list[Any]:
 def packed(
     config: JanusConfig, policy: Policy, device: Any, mesh: Mesh | None, int8: bool = False
 ) -> Weights:
-    """Shapes of `weights.pack`, and where each lies, without the weights."""
-    model = models.Janus(config, policy)
+    """Shapes of `weights.fuse_params`, and where each lies, without the weights."""
+    model = models.JanusModel(config, policy)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="touch")["params"])
-    weights = jax.eval_shape(lambda p: pack(p, config, policy, int8=int8, platform="tpu"), params)
+    weights = jax.eval_shape(
+        lambda p: fuse_params(p, config, policy, int8=int8, platform="tpu"), params
+    )
     if mesh is None:
         here = SingleDeviceSharding(device)
         return jax.tree.map(lambda x: _placed(x, here), weights)
@@ -90,7 +92,7 @@ def packed(
     def place(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         spec = next((SPECS[name] for name in reversed(names) if name in SPECS), P())
-        # As in `pack`: the scale of an int8 weight has axes of size 1.
+        # As in `fuse_params`: the scale of an int8 weight has axes of size 1.
         axes = [a if n % shards == 0 else None for a, n in zip(spec, x.shape, strict=False)]
         return _placed(x, NamedSharding(mesh, P(*axes)))
 
@@ -148,7 +150,7 @@ def compile_drawing(
         shape((2, prompt), jnp.int32), shape((2, prompt), bool), shape((2, images), jnp.int32)
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    knobs, mode = make_knobs(config.vq.codebook_size, cfg_weight=5.0)
+    knobs, mode = make_sampling_params(config.vq.codebook_size, cfg_weight=5.0)
     cache_dtype = "int8" if "cache" in int8 else None
     engine = ImageEngine(config, policy, cache_dtype, mesh, platform="tpu")
     began = time.perf_counter()

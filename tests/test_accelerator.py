@@ -13,12 +13,12 @@ import pytest
 from benchmarks import accelerator
 from benchmarks.on_device import setting, tables, training
 from janus_jax.config import PRESETS, Policy
-from janus_jax.data import RowShape, mixed_batches
+from janus_jax.data import PackedShape, mixed_batches
 from janus_jax.emoji import World, vocabulary
 from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import RunError, UserError
-from janus_jax.inference import pack
-from janus_jax.models import Janus, init_params
+from janus_jax.inference import fuse_params
+from janus_jax.models import JanusModel, init_params
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
 TINY = PRESETS["janus-tiny"]
@@ -115,8 +115,8 @@ def test_results_that_are_not_numbers_are_valid_json(tmp_path):
 def test_random_weights_are_those_that_packing_makes():
     for int8 in (False, True):
         config, policy = TINY, Policy("bfloat16", "bfloat16")
-        want = pack(
-            init_params(Janus(config, policy), jax.random.key(0)), config, policy, int8=int8
+        want = fuse_params(
+            init_params(JanusModel(config, policy), jax.random.key(0)), config, policy, int8=int8
         )
         got = setting.packed_weights(config, policy, int8)
         assert jax.tree.structure(got) == jax.tree.structure(want)
@@ -133,7 +133,7 @@ def test_rows_are_those_of_the_data_pipeline():
     mix = SceneMix(tasks={"single_object": 1.0})
     sources = {k: SceneSource(k, world, processor, mix, 0) for k in ("und", "text", "gen")}
     shape = training.row_shape(TINY)
-    row = RowShape(**shape)
+    row = PackedShape(**shape)
     batches = iter(mixed_batches(sources, (1, 1, 1), row, 2, seed=0, process=(0, 1), threads=1))
     want = next(batches)
     batches.close()

@@ -11,7 +11,7 @@ from test_conversation import LONGER, picture
 from test_sampling import WORDS, random_params
 
 from janus_jax.errors import UserError
-from janus_jax.inference import Janus, make_knobs
+from janus_jax.inference import Janus, make_sampling_params
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
 SECRET = "secret"
@@ -151,7 +151,7 @@ def test_a_limit_that_is_set_later_is_named(janus, monkeypatch):
 
 
 def test_numbers_of_numpy_are_numbers():
-    knobs, _ = make_knobs(16, np.float32(2), np.array(0.5), np.int64(3), np.float64(0.25))
+    knobs, _ = make_sampling_params(16, np.float32(2), np.array(0.5), np.int64(3), np.float64(0.25))
     assert knobs == (2.0, 0.5, 3, 0.25)
     assert [type(k) for k in knobs] == [float, float, int, float]
 

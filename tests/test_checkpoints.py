@@ -26,7 +26,7 @@ from janus_jax.checkpoints import (
 )
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
-from janus_jax.models import Janus, init_params, stack_layers
+from janus_jax.models import JanusModel, init_params, stack_layers
 from janus_jax.parallel import make_mesh, param_shardings, shard_params, state_shardings
 
 PROCESSOR = {"template": "deepseek", "num_codes": 36}
@@ -37,7 +37,7 @@ SMALL = {"decoder": {"final_norm": {"scale": np.arange(8, dtype=np.float32)}}}
 
 @pytest.fixture(scope="module")
 def params():
-    shapes = jax.eval_shape(lambda key: init_params(Janus(JANUS_TINY), key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(JanusModel(JANUS_TINY), key), jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), shapes)
 

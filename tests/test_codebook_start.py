@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import JANUS_TINY
-from janus_jax.models import Janus, init_params
+from janus_jax.models import JanusModel, init_params
 from janus_jax.training import start_from_codebook
 
 CONFIG = JANUS_TINY.replace(
@@ -21,7 +21,7 @@ CONFIG = JANUS_TINY.replace(
 @pytest.fixture(scope="module")
 def params():
     """Fresh parameters, but with biases that are not zero."""
-    tree = init_params(Janus(CONFIG), jax.random.key(0))
+    tree = init_params(JanusModel(CONFIG), jax.random.key(0))
     head = tree["image_head"]["head"]
     head = head | {"bias": 0.1 * jax.random.normal(jax.random.key(1), head["bias"].shape)}
     return tree | {"image_head": tree["image_head"] | {"head": head}}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from janus_jax.inference import keep_programs
+from janus_jax.inference import enable_compilation_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
@@ -37,19 +37,19 @@ def test_programs_are_found_again_by_the_next_process(tmp_path):
 
 def test_the_user_decides_and_a_bad_place_is_no_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
-    assert keep_programs() == tmp_path / "mine"
+    assert enable_compilation_cache() == tmp_path / "mine"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    assert keep_programs() is None
+    assert enable_compilation_cache() is None
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     (tmp_path / "file").write_text("")
-    assert keep_programs(tmp_path / "file") is None
+    assert enable_compilation_cache(tmp_path / "file") is None
     assert "not kept" in capsys.readouterr().err
 
 
 def test_no_home_is_a_warning(monkeypatch, capsys):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr("janus_jax.inference.compilation.user_cache", lambda: None)
-    assert keep_programs() is None
+    assert enable_compilation_cache() is None
     assert capsys.readouterr().err == (
         "warning: compiled programs are not kept: there is no home directory\n"
     )

@@ -47,7 +47,7 @@ def next_ids(janus, ids, pictures):
     """The most likely id after each position, from one pass without a cache."""
     length = len(ids)
     ids = [*ids, *[0] * (LONGER.decoder.max_position - length)]  # one shape for all
-    model, params = models.Janus(LONGER), {"params": random_params(LONGER)}
+    model, params = models.JanusModel(LONGER), {"params": random_params(LONGER)}
     apply = lambda method, *args: model.apply(params, *args, method=method)
     embeds = np.array(apply("embed_text", jnp.asarray(ids)[None]))
     slots = np.asarray(ids) == janus.processor.tokenizer.image_id
@@ -266,7 +266,7 @@ def test_conversations_that_memory_has_no_room_for_say_so():
 
 @pytest.fixture
 def hf_directory(tmp_path):
-    vq = models.Janus(LONGER).config.vq.replace(
+    vq = models.JanusModel(LONGER).config.vq.replace(
         image_size=32, ch=32, ch_mult=(1, 1, 1, 1, 1), norm_groups=32, patch_size=1
     )
     config = LONGER.replace(vq=vq)

@@ -17,7 +17,7 @@ from janus_jax.checkpoints import (
 )
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
-from janus_jax.models import Janus, init_params
+from janus_jax.models import JanusModel, init_params
 from janus_jax.run import build
 from janus_jax.run.claim import claim
 from janus_jax.run.evaluate import Evaluator
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "run"
     write_card(directory, JANUS_TINY, {}, "{}")
     (directory / "stages.json").write_text('["first", "second"]')
-    shapes = jax.eval_shape(lambda key: init_params(Janus(JANUS_TINY), key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(JanusModel(JANUS_TINY), key), jax.random.key(0))
     for stage, steps in (("first", (3, 7)), ("second", (2, 4))):
         with StageCheckpoints(directory / "checkpoints" / stage) as checkpoints:
             for step in steps:

@@ -8,7 +8,7 @@ import pytest
 
 from configs import janus_tiny
 from janus_jax import emoji as es
-from janus_jax.data import RowShape, mixed_batches, pack, plain_batches
+from janus_jax.data import PackedShape, mixed_batches, pack, plain_batches
 from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 from janus_jax.processing import sequence as seq
@@ -22,7 +22,7 @@ PROCESSOR = Processor(
 )
 DRAW = SceneMix(dict.fromkeys(es.TASKS, 1.0))
 CHAT = SceneMix(dict.fromkeys(es.TASKS, 1.0), describe=0.1, chat=True)
-ROW = RowShape(tokens=160, targets=96, und_images=4, gen_images=3)
+ROW = PackedShape(tokens=160, targets=96, und_images=4, gen_images=3)
 KINDS = ("und", "text", "gen")
 
 

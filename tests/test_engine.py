@@ -16,14 +16,14 @@ from test_sampling import (
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
-from janus_jax.inference import ImageEngine, Janus, decoder, kv_cache, make_knobs
+from janus_jax.inference import ImageEngine, Janus, decoder, kv_cache, make_sampling_params
 from janus_jax.inference.batching import bucket, left_pad
-from janus_jax.inference.fused_params import pack, quantize
+from janus_jax.inference.fused_params import fuse_params, quantize
 from janus_jax.inference.generator import Request, picture_keys, plan_blocks
-from janus_jax.inference.image_engine import Prompts, blocks, plan_prompts
+from janus_jax.inference.image_engine import Prompts, blocks, deduplicate_prompts
 from janus_jax.inference.logits import fold_in, sample
-from janus_jax.inference.matmul import product
-from janus_jax.inference.memory import decode_bytes, most_rows, picture_bytes
+from janus_jax.inference.matmul import matmul
+from janus_jax.inference.memory import decode_bytes, max_rows_that_fit, picture_bytes
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
@@ -61,9 +61,9 @@ class Compilations:
 def score(engine, weights, processor, codes, weight=2.0):
     """Guided logits of two prompts on given codes [2, N]."""
     requests = [processor.generation_ids(p) for p in (SHORT, LONG)]
-    prompts, rows = plan_prompts(requests, 2, True, processor.tokenizer.pad_id)
+    prompts, rows = deduplicate_prompts(requests, 2, True, processor.tokenizer.pad_id)
     plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
-    knobs, _ = make_knobs(CONFIG.vq.codebook_size, weight)
+    knobs, _ = make_sampling_params(CONFIG.vq.codebook_size, weight)
     return np.asarray(engine.score(weights, plan, codes, knobs))
 
 
@@ -116,7 +116,7 @@ def test_a_picture_is_the_same_in_batches_of_1_3_and_16(janus, settings):
     ],
 )
 def test_seeded_codes_equal_uncached_decoding_step_by_step(janus, settings):
-    knobs, mode = make_knobs(CONFIG.vq.codebook_size, **settings)
+    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, **settings)
     drawn = draw_codes(janus, [LONG, SHORT], seed=7, **settings)
     for prompt, codes in zip((LONG, SHORT), drawn, strict=True):
         logits = uncached_logits(janus, prompt)
@@ -190,8 +190,8 @@ def test_products_of_every_form_agree():
     for lead in ((1,), (2,), (2, 3, 1), (2, 16)):
         x = jnp.asarray(rng.standard_normal((*lead, 4, 6)), jnp.float32)
         expected = np.einsum("...kh,abkh->...ab", x, weight)
-        np.testing.assert_allclose(product(x, weight, axes=2), expected, atol=1e-5)
-        low = product(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16), axes=2)
+        np.testing.assert_allclose(matmul(x, weight, axes=2), expected, atol=1e-5)
+        low = matmul(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16), axes=2)
         assert low.dtype == jnp.float32
         np.testing.assert_allclose(low, expected, atol=0.3)
         packed = quantize(weight, 2)
@@ -199,7 +199,7 @@ def test_products_of_every_form_agree():
         whole = np.asarray(packed.qvalue, np.float32) * np.asarray(packed.scale)
         assert np.abs(whole - weight).max() <= np.asarray(packed.scale).max() / 2 + 1e-6
         np.testing.assert_allclose(
-            product(x, packed, axes=2), np.einsum("...kh,abkh->...ab", x, whole), atol=1e-5
+            matmul(x, packed, axes=2), np.einsum("...kh,abkh->...ab", x, whole), atol=1e-5
         )
 
 
@@ -247,12 +247,12 @@ def test_a_flat_cache_is_the_same_cache():
 @pytest.mark.parametrize("columns", [1, 3])
 def test_no_step_copies_the_cache_on_a_cpu(janus, columns):
     engine, processor = janus._images, janus.processor
-    prompts, rows = plan_prompts(
+    prompts, rows = deduplicate_prompts(
         [processor.generation_ids(SHORT)] * columns, columns, True, processor.tokenizer.pad_id
     )
     plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
     keys = picture_keys(jax.random.key(0), [Request((), i) for i in range(columns)], columns)
-    knobs, mode = make_knobs(CONFIG.vq.codebook_size, 2.0)
+    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, 2.0)
     state, _ = engine.start(janus.weights, plan, keys, knobs, mode=mode)
     length = plan.ids.shape[1] + 11
     state = engine.grow(state, length=length)
@@ -285,7 +285,7 @@ def test_int8_stays_close_and_is_smaller(janus, parts):
 def test_tables_in_bfloat16_give_the_rows_that_they_hold(janus):
     params = random_params(CONFIG)
     table = np.asarray(params["decoder"]["embed"]["embedding"]).astype(jnp.bfloat16)
-    weights = pack(params, CONFIG, Policy("bfloat16", "bfloat16"))
+    weights = fuse_params(params, CONFIG, Policy("bfloat16", "bfloat16"))
     assert weights["embed"].dtype == weights["codes"].dtype == jnp.uint16  # nothing for XLA to cast
     ids = jnp.array([[3, 0], [len(table) - 1, len(table) + 5]])  # beyond the table: its last row
     rows = decoder.embed_text(weights, ids)
@@ -297,7 +297,7 @@ def test_tables_in_bfloat16_give_the_rows_that_they_hold(janus):
 
 def test_bfloat16_stays_close(janus):
     policy = Policy("bfloat16", "bfloat16")
-    low = pack(random_params(CONFIG), CONFIG, policy)
+    low = fuse_params(random_params(CONFIG), CONFIG, policy)
     assert {x.dtype for x in jax.tree.leaves(low["layers"])} == {jnp.dtype("bfloat16")}
     exact = score(janus._images, janus.weights, janus.processor, CODES)
     near = score(ImageEngine(CONFIG, policy), low, janus.processor, CODES)
@@ -315,11 +315,11 @@ def test_little_memory_makes_smaller_batches_of_the_same_pictures(janus):
 
 
 def test_rows_are_a_power_of_two_that_fits():
-    assert most_rows(10, 100, 64, "picture") == 8
-    assert most_rows(10, 10_000, 64, "picture") == 64
-    assert most_rows(10, 1_000, 6, "picture") == 6
+    assert max_rows_that_fit(10, 100, 64, "picture") == 8
+    assert max_rows_that_fit(10, 10_000, 64, "picture") == 64
+    assert max_rows_that_fit(10, 1_000, 6, "picture") == 6
     with pytest.raises(UserError, match="not enough memory for even one picture"):
-        most_rows(10, 9, 64, "picture")
+        max_rows_that_fit(10, 9, 64, "picture")
 
 
 def test_after_the_warmup_nothing_compiles(janus):

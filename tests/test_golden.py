@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from janus_jax.errors import UserError
 from janus_jax.interop import config_from_official, params_from_torch, params_to_torch
 from janus_jax.interop.conversion.names import OFFICIAL
-from janus_jax.models import Janus, causal_mask, init_cache, init_params
+from janus_jax.models import JanusModel, causal_mask, init_cache, init_params
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TOLERANCE = 1e-4
@@ -33,7 +33,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def model():
-    return Janus(config_from_official(json.loads((GOLDEN / "config.json").read_text())))
+    return JanusModel(config_from_official(json.loads((GOLDEN / "config.json").read_text())))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_image_tokenizer(apply, expected):
 
 def test_image_tokenizer_through_im2col(model, variables, expected):
     vq = model.config.vq.replace(conv_impl="im2col")
-    other = Janus(model.config.replace(vq=vq))
+    other = JanusModel(model.config.replace(vq=vq))
     forward = jax.jit(lambda image: other.apply(variables, image, method="vq_forward"))
     out = forward(nhwc(expected["vq_image"]))
     np.testing.assert_array_equal(out["codes"], expected["vq_codes"])
@@ -208,7 +208,7 @@ def test_conversion_is_reversible(model, state):
 def test_conversion_to_scanned_layers(model, state):
     config = model.config.replace(scan_layers=True)
     params = params_from_torch(state, config, "float32")
-    want = jax.eval_shape(lambda key: init_params(Janus(config), key), jax.random.key(0))
+    want = jax.eval_shape(lambda key: init_params(JanusModel(config), key), jax.random.key(0))
     assert jax.tree.structure(params) == jax.tree.structure(want)
     assert [a.shape for a in jax.tree.leaves(params)] == [a.shape for a in jax.tree.leaves(want)]
     layers = params["decoder"]["layers"]["mlp"]["up_proj"]["kernel"]

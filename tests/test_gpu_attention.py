@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS, Policy
-from janus_jax.inference import ImageEngine, gpu_attention, kv_cache, make_knobs, pack
+from janus_jax.inference import (
+    ImageEngine,
+    fuse_params,
+    gpu_attention,
+    kv_cache,
+    make_sampling_params,
+)
 from janus_jax.inference.batching import left_pad
-from janus_jax.inference.image_engine import Prompts, plan_prompts
-from janus_jax.models import Janus, init_params
+from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
+from janus_jax.models import JanusModel, init_params
 from janus_jax.models.attention import apply_rotary, rotary
 
 H = 16
@@ -73,10 +79,10 @@ def test_drawing_with_the_kernel_is_drawing_without(monkeypatch, kv_heads):
     config = PRESETS["janus-tiny"]
     config = config.replace(decoder=config.decoder.replace(kv_heads=kv_heads))
     policy = Policy()
-    weights = pack(init_params(Janus(config), jax.random.key(0)), config, policy)
-    knobs, mode = make_knobs(config.vq.codebook_size, cfg_weight=2.0)
+    weights = fuse_params(init_params(JanusModel(config), jax.random.key(0)), config, policy)
+    knobs, mode = make_sampling_params(config.vq.codebook_size, cfg_weight=2.0)
     prompts = [[1, 7, 8, 9, 2], [1, 5, 2]]  # of two lengths: the shorter one is padded
-    prompts, rows = plan_prompts(prompts, 2, True, pad_id=0)
+    prompts, rows = deduplicate_prompts(prompts, 2, True, pad_id=0)
     ids, mask = left_pad(prompts, 4, 0)
     prompts = Prompts(ids, mask, np.asarray(rows, np.int32))
     keys = jax.random.split(jax.random.key(0), 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import JANUS_1_3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY, Policy
-from janus_jax.models import Janus, causal_mask, init_cache, init_params, segment_mask
+from janus_jax.models import JanusModel, causal_mask, init_cache, init_params, segment_mask
 from janus_jax.models.attention import attend
 from janus_jax.models.einsum import einsum
 from janus_jax.models.layers import Conv, RMSNorm, gelu
@@ -20,7 +20,7 @@ WIDTH = TINY.decoder.width
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(Janus(TINY), jax.random.key(0))
+    return init_params(JanusModel(TINY), jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
@@ -60,14 +60,14 @@ COUNTS_7B = {
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_parameter_counts_of_the_released_models(config, expected):
-    tree = jax.eval_shape(lambda key: init_params(Janus(config), key), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: init_params(JanusModel(config), key), jax.random.key(0))
     assert counts(tree) == expected
     parts = counts(tree["vq"])
     assert (parts["encoder"], parts["decoder"]) == (29_298_176, 42_449_795)
 
 
 def test_init_agrees_with_flax(params):
-    model = Janus(TINY)
+    model = JanusModel(TINY)
     reference = jax.eval_shape(lambda key: model.init(key, method="touch"), jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, reference["params"])
     kernel = params["decoder"]["layers_1"]["mlp"]["down_proj"]["kernel"]
@@ -80,7 +80,7 @@ def test_init_agrees_with_flax(params):
 
 
 def test_cached_decode_equals_full_decode(params):
-    model, length, prefill, size = Janus(TINY), 7, 4, 10
+    model, length, prefill, size = JanusModel(TINY), 7, 4, 10
     embeds = jax.random.normal(jax.random.key(1), (2, length, WIDTH))
     positions = jnp.tile(jnp.arange(length), (2, 1))
     full, cache = run(model, params, (embeds, positions, causal_mask(length)), "decode")
@@ -97,7 +97,7 @@ def test_cached_decode_equals_full_decode(params):
 
 
 def test_scanned_layers_refuse_a_cache(params):
-    model = Janus(TINY.replace(scan_layers=True))
+    model = JanusModel(TINY.replace(scan_layers=True))
     args = (jnp.zeros((1, 1, WIDTH)), jnp.zeros((1, 1), int), jnp.ones((1, 1, 4), bool))
     cache = init_cache(TINY, 1, 4, jnp.float32)
     with pytest.raises(ValueError, match="unrolled"):
@@ -105,7 +105,7 @@ def test_scanned_layers_refuse_a_cache(params):
 
 
 def test_packed_rows_equal_separate_rows(params):
-    model = Janus(TINY)
+    model = JanusModel(TINY)
     rows = [jax.random.normal(jax.random.key(i), (1, 3, WIDTH)) for i in range(2)]
     padding = jnp.full((1, 2, WIDTH), 100.0)
     packed = jnp.concatenate([*rows, padding], 1)
@@ -130,7 +130,7 @@ def test_grouped_query_attention_equals_repeated_heads():
     close(grouped, repeated)
     decoder = TINY.decoder.replace(kv_heads=1, layers=1)
     config = TINY.replace(decoder=decoder)
-    tree = jax.eval_shape(lambda key: init_params(Janus(config), key), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: init_params(JanusModel(config), key), jax.random.key(0))
     assert tree["decoder"]["layers_0"]["attn"]["k_proj"]["kernel"].shape == (
         WIDTH,
         TINY.decoder.head_dim,
@@ -138,7 +138,7 @@ def test_grouped_query_attention_equals_repeated_heads():
 
 
 def test_bfloat16_policy_keeps_float32_parameters_and_logits(params):
-    model = Janus(TINY, Policy(compute_dtype="bfloat16"))
+    model = JanusModel(TINY, Policy(compute_dtype="bfloat16"))
     size = TINY.siglip.image_size
     pixels = jax.random.uniform(jax.random.key(1), (1, size, size, 3), minval=-1)
 
@@ -154,7 +154,7 @@ def test_bfloat16_policy_keeps_float32_parameters_and_logits(params):
     made = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     low = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
-    made = jax.eval_shape(lambda key: init_params(Janus(TINY, low), key), jax.random.key(0))
+    made = jax.eval_shape(lambda key: init_params(JanusModel(TINY, low), key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("bfloat16")}
 
     embeds, hidden, text, image, z = forward(params)
@@ -162,26 +162,26 @@ def test_bfloat16_policy_keeps_float32_parameters_and_logits(params):
     assert text.dtype == image.dtype == z.dtype == jnp.float32
     gradients = jax.eval_shape(jax.grad(lambda p: jnp.sum(forward(p)[2])), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
-    exact = run(Janus(TINY), params, (pixels,), "embed_images")
+    exact = run(JanusModel(TINY), params, (pixels,), "embed_images")
     assert float(jnp.max(jnp.abs(embeds - exact))) < 0.05 * float(jnp.max(jnp.abs(exact)))
 
 
 def test_unknown_remat_is_refused(params):
     with pytest.raises(ValueError, match="remat must be one of"):
-        Janus(TINY, remat="some").init(jax.random.key(0), method="touch")
+        JanusModel(TINY, remat="some").init(jax.random.key(0), method="touch")
 
 
 def test_wrong_image_size_is_refused(params):
     for method in ("siglip_features", "encode_codes"):
         with pytest.raises(ValueError, match=r"\[B, 48, 48, 3\]"):
-            run(Janus(TINY), params, (jnp.zeros((1, 32, 32, 3)),), method)
+            run(JanusModel(TINY), params, (jnp.zeros((1, 32, 32, 3)),), method)
 
 
 # --- image tokenizer
 
 
 def test_tokenizer_losses_reach_the_right_parts(params):
-    model = Janus(TINY)
+    model = JanusModel(TINY)
     pixels = jax.random.uniform(jax.random.key(1), (2, 48, 48, 3), minval=-1)
 
     def gradient_size(loss):
@@ -205,7 +205,7 @@ def test_tokenizer_losses_reach_the_right_parts(params):
 
 
 def test_tokenizer_forward(params):
-    model = Janus(TINY)
+    model = JanusModel(TINY)
     pixels = jax.random.uniform(jax.random.key(1), (2, 48, 48, 3), minval=-1)
     out = run(model, params, (pixels,), "vq_forward")
     np.testing.assert_array_equal(out["codes"], run(model, params, (pixels,), "encode_codes"))
@@ -291,7 +291,7 @@ def test_remat_dots_saves_products(params):
     """In the backward pass "full" recomputes every product, "dots" only those of attention."""
 
     def products(remat):
-        model = Janus(TINY.replace(scan_layers=False), remat=remat)
+        model = JanusModel(TINY.replace(scan_layers=False), remat=remat)
         embeds, positions = jnp.zeros((1, 4, WIDTH)), jnp.arange(4)[None]
 
         def loss(decoder):

@@ -8,10 +8,10 @@ from test_engine import CODES, score
 from test_sampling import CONFIG, WORDS, random_params
 
 from janus_jax.config import PRESETS, Policy
-from janus_jax.inference import ImageEngine, cpu, make_knobs
-from janus_jax.inference.fused_params import pack
+from janus_jax.inference import ImageEngine, cpu, make_sampling_params
+from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.image_engine import Prompts
-from janus_jax.inference.matmul import product
+from janus_jax.inference.matmul import matmul
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
@@ -50,10 +50,10 @@ def test_a_wider_weight_decides_the_dtype_of_a_product():
     x = jnp.asarray(rng.standard_normal((2, 8)), jnp.bfloat16)
     weight = jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
     expected = np.asarray(x, np.float32) @ np.asarray(weight).T
-    y = product(x, weight)
+    y = matmul(x, weight)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    assert product(x, weight, dtype=jnp.bfloat16).dtype == jnp.bfloat16
+    assert matmul(x, weight, dtype=jnp.bfloat16).dtype == jnp.bfloat16
 
 
 @needs_onednn
@@ -64,7 +64,7 @@ def test_its_products_are_rounded_once(dtype, rows):
     x = jnp.asarray(rng.standard_normal((rows, 2048)), dtype)
     weight = jnp.asarray(rng.standard_normal((8192, 2048)) / 45, dtype)
     multiply = jax.jit(
-        lambda x, w: product(x, w, dtype=dtype), compiler_options=cpu.compiler_options(FULL)
+        lambda x, w: matmul(x, w, dtype=dtype), compiler_options=cpu.compiler_options(FULL)
     )
     assert "__onednn$matmul" in multiply.lower(x, weight).compile().as_text()
     y = multiply(x, weight)
@@ -83,7 +83,7 @@ def test_a_wide_layer_is_as_exact_as_without():
     def logits(dtype, platform=None):
         policy = Policy(dtype, dtype)
         engine = ImageEngine(WIDE, policy, "float32", platform=platform)
-        weights = pack(params, WIDE, policy, platform=platform)
+        weights = fuse_params(params, WIDE, policy, platform=platform)
         return score(engine, weights, processor, CODES)
 
     exact = logits("float32", "tpu")  # what is not for a CPU has XLA's default options
@@ -98,10 +98,10 @@ def test_no_step_casts_a_weight():
     """One product in float32 of weights in bfloat16 would write them all, each step."""
     policy, shape = Policy("bfloat16", "bfloat16"), jax.ShapeDtypeStruct
     engine = ImageEngine(WIDE, policy, "float32")
-    weights = jax.eval_shape(lambda params: pack(params, WIDE, policy), random_params(WIDE))
+    weights = jax.eval_shape(lambda params: fuse_params(params, WIDE, policy), random_params(WIDE))
     prompts = Prompts(shape((3, 6), jnp.int32), shape((3, 6), bool), shape((2, 2), jnp.int32))
     codes = shape((2, WIDE.vq.num_codes), jnp.int32)
-    knobs, _ = make_knobs(WIDE.vq.codebook_size, cfg_weight=2.0)
+    knobs, _ = make_sampling_params(WIDE.vq.codebook_size, cfg_weight=2.0)
     program = engine.score.lower(weights, prompts, codes, knobs).compile().as_text()
     D, F, K, H = FULL.width, FULL.ffw, FULL.kv_heads, FULL.head_dim
     whole = ((3 * K * H, D), (K, 3, H, D), (D, D), (2 * F, D), (2, F, D), (D, F))

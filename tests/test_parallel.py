@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY
 from janus_jax.errors import UserError
-from janus_jax.models import Janus, causal_mask, init_params
+from janus_jax.models import JanusModel, causal_mask, init_params
 from janus_jax.parallel import (
     AXES,
     batch_sharding,
@@ -38,7 +38,9 @@ TINY = CONFIGS["tiny-scanned"]
 
 @functools.cache
 def shapes(name):
-    return jax.eval_shape(lambda key: init_params(Janus(CONFIGS[name]), key), jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: init_params(JanusModel(CONFIGS[name]), key), jax.random.key(0)
+    )
 
 
 def random_params(*parts):
@@ -225,7 +227,7 @@ def test_global_batch_lies_over_data_and_fsdp():
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
 def test_sharded_forward_and_gradients_equal_one_device(sizes):
-    model = Janus(TINY)
+    model = JanusModel(TINY)
     params = random_params("decoder", "image_head")
     ids = np.asarray(jax.random.randint(jax.random.key(1), (8, 6), 0, TINY.decoder.vocab_size))
 

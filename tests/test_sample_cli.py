@@ -42,7 +42,7 @@ CONFIG = JanusConfig(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sample") / "model"
-    model = models.Janus(CONFIG)
+    model = models.JanusModel(CONFIG)
     shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes)

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from janus_jax import models
 from janus_jax.config import DecoderConfig, JanusConfig, Policy, SigLIPConfig, VQConfig
 from janus_jax.errors import UserError
-from janus_jax.inference import ImageEngine, Janus, TextEngine, make_knobs
+from janus_jax.inference import ImageEngine, Janus, TextEngine, make_sampling_params
 from janus_jax.inference.batching import left_pad, padded_size
 from janus_jax.inference.dialogue import Dialogue
-from janus_jax.inference.fused_params import pack
+from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.generator import Request
-from janus_jax.inference.image_engine import Prompts, plan_prompts
+from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
 from janus_jax.inference.logits import filter_logits, sample
 from janus_jax.interop import config_from_official, params_from_torch
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
@@ -51,7 +51,7 @@ SHORT, LONG = "a cat", "a red cat on the left of a green car on the right of the
 @functools.cache
 def random_params(config: JanusConfig) -> dict:
     """Random parameters of unit gain; drawn by NumPy, since compiling `init_params` is slow."""
-    model, rng = models.Janus(config), np.random.default_rng(0)
+    model, rng = models.JanusModel(config), np.random.default_rng(0)
 
     def draw(path, leaf):
         noise = rng.standard_normal(leaf.shape, np.float32)
@@ -85,7 +85,7 @@ def pictures():
 
 def draw_codes(janus, prompts, seed=0, **settings):
     """Codes of one picture a prompt, straight from the engine."""
-    knobs, mode = make_knobs(CONFIG.vq.codebook_size, **settings)
+    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, **settings)
     requests = [Request(janus.processor.generation_ids(p), 0) for p in prompts]
     plan, keys = janus._drawer().arrange(requests, 64, mode.guided, jax.random.key(seed))
     codes, _ = janus._images.draw(janus.weights, plan, keys, knobs, mode=mode)
@@ -95,7 +95,7 @@ def draw_codes(janus, prompts, seed=0, **settings):
 @functools.cache
 def uncached_logits(janus, prompt):
     """A function (codes drawn so far, guidance) -> guided logits of all codes."""
-    model, params = models.Janus(janus.config), {"params": random_params(CONFIG)}
+    model, params = models.JanusModel(janus.config), {"params": random_params(CONFIG)}
     cond = janus.processor.generation_ids(prompt)
     ids = jnp.array([cond, janus.processor.unconditional_ids(cond)])
     T, length = len(cond), len(cond) + CONFIG.vq.num_codes - 1
@@ -134,13 +134,13 @@ def test_image_engine_reproduces_the_official_pictures():
     with np.load(OFFICIAL / "expected.npz") as arrays:
         expected = dict(arrays)
     engine = ImageEngine(config, Policy())
-    knobs, mode = make_knobs(256, float(expected["gen_cfg_weight"]), temperature=0)
+    knobs, mode = make_sampling_params(256, float(expected["gen_cfg_weight"]), temperature=0)
     asked = [row.tolist() for key in ("gen", "short") for row in expected[f"{key}_prompt_ids"]]
-    prompts, rows = plan_prompts(asked, 4, True, int(expected["gen_pad_id"]))
+    prompts, rows = deduplicate_prompts(asked, 4, True, int(expected["gen_pad_id"]))
     ids, mask = left_pad(prompts, len(prompts), fill=0)
     keys = jax.random.split(jax.random.key(0), 4)
     with jax.default_matmul_precision("highest"):
-        weights = pack(params, config, Policy())
+        weights = fuse_params(params, config, Policy())
         codes, pixels = engine.draw(weights, Prompts(ids, mask, np.array(rows)), keys, knobs, mode)
     pixels = np.asarray(pixels[:2])
     np.testing.assert_array_equal(codes[:2], expected["gen_codes_greedy"])
@@ -151,10 +151,10 @@ def test_image_engine_reproduces_the_official_pictures():
 
 def test_prompts_and_unconditional_rows_are_shared():
     a, b, c = [1, 5, 6, 2], [1, 7, 8, 2], [1, 5, 2]
-    prompts, rows = plan_prompts([a, a, b, c], 5, True, pad_id=9)
+    prompts, rows = deduplicate_prompts([a, a, b, c], 5, True, pad_id=9)
     assert prompts == [a, b, c, [1, 9, 9, 2], [1, 9, 2]]  # one unconditional prompt a length
     assert rows == [[0, 0, 1, 2, 2], [3, 3, 3, 4, 4]]
-    assert plan_prompts([a, b], 2, False, pad_id=9) == ([a, b], [[0, 1]])
+    assert deduplicate_prompts([a, b], 2, False, pad_id=9) == ([a, b], [[0, 1]])
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
@@ -166,7 +166,7 @@ def test_greedy_codes_equal_uncached_decoding_in_a_padded_batch(janus, weight):
 
 
 def test_guidance_one_skips_the_unconditional_half_without_changing_anything(janus):
-    assert not make_knobs(40, cfg_weight=1.0)[1].guided
+    assert not make_sampling_params(40, cfg_weight=1.0)[1].guided
     skipped = draw_codes(janus, [SHORT, LONG], cfg_weight=1.0)
     computed = draw_codes(janus, [SHORT, LONG], cfg_weight=1.0 + 1e-7)
     np.testing.assert_array_equal(skipped, computed)
@@ -235,7 +235,7 @@ def test_scanned_parameters_are_unrolled(janus):
 
 def reference_answer(janus, picture, question, steps):
     """Greedy answer ids of one question: no padding, no cache."""
-    model, params = models.Janus(janus.config), {"params": random_params(CONFIG)}
+    model, params = models.JanusModel(janus.config), {"params": random_params(CONFIG)}
     ids = janus.processor.understanding_ids(question)
     features = model.apply(params, picture[None] / 127.5 - 1, method="embed_images")
     start = ids.index(janus.processor.tokenizer.image_id)
@@ -262,7 +262,7 @@ QUESTIONS = ["what is it?", "is the red cat on the left of the green car?"]
 
 def answer_tokens(janus, pictures, limits, eos_id):
     """Greedy answer ids to QUESTIONS up to `limits`, straight from the engine."""
-    knobs, mode = make_knobs(CONFIG.decoder.vocab_size, temperature=0)
+    knobs, mode = make_sampling_params(CONFIG.decoder.vocab_size, temperature=0)
     engine = TextEngine(janus.config, Policy(), janus.processor.tokenizer.image_id, eos_id)
     dialogue = Dialogue(engine, janus.weights, 2, knobs, mode, pad_id=0, eos_id=eos_id)
     ids = [janus.processor.understanding_ids(q) for q in QUESTIONS]
@@ -323,7 +323,7 @@ def test_sample_follows_the_distribution():
     logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
     keys = jax.random.split(jax.random.key(0), 4000)
     for temperature in (1.0, 0.5):
-        knobs, mode = make_knobs(3, temperature=temperature)
+        knobs, mode = make_sampling_params(3, temperature=temperature)
         drawn = sample(jnp.broadcast_to(logits, (4000, 3)), keys, knobs, mode)
         share = np.bincount(np.asarray(drawn), minlength=3) / 4000
         expected = np.array([0.1, 0.2, 0.7]) ** (1 / temperature)

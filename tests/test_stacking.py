@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import JANUS_TINY, JanusConfig
-from janus_jax.models import Janus, causal_mask, init_params, stack_layers, unstack_layers
+from janus_jax.models import JanusModel, causal_mask, init_params, stack_layers, unstack_layers
 
 UNROLLED: JanusConfig = JANUS_TINY
 SCANNED = UNROLLED.replace(scan_layers=True)
@@ -16,7 +16,7 @@ SCANNED = UNROLLED.replace(scan_layers=True)
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(Janus(UNROLLED), jax.random.key(0))
+    return init_params(JanusModel(UNROLLED), jax.random.key(0))
 
 
 def assert_same_tree(a, b):
@@ -43,9 +43,11 @@ def test_scanned_equals_unrolled(params, remat):
     size = UNROLLED.siglip.image_size
     pixels = jax.random.uniform(jax.random.key(1), (2, size, size, 3), minval=-1)
     embeds = jax.random.normal(jax.random.key(2), (2, 5, UNROLLED.decoder.width))
-    value, gradients = loss_and_gradients(Janus(UNROLLED), params, pixels, embeds)
+    value, gradients = loss_and_gradients(JanusModel(UNROLLED), params, pixels, embeds)
     stacked = stack_layers(params, SCANNED)
-    value2, gradients2 = loss_and_gradients(Janus(SCANNED, remat=remat), stacked, pixels, embeds)
+    value2, gradients2 = loss_and_gradients(
+        JanusModel(SCANNED, remat=remat), stacked, pixels, embeds
+    )
     np.testing.assert_allclose(value, value2, rtol=1e-5)
     gradients2 = unstack_layers(gradients2, SCANNED)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
@@ -54,7 +56,7 @@ def test_scanned_equals_unrolled(params, remat):
 
 def test_round_trip_and_layout(params):
     stacked = stack_layers(params, UNROLLED)
-    shapes = jax.eval_shape(lambda key: init_params(Janus(SCANNED), key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(JanusModel(SCANNED), key), jax.random.key(0))
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     assert_same_tree(unstack_layers(stacked, UNROLLED), params)
     # Already converted trees and partial trees pass through.
@@ -64,7 +66,7 @@ def test_round_trip_and_layout(params):
 
 
 def test_both_layouts_start_from_the_same_numbers(params):
-    scanned = init_params(Janus(SCANNED), jax.random.key(0))
+    scanned = init_params(JanusModel(SCANNED), jax.random.key(0))
     assert_same_tree(unstack_layers(scanned, SCANNED), params)
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from janus_jax import emoji as es
 from janus_jax.config import JANUS_TINY
-from janus_jax.data import RowShape, mixed_batches, plain_batches
+from janus_jax.data import PackedShape, mixed_batches, plain_batches
 from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import UserError
-from janus_jax.models import Janus, init_params
+from janus_jax.models import JanusModel, init_params
 from janus_jax.parallel import global_batch, make_mesh, shard_params, state_shardings
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 from janus_jax.training import (
@@ -38,10 +38,10 @@ CONFIG = JANUS_TINY.replace(
         width=32, ffw=64, layers=1, heads=2, kv_heads=2, head_dim=16
     ),
 )
-MODEL = Janus(CONFIG)
+MODEL = JanusModel(CONFIG)
 PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
 MIX = SceneMix(dict.fromkeys(es.TASKS, 1.0))
-ROW = RowShape(tokens=160, targets=96, und_images=2, gen_images=2)
+ROW = PackedShape(tokens=160, targets=96, und_images=2, gen_images=2)
 GROUPS = {"siglip", "und_adaptor", "gen_embed", "gen_adaptor", "image_head", "decoder", "vq"}
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 

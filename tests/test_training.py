@@ -12,10 +12,10 @@ import pytest
 
 from janus_jax import emoji as es
 from janus_jax.config import JANUS_TINY
-from janus_jax.data import RowShape, pack
+from janus_jax.data import PackedShape, pack
 from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import RunError
-from janus_jax.models import Janus, init_params
+from janus_jax.models import JanusModel, init_params
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 from janus_jax.training import (
     MetricsLog,
@@ -42,10 +42,10 @@ CONFIG = JANUS_TINY.replace(
         width=32, ffw=64, layers=1, heads=2, kv_heads=2, head_dim=16
     ),
 )
-MODEL = Janus(CONFIG)
+MODEL = JanusModel(CONFIG)
 PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
 MIX = SceneMix(dict.fromkeys(es.TASKS, 1.0))
-ROW = RowShape(tokens=160, targets=96, und_images=4, gen_images=3)
+ROW = PackedShape(tokens=160, targets=96, und_images=4, gen_images=3)
 ROWS = 6
 UND, TEXT, GEN = "und", "text", "gen"
 

@@ -10,7 +10,7 @@ from test_sampling import WORDS, random_params
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
-from janus_jax.inference import Janus, TextEngine, make_knobs
+from janus_jax.inference import Janus, TextEngine, make_sampling_params
 from janus_jax.inference.dialogue import Dialogue
 from janus_jax.processing import (
     Processor,
@@ -67,7 +67,7 @@ def test_no_message_reads_the_picture_of_another(janus):
 def test_slots_without_pictures_of_their_own_are_refused_by_count(janus, slots):
     """Even if their ids came through: beside a row with a picture, and beside one's own."""
     tok = janus.processor.tokenizer
-    knobs, mode = make_knobs(LONGER.decoder.vocab_size, temperature=0)
+    knobs, mode = make_sampling_params(LONGER.decoder.vocab_size, temperature=0)
     pixels = understanding_pixels(picture(0), LONGER.siglip.image_size)
     seen = janus.processor.understanding_ids("what is it?")
     for extra, shown in (([tok.bos_id], []), (seen, [pixels])):
@@ -84,7 +84,7 @@ def test_an_image_id_that_the_model_draws_shows_nothing(janus):
     asked = len(janus.processor.text_ids("the cat"))
     list(conversation.ask("the cat", [], 1))
     drawn = conversation.ids[asked]  # it is computed with the next turn
-    knobs, mode = make_knobs(LONGER.decoder.vocab_size, temperature=0)
+    knobs, mode = make_sampling_params(LONGER.decoder.vocab_size, temperature=0)
     pixels = understanding_pixels(picture(0), LONGER.siglip.image_size)
     answers = []
     for image_id in (tok.image_id, drawn):

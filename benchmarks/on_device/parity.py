@@ -27,16 +27,16 @@ def _compare(dtype: str) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
     from janus_jax.config import Policy
-    from janus_jax.inference import ImageEngine, make_knobs, pack
+    from janus_jax.inference import ImageEngine, fuse_params, make_sampling_params
     from janus_jax.inference.image_engine import Prompts
     from janus_jax.interop import config_from_official, params_from_torch
-    from janus_jax.models import Janus, causal_mask
+    from janus_jax.models import JanusModel, causal_mask
 
     with np.load(GOLDEN / "expected.npz") as arrays:
         want = dict(arrays)
     config = config_from_official(json.loads((GOLDEN / "config.json").read_text()))
     policy = Policy("float32", dtype)
-    model = Janus(config, policy)
+    model = JanusModel(config, policy)
     state = load_file(GOLDEN / "model.safetensors")
     params = jax.tree.map(jnp.asarray, params_from_torch(state, config, "float32"))
     run = jax.jit(
@@ -73,9 +73,11 @@ def _compare(dtype: str) -> dict[str, Any]:
 
         # Through the engine of sampling: its logits of the official codes choose those codes.
         weight, pad = float(want["gen_cfg_weight"]), int(want["gen_pad_id"])
-        knobs, mode = make_knobs(config.vq.codebook_size, cfg_weight=weight, temperature=0.0)
+        knobs, mode = make_sampling_params(
+            config.vq.codebook_size, cfg_weight=weight, temperature=0.0
+        )
         engine = ImageEngine(config, policy)
-        weights = pack(params, config, policy)
+        weights = fuse_params(params, config, policy)
         ids = want["gen_prompt_ids"]
         blank = np.full_like(ids, pad)
         blank[:, [0, -1]] = ids[:, [0, -1]]

@@ -70,15 +70,15 @@ class Setting:
 
 
 def packed_weights(config: JanusConfig, policy: Policy, int8: bool = False) -> Any:
-    """What `janus_jax.inference.pack` makes, with random numbers of unit gain, made on the device."""
+    """What `janus_jax.inference.fuse_params` makes, with random numbers of unit gain, made on the device."""
     import jax
 
     from janus_jax import models
-    from janus_jax.inference import pack
+    from janus_jax.inference import fuse_params
 
-    model = models.Janus(config, policy)
+    model = models.JanusModel(config, policy)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="touch")["params"])
-    shapes = jax.eval_shape(lambda p: pack(p, config, policy, int8=int8), params)
+    shapes = jax.eval_shape(lambda p: fuse_params(p, config, policy, int8=int8), params)
     return fill(shapes)
 
 

@@ -38,7 +38,7 @@ def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[st
 
     config = setting.config().replace(scan_layers=True)
     policy = Policy("float32", setting.dtype)
-    model = models.Janus(config, policy, remat=remat, attention=attention)
+    model = models.JanusModel(config, policy, remat=remat, attention=attention)
     stage = Stage("stage2", "janus", TRAINABLE["stage2"], 10, 1e-4, 0, rows, ratio=(2, 3, 5))
     mesh = make_mesh(fsdp=-1)
     params = fill(jax.eval_shape(lambda: models.init_params(model, jax.random.key(0))))

@@ -29,7 +29,7 @@ from janus_jax.checkpoints import checksums, storage
 from janus_jax.checkpoints.storage import DamagedError
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
-from janus_jax.models import Janus, init_params, unstack_layers
+from janus_jax.models import JanusModel, init_params, unstack_layers
 from janus_jax.untrusted import JSON_BYTES, check_tree, is_file, printable, shown, understanding
 
 CARD = "janus.json"
@@ -395,7 +395,7 @@ def _expected(config: JanusConfig) -> Any:
     scanned = config.replace(scan_layers=True)
 
     def init(key):
-        params = init_params(Janus(scanned), key)
+        params = init_params(JanusModel(scanned), key)
         return params if config.scan_layers else unstack_layers(params, config)
 
     return jax.eval_shape(init, jax.random.key(0))

@@ -13,7 +13,7 @@ from PIL import Image
 from janus_jax.console import printable
 from janus_jax.errors import UserError, about_place, one_line
 from janus_jax.inference import Janus
-from janus_jax.inference.logits import make_knobs
+from janus_jax.inference.logits import make_sampling_params
 from janus_jax.places import check_directory, make_directory, write_file
 from janus_jax.processing import load_image
 
@@ -59,7 +59,7 @@ class Terminal:
         self._max_new_tokens, self._write = max_new_tokens, write
         self._drawing, self._pictures = dict(drawing or {}), pictures
         given = {name: value for name, value in self._drawing.items() if value is not None}
-        make_knobs(janus.config.vq.codebook_size, **given)  # raises now, not at the first
+        make_sampling_params(janus.config.vq.codebook_size, **given)  # raises now, not at the first
         self._conversation = self._new()
         self._images: list[Image.Image] = []
         self._drawn = self._files = 0

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import grain
 
-from janus_jax.data.packing import RowShape, pack
+from janus_jax.data.packing import PackedShape, pack
 
 TASKS = ("und", "text", "gen")
 
@@ -27,7 +27,7 @@ def _options(threads: int, buffer: int) -> grain.ReadOptions:
 def mixed_batches(
     sources: Mapping[str, Sequence],
     ratio: tuple[float, float, float],
-    row: RowShape,
+    row: PackedShape,
     batch_size: int,
     seed: int = 0,
     process: tuple[int, int] = (0, 1),

@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class RowShape:
+class PackedShape:
     """Room in one packed row.
 
     Attributes:
@@ -31,7 +31,7 @@ class RowShape:
     gen_images: int
 
 
-def pack(dataset: grain.IterDataset, row: RowShape, batch_size: int) -> grain.IterDataset:
+def pack(dataset: grain.IterDataset, row: PackedShape, batch_size: int) -> grain.IterDataset:
     """Packs sequences first-fit and batches the rows.
 
     Returns:

@@ -1,12 +1,12 @@
 """Prefill and decode under one jit: pictures from prompts, answers about pictures."""
 
 from janus_jax.inference.api import Janus
-from janus_jax.inference.compilation import keep_programs
+from janus_jax.inference.compilation import enable_compilation_cache
 from janus_jax.inference.conversation import Conversation, Conversations
-from janus_jax.inference.fused_params import pack
+from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.generator import Preview
 from janus_jax.inference.image_engine import ImageEngine
-from janus_jax.inference.logits import Knobs, Mode, make_knobs
+from janus_jax.inference.logits import SamplingParams, StaticSampling, make_sampling_params
 from janus_jax.inference.text_engine import TextEngine
 
 __all__ = [
@@ -14,11 +14,11 @@ __all__ = [
     "Conversations",
     "ImageEngine",
     "Janus",
-    "Knobs",
-    "Mode",
     "Preview",
+    "SamplingParams",
+    "StaticSampling",
     "TextEngine",
-    "keep_programs",
-    "make_knobs",
-    "pack",
+    "enable_compilation_cache",
+    "fuse_params",
+    "make_sampling_params",
 ]

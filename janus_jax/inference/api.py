@@ -19,10 +19,10 @@ from janus_jax.inference import checks, kv_cache, memory
 from janus_jax.inference.batching import bucket, padded_size
 from janus_jax.inference.conversation import Conversation, Conversations
 from janus_jax.inference.dialogue import Dialogue
-from janus_jax.inference.fused_params import Weights, pack
-from janus_jax.inference.generator import Drawer, OnPreview, Request
+from janus_jax.inference.fused_params import Weights, fuse_params
+from janus_jax.inference.generator import ImageGenerator, OnPreview, Request
 from janus_jax.inference.image_engine import ImageEngine
-from janus_jax.inference.logits import Knobs, Mode, make_knobs
+from janus_jax.inference.logits import SamplingParams, StaticSampling, make_sampling_params
 from janus_jax.inference.text_engine import TextEngine
 from janus_jax.inference.warmup import Program, answering_programs, buckets, drawing_programs
 from janus_jax.interop import load_checkpoint
@@ -44,7 +44,7 @@ class Janus:
     Attributes:
       config: architecture, with unrolled layers.
       processor: tokenizer and prompt layouts.
-      weights: packed parameters, on the device (`weights.pack`).
+      weights: packed parameters, on the device (`weights.fuse_params`).
       max_batch: most pictures or answers computed at once; more are split.
       memory_limit: bytes that a batch may take beside the weights; None takes what is free.
     """
@@ -59,9 +59,9 @@ class Janus:
         mesh: Mesh | None = None,
         int8: Collection[str] = (),
         memory_limit: int | None = None,
-        consume: bool = False,
+        donate_params: bool = False,
     ):
-        """Takes parameters of either layout and packs them once (`weights.pack`).
+        """Takes parameters of either layout and packs them once (`weights.fuse_params`).
 
         Args:
           config: architecture.
@@ -92,7 +92,7 @@ class Janus:
         self._texts = TextEngine(
             self.config, self._policy, tokenizer.image_id, tokenizer.eos_id, **how
         )
-        self.weights = self._pack(params, consume)
+        self.weights = self._pack(params, donate_params)
 
     @classmethod
     def load(
@@ -124,7 +124,7 @@ class Janus:
         processor = Processor(
             ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
         )
-        return cls(loaded.config, loaded.params, processor, policy, **options, consume=True)
+        return cls(loaded.config, loaded.params, processor, policy, **options, donate_params=True)
 
     def with_params(self, params: models.Params) -> Janus:
         """The same model with other parameters; shares everything that is compiled."""
@@ -180,7 +180,7 @@ class Janus:
         checks.function("preview", preview)
         every = checks.preview_steps(total, preview_every)
         own = self.processor.config
-        knobs, mode = make_knobs(
+        knobs, mode = make_sampling_params(
             self.config.vq.codebook_size,
             own.cfg_weight if cfg_weight is None else cfg_weight,
             own.temperature if temperature is None else temperature,
@@ -244,7 +244,7 @@ class Janus:
         max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, least=1)
         if len(images) != len(questions):
             raise UserError(f"images: {len(images)}, but questions: {len(questions)}")
-        knobs, mode = make_knobs(
+        knobs, mode = make_sampling_params(
             self.config.decoder.vocab_size, temperature=temperature, top_p=top_p
         )
         key = checks.seed_key(seed)
@@ -295,7 +295,7 @@ class Janus:
         count = checks.whole("count, the number of conversations,", count, least=1)
         checks.seed_key(seed)
         vocab = self.config.decoder.vocab_size
-        knobs, mode = make_knobs(vocab, temperature=temperature, top_p=top_p)
+        knobs, mode = make_sampling_params(vocab, temperature=temperature, top_p=top_p)
 
         def check(slots: int) -> None:
             what = f"{count} conversation(s) of up to {slots} tokens"
@@ -341,7 +341,7 @@ class Janus:
         tokens = checks.whole("tokens", tokens, least=1)
         max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, least=1)
         own, total = self.processor.config, self.config.vq.num_codes
-        knobs, mode = make_knobs(
+        knobs, mode = make_sampling_params(
             self.config.vq.codebook_size,
             own.cfg_weight if cfg_weight is None else cfg_weight,
             own.temperature if temperature is None else temperature,
@@ -364,7 +364,7 @@ class Janus:
                 total,
                 every if previews else None,
             )
-        greedy = make_knobs(self.config.decoder.vocab_size, temperature=0)
+        greedy = make_sampling_params(self.config.decoder.vocab_size, temperature=0)
         shortest = len(self.processor.understanding_ids("a"))
         lengths = buckets(shortest, min(shortest + tokens, self._longest(1)))
         room = min(max_new_tokens, self.config.decoder.max_position - shortest + 1)
@@ -386,11 +386,11 @@ class Janus:
         """Tokens of the longest prompt after which `needed` more fit."""
         return self.config.decoder.max_position + 1 - needed
 
-    def _pack(self, params: models.Params, consume: bool = False) -> Weights:
-        return pack(params, self.config, self._policy, self._mesh, self._int8, consume)
+    def _pack(self, params: models.Params, donate_params: bool = False) -> Weights:
+        return fuse_params(params, self.config, self._policy, self._mesh, self._int8, donate_params)
 
-    def _drawer(self) -> Drawer:
-        return Drawer(
+    def _drawer(self) -> ImageGenerator:
+        return ImageGenerator(
             self._images,
             self.weights,
             self.processor.tokenizer.pad_id,
@@ -398,7 +398,7 @@ class Janus:
             self._data_shards(),
         )
 
-    def _dialogue(self, rows: int, knobs: Knobs, mode: Mode) -> Dialogue:
+    def _dialogue(self, rows: int, knobs: SamplingParams, mode: StaticSampling) -> Dialogue:
         tokenizer = self.processor.tokenizer
         return Dialogue(
             self._texts, self.weights, rows, knobs, mode, tokenizer.pad_id, tokenizer.eos_id
@@ -413,10 +413,10 @@ class Janus:
         each += memory.decode_bytes(self.config, 1)
         shards = self._data_shards()
         most = max(1, self.max_batch // shards)
-        return shards * memory.most_rows(each, self.memory_limit, most, "picture")
+        return shards * memory.max_rows_that_fit(each, self.memory_limit, most, "picture")
 
     def _most_answers(self, slots: int) -> int:
-        return memory.most_rows(
+        return memory.max_rows_that_fit(
             self._answer_bytes(slots), self.memory_limit, self.max_batch, "answer"
         )
 

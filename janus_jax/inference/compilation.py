@@ -20,7 +20,7 @@ def default_directory() -> Path | None:
     return cache and cache / "programs"
 
 
-def keep_programs(directory: Path | None = None, seconds: float = 0.5) -> Path | None:
+def enable_compilation_cache(directory: Path | None = None, seconds: float = 0.5) -> Path | None:
     """Lets JAX keep what it compiles, for entry points to call before anything compiles.
 
     Does nothing where the user has set `JAX_COMPILATION_CACHE_DIR`, also to nothing, or where the

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from janus_jax.config import DecoderConfig
 from janus_jax.inference import gpu_attention, kv_cache
-from janus_jax.inference.matmul import product
+from janus_jax.inference.matmul import matmul
 from janus_jax.models.attention import apply_rotary, rotary
 from janus_jax.models.layers import gelu, rms_norm
 
@@ -42,7 +42,7 @@ def decode(
     """Runs all blocks on T tokens of each row and adds them to the cache.
 
     Args:
-      weights: from `weights.pack`.
+      weights: from `weights.fuse_params`.
       config: geometry.
       x: [..., T, D] embeddings in the compute dtype; the leading axes are rows.
       positions: [..., T] rotary positions.
@@ -58,7 +58,7 @@ def decode(
     updated = []
     for layer, slot in zip(weights["layers"], cache, strict=True):
         y = rms_norm(x, layer["attn_norm"], config.norm_eps, x.dtype)
-        qkv = product(y, layer["qkv"], dtype=x.dtype)  # [..., T, K, G + 2, H]
+        qkv = matmul(y, layer["qkv"], dtype=x.dtype)  # [..., T, K, G + 2, H]
         if starts is None:
             rotated = apply_rotary(qkv[..., :-1, :], *angles)
             slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
@@ -66,22 +66,22 @@ def decode(
         else:
             token = (qkv[..., 0, :, :, :], tuple(x[..., 0, :] for x in angles))
             y, slot = gpu_attention.decode_attention(*token, slot, index, starts)
-        x = x + product(y.reshape(*x.shape[:-1], -1), layer["o"], dtype=x.dtype)
+        x = x + matmul(y.reshape(*x.shape[:-1], -1), layer["o"], dtype=x.dtype)
         y = rms_norm(x, layer["mlp_norm"], config.norm_eps, x.dtype)
-        gate_up = product(y, layer["gate_up"], dtype=x.dtype)  # [..., T, 2, F]
+        gate_up = matmul(y, layer["gate_up"], dtype=x.dtype)  # [..., T, 2, F]
         y = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        x = x + product(y, layer["down"], dtype=x.dtype)
+        x = x + matmul(y, layer["down"], dtype=x.dtype)
         updated.append(slot)
     return rms_norm(x, weights["final_norm"], config.norm_eps, x.dtype), tuple(updated)
 
 
 def text_logits(weights: Any, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] -> float32 [..., V]."""
-    return product(hidden, weights["lm_head"])
+    return matmul(hidden, weights["lm_head"])
 
 
 def image_logits(weights: Any, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] -> float32 [..., codebook_size]."""
     head = weights["image_head"]
-    x = product(hidden, head["proj"], dtype=hidden.dtype) + head["proj_bias"]
-    return product(gelu(x), head["head"]) + head["head_bias"].astype(jnp.float32)
+    x = matmul(hidden, head["proj"], dtype=hidden.dtype) + head["proj_bias"]
+    return matmul(gelu(x), head["head"]) + head["head_bias"].astype(jnp.float32)

@@ -15,7 +15,7 @@ import numpy as np
 from janus_jax.errors import UserError
 from janus_jax.inference.batching import bucket, left_pad, padded_size
 from janus_jax.inference.fused_params import Weights
-from janus_jax.inference.logits import Knobs, Mode
+from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.text_engine import BLOCK, TextEngine
 from janus_jax.processing import image_slots
 
@@ -28,9 +28,9 @@ class Dialogue:
 
     Args:
       engine: compiled functions.
-      weights: from `weights.pack`.
+      weights: from `weights.fuse_params`.
       rows: B.
-      knobs, mode: see `make_knobs`.
+      knobs, mode: see `make_sampling_params`.
       pad_id: fills the left of shorter prompts.
       eos_id: token that ends an answer.
 
@@ -44,8 +44,8 @@ class Dialogue:
         engine: TextEngine,
         weights: Weights,
         rows: int,
-        knobs: Knobs,
-        mode: Mode,
+        knobs: SamplingParams,
+        mode: StaticSampling,
         pad_id: int,
         eos_id: int,
     ):

@@ -42,13 +42,13 @@ _HEADS = ("lm_head", "head")
 _QUANTIZED = {"qkv": 1, "o": 1, "gate_up": 1, "down": 1, "lm_head": 1, "proj": 1, "head": 1}
 
 
-def pack(
+def fuse_params(
     params: models.Params,
     config: JanusConfig,
     policy: Policy,
     mesh: Mesh | None = None,
     int8: bool = False,
-    consume: bool = False,
+    donate_params: bool = False,
     platform: str | None = None,
 ) -> Weights:
     """Parameters -> what the engines read.
@@ -74,8 +74,8 @@ def pack(
     if mesh is not None:
         _check_mesh(config, mesh)
     params = models.unstack_layers(params, config)
-    model = models.Janus(config, policy)
-    decoder = params["decoder"] if consume else dict(params["decoder"])
+    model = models.JanusModel(config, policy)
+    decoder = params["decoder"] if donate_params else dict(params["decoder"])
     put = _Placer(policy.compute, mesh, int8, on_cpu=platform in (None, "cpu"))
     layers = [
         _layer(decoder.pop(f"layers_{i}"), config.decoder.kv_heads, put)
@@ -103,7 +103,7 @@ def pack(
 
 
 @partial(jax.jit, static_argnums=0)
-def _code_table(model: models.Janus, params: models.Params) -> jax.Array:
+def _code_table(model: models.JanusModel, params: models.Params) -> jax.Array:
     """Every image code behind its adaptor: [codebook_size, D]."""
     codes = jnp.arange(model.config.vq.codebook_size)
     return model.apply({"params": params}, codes, method="embed_codes")
@@ -158,7 +158,7 @@ class _Placer:
 
 
 def quantize(weight: jax.Array, inputs: int) -> Any:
-    """int8 with one scale for each output; the last `inputs` axes are contracted (`product`).
+    """int8 with one scale for each output; the last `inputs` axes are contracted (`matmul`).
 
     Raises:
       UserError: qwix is not installed.

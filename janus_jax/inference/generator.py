@@ -13,8 +13,8 @@ import numpy as np
 from janus_jax.inference import kv_cache
 from janus_jax.inference.batching import left_pad, padded_size
 from janus_jax.inference.fused_params import Weights
-from janus_jax.inference.image_engine import ImageEngine, Prompts, plan_prompts
-from janus_jax.inference.logits import Knobs, Mode
+from janus_jax.inference.image_engine import ImageEngine, Prompts, deduplicate_prompts
+from janus_jax.inference.logits import SamplingParams, StaticSampling
 
 GREY = 127  # of what is not drawn yet
 
@@ -48,12 +48,12 @@ class Preview(NamedTuple):
 OnPreview = Callable[[Preview], None]
 
 
-class Drawer:
+class ImageGenerator:
     """Draws batches of requests with one engine and one set of weights.
 
     Args:
       engine: compiled functions.
-      weights: from `weights.pack`.
+      weights: from `weights.fuse_params`.
       pad_id: of the unconditional prompt, and of left padding.
       num_codes: codes of a picture.
       multiple: the number of pictures of a batch is a multiple of this (the mesh's `data` x `fsdp`).
@@ -71,13 +71,18 @@ class Drawer:
         """Host arrays of one program call for `batch`, padded to a bucketed size, and its keys [B]."""
         columns = padded_size(len(batch), most)
         columns = -(-columns // self._multiple) * self._multiple
-        prompts, rows = plan_prompts([r.ids for r in batch], columns, guided, self._pad_id)
+        prompts, rows = deduplicate_prompts([r.ids for r in batch], columns, guided, self._pad_id)
         ids, mask = left_pad(prompts, padded_size(len(prompts), 1 << 30), self._pad_id)
         keys = picture_keys(key, batch, columns)
         return Prompts(ids, mask, np.asarray(rows, np.int32)), keys
 
     def draw(
-        self, batch: Sequence[Request], most: int, key: jax.Array, knobs: Knobs, mode: Mode
+        self,
+        batch: Sequence[Request],
+        most: int,
+        key: jax.Array,
+        knobs: SamplingParams,
+        mode: StaticSampling,
     ) -> np.ndarray:
         """Pixels uint8 [len(batch), H, W, 3], in one program."""
         prompts, keys = self.arrange(batch, most, mode.guided, key)
@@ -89,8 +94,8 @@ class Drawer:
         batch: Sequence[Request],
         most: int,
         key: jax.Array,
-        knobs: Knobs,
-        mode: Mode,
+        knobs: SamplingParams,
+        mode: StaticSampling,
         every: int,
         first: int = 0,
     ) -> Iterator[Preview]:

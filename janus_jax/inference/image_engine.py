@@ -23,7 +23,7 @@ from janus_jax.inference import decoder, gpu_attention, kv_cache
 from janus_jax.inference.batching import positions_of, prefill_mask
 from janus_jax.inference.cpu import compiler_options
 from janus_jax.inference.fused_params import Weights
-from janus_jax.inference.logits import Knobs, Mode, fold_in, guide, sample
+from janus_jax.inference.logits import SamplingParams, StaticSampling, apply_cfg, fold_in, sample
 from janus_jax.parallel import BATCH_AXES
 
 DECODE_CHUNK = 16  # pictures that the VQ decoder handles at once: bounds its activations
@@ -63,7 +63,7 @@ Choose = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class ImageEngine:
-    """Compiled image generation of one architecture. Compiles once for each shape and `Mode`.
+    """Compiled image generation of one architecture. Compiles once for each shape and `StaticSampling`.
 
     Args:
       config: architecture.
@@ -89,7 +89,7 @@ class ImageEngine:
         kernel: bool | None = None,
     ):
         self._config = config
-        self._model = models.Janus(config.replace(scan_layers=False), policy)
+        self._model = models.JanusModel(config.replace(scan_layers=False), policy)
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
         self._mesh = mesh
         if kernel is None:
@@ -109,15 +109,20 @@ class ImageEngine:
         self.pixels = jit(self._pixels)
 
     def _draw(
-        self, weights: Weights, prompts: Prompts, keys: jax.Array, knobs: Knobs, mode: Mode
+        self,
+        weights: Weights,
+        prompts: Prompts,
+        keys: jax.Array,
+        knobs: SamplingParams,
+        mode: StaticSampling,
     ) -> tuple[jax.Array, jax.Array]:
         """Draws one picture a column of `prompts.rows`, from prompt to pixels.
 
         Args:
-          weights: from `weights.pack`.
+          weights: from `weights.fuse_params`.
           prompts: see `Prompts`.
           keys: [B] random keys, one a picture.
-          knobs, mode: see `make_knobs`.
+          knobs, mode: see `make_sampling_params`.
 
         Returns:
           Codes int32 [B, num_codes], row-major over the grid, and pixels uint8 [B, H, W, 3].
@@ -126,14 +131,19 @@ class ImageEngine:
         return codes.T, self._pixels(weights, codes.T)
 
     def _score(
-        self, weights: Weights, prompts: Prompts, codes: jax.Array, knobs: Knobs
+        self, weights: Weights, prompts: Prompts, codes: jax.Array, knobs: SamplingParams
     ) -> jax.Array:
         """Guided logits float32 [B, num_codes, V] before each of the given codes [B, num_codes]."""
         choose = lambda logits, step: (codes[:, step], logits)
         return jnp.swapaxes(self._run(weights, prompts, knobs, choose), 0, 1)
 
     def _start(
-        self, weights: Weights, prompts: Prompts, keys: jax.Array, knobs: Knobs, mode: Mode
+        self,
+        weights: Weights,
+        prompts: Prompts,
+        keys: jax.Array,
+        knobs: SamplingParams,
+        mode: StaticSampling,
     ) -> tuple[State, jax.Array]:
         """Prefill and the first code: (state, codes [B, 1])."""
         state, first = self._prefill(weights, prompts, knobs, self._sampler(keys, knobs, mode))
@@ -145,10 +155,10 @@ class ImageEngine:
         state: State,
         first: jax.Array,
         keys: jax.Array,
-        knobs: Knobs,
+        knobs: SamplingParams,
         prompt_length: jax.Array,
         steps: int,
-        mode: Mode,
+        mode: StaticSampling,
     ) -> tuple[State, jax.Array]:
         """Draws the codes `first`, ..., `first + steps - 1`: (state, codes [B, steps]).
 
@@ -161,14 +171,16 @@ class ImageEngine:
         )
         return state, codes.T
 
-    def _sampler(self, keys: jax.Array, knobs: Knobs, mode: Mode) -> Choose:
+    def _sampler(self, keys: jax.Array, knobs: SamplingParams, mode: StaticSampling) -> Choose:
         def choose(logits: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
             codes = sample(logits, fold_in(keys, step), knobs, mode)
             return codes, codes
 
         return choose
 
-    def _run(self, weights: Weights, prompts: Prompts, knobs: Knobs, choose: Choose) -> Any:
+    def _run(
+        self, weights: Weights, prompts: Prompts, knobs: SamplingParams, choose: Choose
+    ) -> Any:
         """All steps; what `choose` keeps, stacked over the steps."""
         T = prompts.ids.shape[1]
         state, first = self._prefill(weights, prompts, knobs, choose)
@@ -180,7 +192,7 @@ class ImageEngine:
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
     def _prefill(
-        self, weights: Weights, prompts: Prompts, knobs: Knobs, choose: Choose
+        self, weights: Weights, prompts: Prompts, knobs: SamplingParams, choose: Choose
     ) -> tuple[State, Any]:
         """Each distinct prompt once; then a copy of its cache for each row that continues it."""
         ids, mask, rows = prompts
@@ -196,7 +208,7 @@ class ImageEngine:
             cache,
             0,
         )
-        cache = self._lie(jax.tree.map(lambda x: x[rows], cache))
+        cache = self._constrain_cache(jax.tree.map(lambda x: x[rows], cache))
         pads = (T - mask.sum(axis=-1, dtype=jnp.int32))[rows]
         codes, kept = choose(self._logits(weights, hidden[:, -1][rows], knobs), jnp.int32(0))
         return State(cache, pads, codes), kept
@@ -207,7 +219,7 @@ class ImageEngine:
         state: State,
         steps: jax.Array,
         prompt_length: jax.Array | int,
-        knobs: Knobs,
+        knobs: SamplingParams,
         choose: Choose,
     ) -> tuple[State, Any]:
         """Draws the codes of `steps` [n]; the cache has room for them."""
@@ -238,14 +250,14 @@ class ImageEngine:
 
     def _grow(self, state: State, length: int) -> State:
         """The same state with room for `length` slots."""
-        return state._replace(cache=self._lie(kv_cache.grow(state.cache, length)))
+        return state._replace(cache=self._constrain_cache(kv_cache.grow(state.cache, length)))
 
-    def _logits(self, weights: Weights, hidden: jax.Array, knobs: Knobs) -> jax.Array:
+    def _logits(self, weights: Weights, hidden: jax.Array, knobs: SamplingParams) -> jax.Array:
         """Hidden states [C, B, D] -> guided logits [B, V]."""
         logits = decoder.image_logits(weights, hidden)
-        return guide(logits[0], logits[1], knobs.cfg_weight) if len(logits) == 2 else logits[0]
+        return apply_cfg(logits[0], logits[1], knobs.cfg_weight) if len(logits) == 2 else logits[0]
 
-    def _lie(self, cache: kv_cache.Cache) -> kv_cache.Cache:
+    def _constrain_cache(self, cache: kv_cache.Cache) -> kv_cache.Cache:
         """Pins how the cache [C, B, K, S, ...] lies on the mesh; without one, `kv_cache.flat`."""
         if self._mesh is None:
             return kv_cache.flat(cache)
@@ -270,7 +282,7 @@ def blocks(steps: int, size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, steps)) for begin in range(1, steps, size)]
 
 
-def plan_prompts(
+def deduplicate_prompts(
     requests: list[list[int]], columns: int, guided: bool, pad_id: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Distinct prompts of a batch, and the rows that continue them.

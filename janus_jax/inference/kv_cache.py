@@ -121,11 +121,11 @@ def attend(q: jax.Array, layer: LayerCache, mask: jax.Array) -> jax.Array:
 
 
 def _attend(q: jax.Array, layer: LayerCache, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
     T, K, G, H = q.shape[-4:]
     rows, length = layer["k"].shape[:-2], layer["k"].shape[-2]  # as the cache has them
     queries = rearrange(q, "... t k g h -> ... k (g t) h").reshape(*rows, G * T, H)
-    scores = product("...qh,...sh->...qs", queries.astype(dtype), layer["k"].astype(dtype))
+    scores = matmul("...qh,...sh->...qs", queries.astype(dtype), layer["k"].astype(dtype))
     scores = scores * H**-0.5
     if "k_scale" in layer:
         scores = scores * layer["k_scale"][..., None, :]
@@ -135,7 +135,7 @@ def _attend(q: jax.Array, layer: LayerCache, mask: jax.Array, dtype: jnp.dtype) 
     weights = weights.reshape(scores.shape)
     if "v_scale" in layer:
         weights = weights * layer["v_scale"][..., None, :]
-    out = product("...qs,...sh->...qh", weights.astype(dtype), layer["v"].astype(dtype))
+    out = matmul("...qs,...sh->...qh", weights.astype(dtype), layer["v"].astype(dtype))
     out = out.reshape(*q.shape[:-4], K, G * T, H)
     return rearrange(out, "... k (g t) h -> ... t k g h", g=G).astype(q.dtype)
 

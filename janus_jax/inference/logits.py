@@ -12,7 +12,7 @@ from janus_jax.errors import UserError
 from janus_jax.inference.checks import number, whole
 
 
-class Knobs(NamedTuple):
+class SamplingParams(NamedTuple):
     """Numbers of one call, traced: other values do not compile another program."""
 
     cfg_weight: float
@@ -21,7 +21,7 @@ class Knobs(NamedTuple):
     top_p: float
 
 
-class Mode(NamedTuple):
+class StaticSampling(NamedTuple):
     """What a compiled program contains, static.
 
     Attributes:
@@ -35,13 +35,13 @@ class Mode(NamedTuple):
     filtered: bool
 
 
-def make_knobs(
+def make_sampling_params(
     vocab: int,
     cfg_weight: float = 1.0,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-) -> tuple[Knobs, Mode]:
+) -> tuple[SamplingParams, StaticSampling]:
     """Checks the numbers of one call; `vocab` is the number of classes that are drawn from.
 
     Temperature 0 means greedy. Guidance 1 means the conditional logits, without the cost of the
@@ -62,11 +62,11 @@ def make_knobs(
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
     greedy = temperature == 0
     filtered = not greedy and not (top_k in (None, vocab) and top_p in (None, 1))
-    knobs = Knobs(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
-    return knobs, Mode(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
+    knobs = SamplingParams(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
+    return knobs, StaticSampling(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
 
 
-def guide(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array) -> jax.Array:
+def apply_cfg(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array) -> jax.Array:
     """Classifier-free guidance u + w (c - u), as in the official `generation_inference.py`."""
     return unconditional + weight * (conditional - unconditional)
 
@@ -91,7 +91,9 @@ def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.
     return jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
 
 
-def sample(logits: jax.Array, keys: jax.Array, knobs: Knobs, mode: Mode) -> jax.Array:
+def sample(
+    logits: jax.Array, keys: jax.Array, knobs: SamplingParams, mode: StaticSampling
+) -> jax.Array:
     """Draws one class a row.
 
     Args:

@@ -14,7 +14,7 @@ from janus_jax.inference import cpu
 _FEW_ROWS = 3
 
 
-def product(
+def matmul(
     x: jax.Array, weight: Any, axes: int = 1, dtype: jnp.dtype | str = jnp.float32
 ) -> jax.Array:
     """Contracts the last `axes` axes of both: [..., *in] and [*out, *in] -> [..., *out].

@@ -60,7 +60,7 @@ def free_bytes(device: jax.Device | None = None) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def most_rows(each: int, limit: int | None, most: int, what: str) -> int:
+def max_rows_that_fit(each: int, limit: int | None, most: int, what: str) -> int:
     """How many rows fit: a power of two, at most `most`.
 
     Args:
@@ -81,7 +81,7 @@ def most_rows(each: int, limit: int | None, most: int, what: str) -> int:
 
 
 def check_rows(each: int, rows: int, limit: int | None, what: str) -> None:
-    """As `most_rows`, for rows that must be there together.
+    """As `max_rows_that_fit`, for rows that must be there together.
 
     Raises:
       UserError: they do not fit; `what` names them all in the message.

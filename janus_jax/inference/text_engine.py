@@ -21,7 +21,7 @@ from janus_jax.config import JanusConfig, Policy
 from janus_jax.inference import decoder, kv_cache
 from janus_jax.inference.cpu import compiler_options
 from janus_jax.inference.fused_params import Weights
-from janus_jax.inference.logits import Knobs, Mode, fold_in, sample
+from janus_jax.inference.logits import SamplingParams, StaticSampling, fold_in, sample
 
 BLOCK = 16  # tokens between two looks at whether all rows are done
 
@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 
 class TextEngine:
-    """Compiled answering of one architecture. Compiles once for each shape and `Mode`.
+    """Compiled answering of one architecture. Compiles once for each shape and `StaticSampling`.
 
     Args:
       config: architecture.
@@ -88,7 +88,7 @@ class TextEngine:
         int8: bool = False,
     ):
         self._config = config
-        self._model = models.Janus(config.replace(scan_layers=False), policy)
+        self._model = models.JanusModel(config.replace(scan_layers=False), policy)
         self._dtype = policy.compute
         self._cache_dtype = jnp.dtype(cache_dtype or policy.compute)
         self.image_id, self.patches = image_id, config.siglip.num_patches
@@ -126,13 +126,13 @@ class TextEngine:
         sources: jax.Array | None,
         limits: jax.Array,
         keys: jax.Array,
-        knobs: Knobs,
-        mode: Mode,
+        knobs: SamplingParams,
+        mode: StaticSampling,
     ) -> tuple[State, Answer]:
         """Adds one turn to every row and draws the first token of the answers.
 
         Args:
-          weights: from `weights.pack`.
+          weights: from `weights.fuse_params`.
           state: donated; has at least T free slots.
           ids: int32 [B, T], left-padded.
           mask: bool [B, T], False on the left padding.
@@ -168,8 +168,8 @@ class TextEngine:
         answer: Answer,
         limits: jax.Array,
         keys: jax.Array,
-        knobs: Knobs,
-        mode: Mode,
+        knobs: SamplingParams,
+        mode: StaticSampling,
     ) -> tuple[State, Answer, jax.Array]:
         """Draws `BLOCK` more tokens of every row: (state, answer, int32 [B, BLOCK]).
 
@@ -205,8 +205,8 @@ class TextEngine:
         answer: Answer,
         limits: jax.Array,
         keys: jax.Array,
-        knobs: Knobs,
-        mode: Mode,
+        knobs: SamplingParams,
+        mode: StaticSampling,
     ) -> Answer:
         """Hidden states [B, D] -> the next token; rows that are done draw end-of-sentence."""
         logits = decoder.text_logits(weights, hidden)

@@ -1,7 +1,7 @@
 """Compiles what sampling will need before the first request comes, without running any of it.
 
 Lengths are bucketed, so that the programs can be listed. JAX remembers what is compiled here for the calls
-that follow, and keeps it on disk where a compilation cache is set (`compilation.keep_programs`).
+that follow, and keeps it on disk where a compilation cache is set (`compilation.enable_compilation_cache`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from janus_jax.inference import kv_cache
 from janus_jax.inference.batching import bucket, padded_size
 from janus_jax.inference.dialogue import ROOM
 from janus_jax.inference.fused_params import Weights
-from janus_jax.inference.generator import Drawer, Request, plan_blocks
+from janus_jax.inference.generator import ImageGenerator, Request, plan_blocks
 from janus_jax.inference.image_engine import ImageEngine
-from janus_jax.inference.logits import Knobs, Mode
+from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.text_engine import BLOCK, Answer, TextEngine
 
 Program = tuple[str, Callable[[], Any]]  # what it is, and a function that compiles it
@@ -33,13 +33,13 @@ def buckets(least: int, most: int, unit: int | None = None) -> list[int]:
 
 def drawing_programs(
     engine: ImageEngine,
-    drawer: Drawer,
+    drawer: ImageGenerator,
     weights: Weights,
     lengths: list[int],
     pictures: int,
     most: int,
-    knobs: Knobs,
-    mode: Mode,
+    knobs: SamplingParams,
+    mode: StaticSampling,
     total: int,
     every: int | None,
 ) -> Iterator[Program]:
@@ -86,8 +86,8 @@ def answering_programs(
     lengths: list[int],
     answers: int,
     max_new_tokens: int,
-    knobs: Knobs,
-    mode: Mode,
+    knobs: SamplingParams,
+    mode: StaticSampling,
 ) -> Iterator[Program]:
     """Programs that answer `answers` questions, each about its own picture, of each bucketed length."""
     rows = padded_size(answers, 1 << 30)

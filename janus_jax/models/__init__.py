@@ -5,7 +5,7 @@ from janus_jax.models.attention import causal_mask, segment_mask
 from janus_jax.models.blocks import REMAT
 from janus_jax.models.decoder import Cache, Decoder, init_cache
 from janus_jax.models.init import Params, init_params
-from janus_jax.models.janus import Janus
+from janus_jax.models.janus import JanusModel
 from janus_jax.models.packed_attention import BACK_ENDS, Segments, packed_attention
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.stacking import stack_layers, unstack_layers
@@ -18,7 +18,7 @@ __all__ = [
     "Cache",
     "Decoder",
     "ImageHead",
-    "Janus",
+    "JanusModel",
     "Params",
     "Segments",
     "SigLIP",

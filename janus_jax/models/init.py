@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.janus import Janus
+from janus_jax.models.janus import JanusModel
 from janus_jax.models.layers import CONSTANT, STDDEV
 from janus_jax.models.stacking import REPEATED, unstack_layers
 
@@ -30,7 +30,7 @@ _DRAWN_TOGETHER = 2**20
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def init_params(model: Janus, key: jax.Array) -> Params:
+def init_params(model: JanusModel, key: jax.Array) -> Params:
     """Fresh parameters of every sub-module, as plain nested dicts in `policy.param_dtype`.
 
     The numbers are those of the scanned layout, whatever `config.scan_layers`, so both layouts

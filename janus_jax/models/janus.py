@@ -18,7 +18,7 @@ from janus_jax.models.siglip import SigLIP
 from janus_jax.models.vqgan import VQModel
 
 
-class Janus(nn.Module):
+class JanusModel(nn.Module):
     """The whole model.
 
     Attributes:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.emoji import TASKS, World, vocabulary
 from janus_jax.errors import UserError, nearest
-from janus_jax.models import Janus
+from janus_jax.models import JanusModel
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
 from janus_jax.run.config_checks import check_config
@@ -24,7 +24,7 @@ class Experiment:
     """Everything a run is made of. Built by `build`, pure data but for the compiled functions' caches."""
 
     config: ConfigDict
-    model: Janus
+    model: JanusModel
     processor: Processor
     world: World
     mesh: jax.sharding.Mesh
@@ -45,7 +45,7 @@ def build(config: ConfigDict) -> Experiment:
     tokenizer, world = _tokenizer(config), World(**config.world)
     janus_config = _architecture(config, tokenizer)
     processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
-    model = Janus(
+    model = JanusModel(
         janus_config,
         policy=Policy(config.policy.param_dtype, config.policy.compute_dtype),
         remat=config.policy.remat,

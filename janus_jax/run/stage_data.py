@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import jax
 
-from janus_jax.data import RowShape, mixed_batches, plain_batches
+from janus_jax.data import PackedShape, mixed_batches, plain_batches
 from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.errors import UserError
 from janus_jax.parallel import is_first
@@ -154,9 +154,9 @@ def stage_sources(
     }
 
 
-def row_shape(config: Any, stage: Stage) -> RowShape:
+def row_shape(config: Any, stage: Stage) -> PackedShape:
     """Room in a row, without any for pictures that never come: the step would work on blank ones."""
-    row = RowShape(**config.data.row)
+    row = PackedShape(**config.data.row)
     und, _, gen = stage.ratio
     return dataclasses.replace(
         row, und_images=row.und_images if und else 0, gen_images=row.gen_images if gen else 0

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models import Janus
+from janus_jax.models import JanusModel
 from janus_jax.training.losses import Metrics, to_float
 
 
@@ -69,7 +69,7 @@ def _mean(x: jax.Array, used: jax.Array) -> jax.Array:
     return jnp.sum(x * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1.0)
 
 
-def init_aux(model: Janus, key: jax.Array, text_length: int, embed_dim: int = 128) -> dict:
+def init_aux(model: JanusModel, key: jax.Array, text_length: int, embed_dim: int = 128) -> dict:
     """Parameters of what only this loss needs: text tower, pooling head, temperature and bias."""
     tower, pooling = _tower(model, embed_dim), _pooling(model, embed_dim)
     keys = jax.random.split(key)
@@ -85,7 +85,7 @@ def init_aux(model: Janus, key: jax.Array, text_length: int, embed_dim: int = 12
 
 
 def siglip_loss(
-    model: Janus, params: dict, batch: dict[str, jax.Array], pad_id: int
+    model: JanusModel, params: dict, batch: dict[str, jax.Array], pad_id: int
 ) -> tuple[jax.Array, Metrics]:
     """Sigmoid loss of a batch: image uint8 [B, h, w, 3], text int32 [B, T] padded with `pad_id`.
 
@@ -110,11 +110,11 @@ def siglip_loss(
     }
 
 
-def _pooling(model: Janus, embed_dim: int) -> PoolingHead:
+def _pooling(model: JanusModel, embed_dim: int) -> PoolingHead:
     return PoolingHead(model.config.siglip.heads, embed_dim)
 
 
-def _tower(model: Janus, embed_dim: int) -> TextTower:
+def _tower(model: JanusModel, embed_dim: int) -> TextTower:
     width = model.config.siglip.width
     return TextTower(
         model.config.decoder.vocab_size, width, 1, model.config.siglip.heads, embed_dim

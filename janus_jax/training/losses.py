@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
-from janus_jax.models import Janus, Segments
+from janus_jax.models import JanusModel, Segments
 from janus_jax.processing.sequence import SLOT_GEN, SLOT_UND, TASK_TEXT, TASK_UND
 
 Metrics = dict[str, jax.Array]
@@ -24,7 +24,7 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def janus_loss(
-    model: Janus, params: dict, batch: dict[str, jax.Array], reduction: str = "token"
+    model: JanusModel, params: dict, batch: dict[str, jax.Array], reduction: str = "token"
 ) -> tuple[jax.Array, Metrics]:
     """Loss of one packed batch (see `data.packing.pack` for its arrays).
 
@@ -77,7 +77,7 @@ def janus_loss(
     }
 
 
-def _picture_codes(model: Janus, params: dict, batch: dict) -> dict[str, jax.Array]:
+def _picture_codes(model: JanusModel, params: dict, batch: dict) -> dict[str, jax.Array]:
     """Codes int32 [B, G, N] of the pictures to generate."""
     images = batch["gen_images"]
     if not images.size:  # a stage that draws nothing
@@ -88,7 +88,7 @@ def _picture_codes(model: Janus, params: dict, batch: dict) -> dict[str, jax.Arr
     return {"codes": jax.lax.stop_gradient(codes)}
 
 
-def _hidden(model: Janus, params: dict, batch: dict) -> jax.Array:
+def _hidden(model: JanusModel, params: dict, batch: dict) -> jax.Array:
     """Hidden states [B, T, D] after the final norm."""
     apply = lambda method, *x: model.apply({"params": params}, *x, method=method)
     embeds = apply("embed_text", batch["tokens"])  # [B, T, D]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from janus_jax.models import Janus
+from janus_jax.models import JanusModel
 from janus_jax.training import contrastive, losses, vq
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import Params, Stage, split_params
@@ -76,7 +76,7 @@ def evaluated_params(state: TrainState, frozen: Params) -> Params:
     return frozen | (state.ema or state.trainable)
 
 
-def make_step(model: Janus, stage: Stage, pad_id: int) -> StepFn:
+def make_step(model: JanusModel, stage: Stage, pad_id: int) -> StepFn:
     """The step of a stage, jitted and donating its state.
 
     Returns:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models import Janus
+from janus_jax.models import JanusModel
 from janus_jax.training.losses import Metrics, to_float
 
 
 def vq_loss(
-    model: Janus, params: dict, batch: dict[str, jax.Array], quantize: bool, commitment: float
+    model: JanusModel, params: dict, batch: dict[str, jax.Array], quantize: bool, commitment: float
 ) -> tuple[jax.Array, tuple[Metrics, dict[str, jax.Array]]]:
     """Loss of a batch of pictures, uint8 [B, h, w, 3].
 

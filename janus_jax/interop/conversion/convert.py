@@ -14,7 +14,7 @@ import numpy as np
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.interop.conversion.names import OFFICIAL, NameTable, Slot
-from janus_jax.models import Janus, init_params, stack_layers, unstack_layers
+from janus_jax.models import JanusModel, init_params, stack_layers, unstack_layers
 
 _SHOWN = 8  # names listed for each kind of problem; the rest is counted
 
@@ -105,7 +105,7 @@ def params_from_torch(
       table: the names' format.
 
     Returns:
-      Parameters as nested dicts of numpy arrays, complete for `models.Janus(config)`.
+      Parameters as nested dicts of numpy arrays, complete for `models.JanusModel(config)`.
 
     Raises:
       UserError: tensors are missing, unexpected, doubled or of the wrong shape; one message names them.
@@ -152,7 +152,7 @@ def expected_shapes(config: JanusConfig) -> Mapping[str, tuple[int, ...]]:
     scanned = config.replace(scan_layers=True)
 
     def init(key):  # traced scanned, then unstacked: the depth does not matter
-        return unstack_layers(init_params(Janus(scanned), key), scanned)
+        return unstack_layers(init_params(JanusModel(scanned), key), scanned)
 
     tree = jax.eval_shape(init, jax.random.key(0))
     return MappingProxyType({path: leaf.shape for path, leaf in leaves(tree)})

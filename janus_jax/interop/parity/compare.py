@@ -22,7 +22,7 @@ from janus_jax.errors import UserError
 from janus_jax.interop.conversion.convert import nest
 from janus_jax.interop.conversion.source import Source
 from janus_jax.interop.parity.recompute import Progress, Recomputer, silent
-from janus_jax.models import Janus
+from janus_jax.models import JanusModel
 from janus_jax.untrusted import is_file, printable, understanding
 
 TOLERANCE = 1e-4
@@ -117,7 +117,7 @@ def check_parity(
         progress("weights", len(params), len(source.arrays))
         params[path] = jnp.asarray(array.load(), policy.param)
     source.check_finite()
-    model = Janus(source.config, policy=policy)
+    model = JanusModel(source.config, policy=policy)
     exact = dtype == "float32"
     recompute = Recomputer(model, nest(params), forced=not exact, progress=progress)
     with jax.default_matmul_precision("highest" if exact else "default"):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from janus_jax.models import Janus, causal_mask, init_cache
+from janus_jax.models import JanusModel, causal_mask, init_cache
 
 Arrays = dict[str, np.ndarray]
 FIRST, LAST = "gen_cfg_logits_first", "gen_cfg_logits_last"
@@ -61,7 +61,7 @@ class Recomputer:
 
     def __init__(
         self,
-        model: Janus,
+        model: JanusModel,
         params: Mapping[str, Any],
         forced: bool = False,
         progress: Progress = silent,
