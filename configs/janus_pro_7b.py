@@ -1,20 +1,8 @@
 """Janus-Pro-7B: the three stages of Table 2 at full size.
 
-    python train.py --config configs/janus_pro_7b.py --config.init_from=DIR --config.tokenizer=DIR/tokenizer.json
-    python train.py --config configs/janus_pro_7b.py:stage2 ...
-
-Stage 2 is planned for 360K steps and stopped at 270K, as in the paper; the rate is constant, so only the
-last step matters. Emoji scenes stand in for the paper's data, which nobody can download.
+The recipe itself is in `janus_jax/configs/janus_pro_7b.py`, so that an installed package has it as well.
 """
 
-from ml_collections import ConfigDict
+from janus_jax.configs.janus_pro_7b import get_config
 
-from configs import common
-from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT
-
-
-def get_config(arg: str = "") -> ConfigDict:
-    config = common.base("janus_pro_7b", preset="janus-pro-7b")
-    config.processor.template = "deepseek"
-    config.processor.system_prompt = UNDERSTANDING_SYSTEM_PROMPT
-    return common.pick(common.paper_stages(config, stage2_steps=270_000, stage3_steps=40_000), arg)
+__all__ = ["get_config"]

@@ -1,37 +1,8 @@
 """The tiny recipe grown for one GPU: 128-pixel scenes on a 4 x 4 grid with all 814 sprites.
 
-    python train.py --config configs/janus_small.py
-
-Not yet measured: its steps and rates are scaled from `janus_tiny`, not tuned.
+The recipe itself is in `janus_jax/configs/janus_small.py`, so that an installed package has it as well.
 """
 
-from ml_collections import ConfigDict
+from janus_jax.configs.janus_small import get_config
 
-from configs import common, janus_tiny
-
-
-def get_config(arg: str = "") -> ConfigDict:
-    config = janus_tiny.get_config()
-    config.name = "janus_small"
-    config.model.preset = "janus-small"
-    config.policy.remat = "none"
-    config.world = dict(image_size=128, grid=4, objects="all")
-    config.data = dict(row=dict(tokens=1024, targets=512, und_images=6, gen_images=3), threads=8)
-    sizes = dict(
-        stage0_vq=(40_000, 64, 4e-4),
-        stage0_siglip=(10_000, 512, 1e-3),
-        stage0_lm=(4_000, 64, 1e-3),
-        stage1=(4_000, 64, 1e-3),
-        stage2=(40_000, 64, 6e-4),
-        stage3=(10_000, 64, 2.4e-4),
-    )
-    for name, (steps, batch_size, rate) in sizes.items():
-        stage = config.stages[name]
-        stage.update(steps=steps, batch_size=batch_size, learning_rate=rate, ema_decay=0.999)
-        stage.warmup_steps = 0 if name == "stage3" else steps // 40
-    config.stages.stage0_vq.options.update(warmup=2_000, revive_every=200, fixed_from=34_000)
-    # A multi-word name makes a longer caption; sixteen cells make a longer map.
-    config.stages.stage0_siglip.options.text_length = 64
-    config.log.update(save_every=2_000, log_every=20, sample_every=2_000)
-    config.eval.update(prompts=200, questions=200)
-    return common.pick(config, arg)
+__all__ = ["get_config"]

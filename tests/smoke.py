@@ -1,6 +1,6 @@
 """The smoke config as tests want it: on one device, with some fields changed."""
 
-from configs import janus_tiny
+from janus_jax.configs import janus_tiny
 
 STAGES = ("stage0_siglip", "stage0_lm", "stage1", "stage2")
 

@@ -144,7 +144,7 @@ def test_rows_are_those_of_the_data_pipeline():
     assert content["tokens"] == (got["segment_ids"] > 0).sum() > 0.5 * got["segment_ids"].size
     for row in range(2):  # every code that is predicted stands behind its picture's start
         starts = got["gen_starts"][row][got["gen_weights"][row] > 0]
-        slots = np.flatnonzero(got["slots"][row] == 2)
+        slots = np.flatnonzero(got["token_types"][row] == 2)
         assert len(slots) == len(starts) * (TINY.vq.num_codes - 1)
         assert set(starts + 1) <= set(slots)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import janus_tiny
+from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import build, train
 from janus_jax.run import claim as claim_module

@@ -340,7 +340,7 @@ def test_a_control_is_one_only_as_long_as_the_program_says_so():
 def test_answers_have_no_image_slots():
     images = np.zeros((1, 4, 4, 3), np.uint8)
     features = seq.conversation([([1, 9, 9, 31], [40, 9, 2]), ([50], [9, 2])], 9, images, 8)
-    assert features["slots"].tolist() == [0, 1, 1] + [0] * 7
+    assert features["token_types"].tolist() == [0, 1, 1] + [0] * 7
 
 
 @pytest.mark.parametrize("prompt, pictures", [([1, 9, 31], 0), ([1, 9, 31], 2), ([1, 31], 1)])

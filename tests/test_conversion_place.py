@@ -11,7 +11,7 @@ import pytest
 from converting import convert
 from safetensors import SafetensorError
 
-import convert_torch_weights
+from janus_jax.cli import convert as convert_torch_weights
 from janus_jax.errors import UserError, run_main
 
 

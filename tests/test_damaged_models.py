@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import janus_tiny
 from janus_jax.checkpoints import (
     StageCheckpoints,
     checksums,
@@ -16,6 +15,7 @@ from janus_jax.checkpoints import (
     write_card,
 )
 from janus_jax.config import JANUS_TINY
+from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, init_params
 from janus_jax.run import build

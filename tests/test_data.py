@@ -6,8 +6,8 @@ import grain
 import numpy as np
 import pytest
 
-from configs import janus_tiny
 from janus_jax import emoji as es
+from janus_jax.configs import janus_tiny
 from janus_jax.data import PackedShape, mixed_batches, pack, plain_batches
 from janus_jax.emoji.source import SceneMix, SceneSource
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
@@ -47,7 +47,7 @@ def test_text_predicts_every_id_after_the_first():
     assert features["target_ids"].tolist() == [20, 21, 22, 2]
     assert features["target_positions"].tolist() == [0, 1, 2, 3]
     assert features["target_tasks"].tolist() == [seq.TASK_TEXT] * 4
-    assert features["slots"].tolist() == [seq.SLOT_TEXT] * 5
+    assert features["token_types"].tolist() == [seq.TOKEN_TEXT] * 5
     assert features["und_images"].shape == (0, 16, 16, 3)
     assert features["gen_images"].shape == (0, 16, 16, 3) and len(features["gen_starts"]) == 0
     masked = seq.text_sequence([1, 20, 21, 22, 2], 16, 16, first_target=3)
@@ -60,7 +60,7 @@ def test_understanding_predicts_the_answer_alone():
     turns = [([1, 9, 9, 30, 9, 9, 31], [40, 41, 2])]
     features = seq.conversation(turns, 9, images, 8)
     assert features["tokens"].tolist() == [1, 9, 9, 30, 9, 9, 31, 40, 41, 2]
-    assert features["slots"].tolist() == [0, 1, 1, 0, 1, 1, 0, 0, 0, 0]
+    assert features["token_types"].tolist() == [0, 1, 1, 0, 1, 1, 0, 0, 0, 0]
     assert features["target_ids"].tolist() == [40, 41, 2]
     assert features["target_positions"].tolist() == [6, 7, 8]  # the first from the last prompt id
     assert features["target_tasks"].tolist() == [seq.TASK_UND] * 3
@@ -82,7 +82,7 @@ def test_generation_starts_at_boi_and_feeds_all_codes_but_the_last():
     image = np.full((8, 8, 3), 7, np.uint8)
     features = seq.generation_sequence([1, 30, 31, 3], 9, 36, image, 4)
     assert features["tokens"].tolist() == [1, 30, 31, 3] + [9] * 35
-    assert features["slots"].tolist() == [seq.SLOT_TEXT] * 4 + [seq.SLOT_GEN] * 35
+    assert features["token_types"].tolist() == [seq.TOKEN_TEXT] * 4 + [seq.TOKEN_GEN] * 35
     assert features["gen_starts"].tolist() == [3]  # the hidden state at BOI gives code 0
     assert len(features["target_ids"]) == len(features["target_positions"]) == 0
     np.testing.assert_array_equal(features["gen_images"], image[None])
@@ -219,7 +219,7 @@ def test_condition_dropout_leaves_bos_pads_boi():
         full = kept[i]
         assert tok.pad_id not in full["tokens"]
         np.testing.assert_array_equal(full["gen_images"], r["gen_images"])
-        np.testing.assert_array_equal(full["slots"], r["slots"])
+        np.testing.assert_array_equal(full["token_types"], r["token_types"])
         np.testing.assert_array_equal(full["gen_starts"], r["gen_starts"])
     assert 160 < count < 240  # 10 %, four standard deviations
 
@@ -270,12 +270,12 @@ def segments(row):
         weighted = row["target_weights"] > 0
         mine = weighted & np.isin(row["target_positions"], at)
         drawn = (row["gen_weights"] > 0) & np.isin(row["gen_starts"], at)
-        slots = row["slots"][at]
-        pictures = int((slots == seq.SLOT_UND).sum()) // 9
+        slots = row["token_types"][at]
+        pictures = int((slots == seq.TOKEN_UND).sum()) // 9
         found.append(
             {
                 "tokens": row["tokens"][at],
-                "slots": slots,
+                "token_types": slots,
                 "target_ids": row["target_ids"][mine],
                 "target_positions": row["target_positions"][mine] - start,
                 "target_tasks": row["target_tasks"][mine],
@@ -312,7 +312,7 @@ def test_packed_rows_weigh_nothing_where_they_are_empty():
     batch = next(batches((2.0, 3.0, 5.0)))
     shapes = {k: (v.shape[1:], v.dtype.name) for k, v in batch.items()}
     assert shapes == {
-        **dict.fromkeys(("tokens", "slots", "segment_ids", "positions"), ((160,), "int32")),
+        **dict.fromkeys(("tokens", "token_types", "segment_ids", "positions"), ((160,), "int32")),
         **dict.fromkeys(("target_ids", "target_positions", "target_tasks"), ((96,), "int32")),
         "target_weights": ((96,), "float32"),
         "und_images": ((4, 16, 16, 3), "uint8"),
@@ -322,7 +322,9 @@ def test_packed_rows_weigh_nothing_where_they_are_empty():
     }
     for row in rows_of(batch):
         empty = row["segment_ids"] == 0
-        assert (row["slots"][empty] == seq.SLOT_TEXT).all() and (row["tokens"][empty] == 0).all()
+        assert (row["token_types"][empty] == seq.TOKEN_TEXT).all() and (
+            row["tokens"][empty] == 0
+        ).all()
         assert set(np.unique(row["target_weights"])) <= {0.0, 1.0}
         assert set(np.unique(row["gen_weights"])) <= {0.0, 1.0}
         total = {s["tokens"][0] for s in segments(row)}
@@ -335,7 +337,7 @@ def test_packed_rows_weigh_nothing_where_they_are_empty():
         assert used.sum() == sum(len(s["target_ids"]) for s in segments(row))
         starts = row["gen_starts"][row["gen_weights"] > 0]
         assert (row["tokens"][starts] == TOKENIZER.boi_id).all()
-        assert row["gen_weights"].sum() == (row["slots"] == seq.SLOT_GEN).sum() / 35
+        assert row["gen_weights"].sum() == (row["token_types"] == seq.TOKEN_GEN).sum() / 35
 
 
 def test_rows_are_well_filled():

@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0.0,
     "untrusted": 0.05,
     "places": 0.1,
+    "registry": 0.1,
     "signals": 0.1,
     "config": 0.1,
     "models": 0.2,
@@ -26,6 +27,7 @@ FLOORS = {
     "inference": 3,
     "emoji": 3,
     "run": 4,
+    "configs": 4,
     "cli": 5,
 }
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}

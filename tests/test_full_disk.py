@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import janus_tiny
 from janus_jax.checkpoints import finished_steps, storage, write_text
+from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import build, claim
 from janus_jax.run.evaluate import Evaluator

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from smoke import STAGES, tiny
 
-from configs import janus_pro_1b
 from janus_jax.checkpoints import StageCheckpoints, save_model
 from janus_jax.config import PRESETS
+from janus_jax.configs import janus_pro_1b
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run

@@ -133,7 +133,8 @@ def _pack(
     """One row, filled from its start."""
     tokens, targets = room["tokens"], room["targets"]
     row = {
-        name: np.zeros(tokens, np.int32) for name in ("tokens", "slots", "segment_ids", "positions")
+        name: np.zeros(tokens, np.int32)
+        for name in ("tokens", "token_types", "segment_ids", "positions")
     }
     kinds = ("target_ids", "target_positions", "target_tasks")
     row |= {name: np.zeros(targets, np.int32) for name in kinds}
@@ -146,7 +147,7 @@ def _pack(
     for segment, part in enumerate(parts, 1):
         begin, n = used["tokens"], len(part["tokens"])
         here = slice(begin, begin + n)
-        row["tokens"][here], row["slots"][here] = part["tokens"], part["slots"]
+        row["tokens"][here], row["token_types"][here] = part["tokens"], part["token_types"]
         row["segment_ids"][here], row["positions"][here] = segment, np.arange(n)
         there = slice(used["targets"], used["targets"] + len(part["target_ids"]))
         for name in kinds:

@@ -36,7 +36,7 @@ def pack(dataset: grain.IterDataset, row: PackedShape, batch_size: int) -> grain
 
     Returns:
       An IterDataset of batches; `B = batch_size`. `segment_ids` is 0 where a row is empty:
-        tokens, slots, segment_ids, positions  int32 [B, T]
+        tokens, token_types, segment_ids, positions  int32 [B, T]
         target_ids, target_positions, target_tasks  int32 [B, M]; target_weights float32 [B, M]
         und_images uint8 [B, U, h, w, 3]; gen_images uint8 [B, G, h, w, 3]
         gen_starts int32 [B, G]; gen_weights float32 [B, G]
@@ -44,7 +44,7 @@ def pack(dataset: grain.IterDataset, row: PackedShape, batch_size: int) -> grain
     """
     lengths = {
         "tokens": row.tokens,
-        "slots": row.tokens,
+        "token_types": row.tokens,
         "target_ids": row.targets,
         "target_positions": row.targets,
         "target_tasks": row.targets,
@@ -67,7 +67,7 @@ def _finish_row(row: Batch) -> Batch:
     targets, pictures = row["target_ids_segment_ids"], row["gen_starts_segment_ids"]
     return {
         "tokens": row["tokens"],
-        "slots": row["slots"],
+        "token_types": row["token_types"],
         "segment_ids": segments,
         "positions": positions,
         "target_ids": row["target_ids"],

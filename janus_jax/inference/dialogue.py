@@ -17,7 +17,7 @@ from janus_jax.inference.batching import bucket, left_pad, padded_size
 from janus_jax.inference.fused_params import Weights
 from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.text_engine import BLOCK, TextEngine
-from janus_jax.processing import image_slots
+from janus_jax.processing import image_positions
 
 ROOM = 64  # slots are given in multiples of this
 TEXT = -1  # source of a token that shows no picture
@@ -90,7 +90,7 @@ class Dialogue:
         """
         self.stop()
         P = self._engine.patches
-        slots = [image_slots(new, self._engine.image_id) for new in ids]
+        slots = [image_positions(new, self._engine.image_id) for new in ids]
         for at, shown in zip(slots, pixels, strict=True):
             if len(at) != P * len(shown):
                 raise UserError(

@@ -11,25 +11,25 @@ from janus_jax.processing.image import (
 )
 from janus_jax.processing.processor import Processor, ProcessorConfig
 from janus_jax.processing.sequence import (
-    SLOT_GEN,
-    SLOT_TEXT,
-    SLOT_UND,
     TASK_TEXT,
     TASK_UND,
+    TOKEN_GEN,
+    TOKEN_TEXT,
+    TOKEN_UND,
     Features,
     conversation,
     generation_sequence,
-    image_slots,
+    image_positions,
     text_sequence,
 )
 from janus_jax.processing.tokenizer import Tokenizer, build_word_tokenizer
 
 __all__ = [
-    "SLOT_GEN",
-    "SLOT_TEXT",
-    "SLOT_UND",
     "TASK_TEXT",
     "TASK_UND",
+    "TOKEN_GEN",
+    "TOKEN_TEXT",
+    "TOKEN_UND",
     "UNDERSTANDING_SYSTEM_PROMPT",
     "Features",
     "Processor",
@@ -40,7 +40,7 @@ __all__ = [
     "generation_pixels",
     "generation_sequence",
     "grid",
-    "image_slots",
+    "image_positions",
     "load_image",
     "text_sequence",
     "to_float",

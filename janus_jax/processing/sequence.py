@@ -1,14 +1,14 @@
-"""Laying out one training sequence: ids, image slots, targets.
+"""Laying out one training sequence: ids, image positions, targets.
 
 A sequence is a dict of arrays that can be packed with others along their first axes:
 
-  tokens            int32 [T]   ids; image slots hold the id of `<image_placeholder>`
-  slots             int32 [T]   what feeds position t: SLOT_TEXT, SLOT_UND or SLOT_GEN
+  tokens            int32 [T]   ids; image positions hold the id of `<image_placeholder>`
+  token_types       int32 [T]   what feeds position t: TOKEN_TEXT, TOKEN_UND or TOKEN_GEN
   target_ids        int32 [M]   ids that the language head must predict ...
   target_positions  int32 [M]   ... from the hidden state at this position
   target_tasks      int32 [M]   ... on behalf of this task (TASK_UND or TASK_TEXT), for reporting
   gen_starts        int32 [G]   position of `<begin_of_image>` of each picture to generate
-  und_images        uint8 [U, h, w, 3]  pictures to understand, in the order of their slots
+  und_images        uint8 [U, h, w, 3]  pictures to understand, in the order of their positions
   gen_images        uint8 [G, h, w, 3]  pictures to generate
 
 A generated picture of N codes takes N - 1 slots after `<begin_of_image>`: the hidden state at
@@ -23,7 +23,7 @@ import numpy as np
 
 from janus_jax.errors import UserError
 
-SLOT_TEXT, SLOT_UND, SLOT_GEN = 0, 1, 2
+TOKEN_TEXT, TOKEN_UND, TOKEN_GEN = 0, 1, 2
 TASK_UND, TASK_TEXT = 0, 1
 
 Features = dict[str, np.ndarray]
@@ -45,7 +45,7 @@ def text_sequence(
     positions = np.arange(first_target - 1, len(tokens) - 1, dtype=np.int32)
     return {
         "tokens": tokens,
-        "slots": np.full(len(tokens), SLOT_TEXT, np.int32),
+        "token_types": np.full(len(tokens), TOKEN_TEXT, np.int32),
         "target_ids": tokens[first_target:],
         "target_positions": positions,
         "target_tasks": np.full(len(positions), task, np.int32),
@@ -74,12 +74,12 @@ def conversation(
       task: TASK_UND or TASK_TEXT.
 
     Raises:
-      UserError: the prompts do not have equally many image slots for each of `images`.
+      UserError: the prompts do not have equally many image positions for each of `images`.
     """
     ids, positions, shown = [], [], []
     for prompt, answer in turns:
         # Slots belong to the pictures of the prompts: an answer has none, whatever its ids are.
-        shown += [len(ids) + i for i in image_slots(prompt, image_id)]
+        shown += [len(ids) + i for i in image_positions(prompt, image_id)]
         ids += [*prompt, *answer]
         positions += range(len(ids) - len(answer) - 1, len(ids) - 1)
     features = text_sequence(ids, images.shape[1], gen_size, task=task)
@@ -87,14 +87,16 @@ def conversation(
         features[name] = features[name][positions]
     features["target_positions"] = np.asarray(positions, np.int32)
     if bool(shown) != bool(len(images)) or (shown and len(shown) % len(images)):
-        raise UserError(f"a conversation has {len(shown)} image slots for {len(images)} picture(s)")
-    features["slots"][shown] = SLOT_UND
+        raise UserError(
+            f"a conversation has {len(shown)} image positions for {len(images)} picture(s)"
+        )
+    features["token_types"][shown] = TOKEN_UND
     features["und_images"] = images
     return features
 
 
-def image_slots(prompt: Sequence[int], image_id: int) -> list[int]:
-    """Positions of the image slots among the ids of one prompt, as `Processor` lays it out."""
+def image_positions(prompt: Sequence[int], image_id: int) -> list[int]:
+    """Positions of the image positions among the ids of one prompt, as `Processor` lays it out."""
     return [i for i, token in enumerate(prompt) if token == image_id]
 
 
@@ -110,7 +112,7 @@ def generation_sequence(
     start = len(prompt_ids) - 1
     ids = [*prompt_ids, *([image_id] * (num_codes - 1))]
     features = text_sequence(ids, und_size, image.shape[0], first_target=len(ids))
-    features["slots"][start + 1 :] = SLOT_GEN
+    features["token_types"][start + 1 :] = TOKEN_GEN
     features["gen_starts"] = np.array([start], np.int32)
     features["gen_images"] = image[None]
     return features

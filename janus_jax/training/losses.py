@@ -12,7 +12,7 @@ import optax
 from einops import rearrange
 
 from janus_jax.models import JanusModel, Segments
-from janus_jax.processing.sequence import SLOT_GEN, SLOT_UND, TASK_TEXT, TASK_UND
+from janus_jax.processing.sequence import TASK_TEXT, TASK_UND, TOKEN_GEN, TOKEN_UND
 
 Metrics = dict[str, jax.Array]
 REDUCTIONS = ("token", "sequence")
@@ -92,17 +92,17 @@ def _hidden(model: JanusModel, params: dict, batch: dict) -> jax.Array:
     """Hidden states [B, T, D] after the final norm."""
     apply = lambda method, *x: model.apply({"params": params}, *x, method=method)
     embeds = apply("embed_text", batch["tokens"])  # [B, T, D]
-    slots = batch["slots"]
+    slots = batch["token_types"]
 
     if batch["und_images"].size:
         images = rearrange(to_float(batch["und_images"]), "B U h w c -> (B U) h w c")
         features = apply("embed_images", images)
         features = rearrange(features, "(B U) P D -> B (U P) D", B=slots.shape[0])
-        embeds = _fill(embeds, slots == SLOT_UND, features)
+        embeds = _fill(embeds, slots == TOKEN_UND, features)
 
     if batch["codes"].size:
         codes = apply("embed_codes", batch["codes"][..., :-1])
-        embeds = _fill(embeds, slots == SLOT_GEN, rearrange(codes, "B G N D -> B (G N) D"))
+        embeds = _fill(embeds, slots == TOKEN_GEN, rearrange(codes, "B G N D -> B (G N) D"))
 
     segments = Segments(batch["segment_ids"], model.attention)
     hidden, _ = apply("decode", embeds, batch["positions"], segments)

@@ -1,0 +1,176 @@
+"""Converts Janus checkpoints between PyTorch and this project, and checks that nothing changed.
+
+  python convert_torch_weights.py --src deepseek-ai/Janus-Pro-1B --dst models/janus-pro-1b
+  python convert_torch_weights.py --src runs/my_run --to hf --dst my_model_for_transformers
+  python convert_torch_weights.py --src DIR --parity expected.npz
+  python convert_torch_weights.py --src DIR --record expected.npz
+
+--src is a directory or a hub id, in the official format, in that of transformers, or in ours. --record lets
+PyTorch compute on this machine what --parity compares on another. Exit code 1: --parity found a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from janus_jax.cli.parser import Parser
+from janus_jax.console import printable
+from janus_jax.errors import RunError, UserError, run_main
+from janus_jax.places import check_file
+from janus_jax.untrusted import is_file
+
+
+def parse_flags() -> argparse.Namespace:
+    """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--src", metavar="DIR|ID", help="the model: a directory, or a hub id")
+    add("--dst", metavar="DIR", help="the new directory")
+    add("--to", choices=("janus_jax", "official", "hf"), default="janus_jax", help="its format")
+    add("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead of the one in --src")
+    add("--parity", metavar="FILE", help="compute again what this .npz recorded, and compare")
+    add(
+        "--record",
+        metavar="FILE",
+        help="record a .npz with PyTorch (official package or transformers)",
+    )
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of --parity")
+    add(
+        "--tolerance", type=float, default=1e-4, help="of --parity in float32; default: %(default)s"
+    )
+    add("--json", metavar="FILE", help="writes the result of --parity as JSON, too")
+    flags = parser.parse_args()
+    if not flags.src:
+        raise UserError("nothing to convert: give --src, a directory or a hub id")
+    if not (flags.dst or flags.parity or flags.record):
+        raise UserError("nothing to do: give --dst, --parity or --record")
+    if flags.json and not flags.parity:
+        raise UserError("--json holds the result of --parity: give both")
+    for name in ("record", "json"):  # before anything is computed for a long time
+        if path := getattr(flags, name):
+            check_file(path, f"--{name}")
+    if flags.tokenizer and not is_file(flags.tokenizer):
+        raise UserError(f"--tokenizer {flags.tokenizer}: there is no such file")
+    if not 0 < flags.tolerance < math.inf:
+        raise UserError(f"--tolerance must be a positive number, not {flags.tolerance}")
+    return flags
+
+
+def convert(source, flags: argparse.Namespace) -> None:
+    """Writes the model to --dst and says what is in it."""
+    from janus_jax.interop.conversion.names import TABLES
+    from janus_jax.interop.conversion.write import summary, write_ours, write_torch
+
+    processor, tokenizer = source.processor(Path(flags.tokenizer) if flags.tokenizer else None)
+    rows, label = summary(source.arrays), f"{source.format} -> {flags.to}"
+    with tqdm(total=rows[-1][2], unit="B", unit_scale=True, desc=label) as bar:
+        if flags.to == "janus_jax":
+            write_ours(source, Path(flags.dst), processor, tokenizer, bar.update)
+        else:
+            table = TABLES[flags.to]
+            write_torch(source, Path(flags.dst), table, processor, tokenizer, bar.update)
+    print(f"{'':16}{'parameters':>16}{'bytes':>18}")
+    for name, parameters, nbytes in rows:
+        print(f"{name:16}{parameters:16,}{nbytes:18,}")
+    print(printable(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})"))
+
+
+class Watch:
+    """Shows on a bar which part of --parity runs and how far all are; keeps the seconds of each."""
+
+    def __init__(self, bar: tqdm):
+        self._bar, self._part, self._since = bar, None, time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if self._part:
+            self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
+        self._since = now
+        if done < self._bar.n or total != self._bar.total:
+            self._bar.reset(total)
+        self._bar.update(done - self._bar.n)
+        if part != self._part:
+            self._part = part
+            self._bar.set_description(part)
+
+
+def compare(source, recorded, flags: argparse.Namespace) -> None:
+    """Prints the table of --parity with what was `recorded`; raises RunError if a key is beyond tolerance."""
+    from janus_jax.checkpoints import write_text
+    from janus_jax.interop.parity.compare import check_parity
+
+    with tqdm(unit="step", dynamic_ncols=True) as bar:
+        watch = Watch(bar)
+        rows = check_parity(source, recorded, flags.dtype, flags.tolerance, watch)
+    failed = [r.key for r in rows if r.ok is False]
+    if flags.json:
+        result = {"dtype": flags.dtype, "tolerance": flags.tolerance, "ok": not failed}
+        result["seconds"] = {part: round(s, 3) for part, s in watch.seconds.items()}
+        result["keys"] = [dataclasses.asdict(r) for r in rows]
+        write_text(Path(flags.json), json.dumps(result, indent=1) + "\n")
+    number = lambda value: "" if value is None else f"{value:.3g}"
+    verdict = {True: "ok", False: "FAIL", None: "-"}
+    print(f"{'':22}{'max abs':>10}{'max rel':>10}{'match':>8}{'KL':>10}{'top-1':>7}  verdict")
+    for r in rows:
+        cells = f"{number(r.max_abs):>10}{number(r.max_rel):>10}{number(r.match):>8}"
+        cells += f"{number(r.kl):>10}{number(r.top1):>7}"
+        print(printable(f"{r.key:22}{cells}  {verdict[r.ok]} {r.note}".rstrip()))
+    if failed:
+        raise RunError(f"beyond tolerance: {', '.join(failed)}")
+    print(f"all {len(rows)} recorded keys agree ({flags.dtype})")
+
+
+def same_path(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def main() -> None:
+    flags = parse_flags()
+    # After the flags, so that --help and bad flags answer at once.
+    from janus_jax.interop.conversion.cache import part_of_run
+    from janus_jax.interop.conversion.hub import local_directory
+    from janus_jax.interop.conversion.place import check_place
+    from janus_jax.interop.conversion.source import open_source
+    from janus_jax.interop.conversion.write import check_apart, may_be_replaced
+    from janus_jax.interop.parity.compare import read_recording
+
+    if part := part_of_run(flags.src):
+        raise UserError(
+            f"--src {flags.src} is a part of the run {part[0]}; give --src {part[0]}, whose newest "
+            "step is converted"
+        )
+    if flags.dst:  # before anything is downloaded or computed
+        check_apart(flags.src, flags.dst)
+        check_place(flags.dst, may_be_replaced if flags.to == "janus_jax" else None)
+    recorded = None
+    if flags.parity and not (flags.record and same_path(flags.parity, flags.record)):
+        recorded = read_recording(flags.parity)  # a bad one, too, is told before the work
+    directory = local_directory(flags.src)
+    source = open_source(directory, name=Path(flags.src).name.lower())
+    if flags.record:
+        from janus_jax.interop.parity.record import record
+
+        by = record(source, Path(flags.record))
+        print(printable(f"recorded {flags.src} in {flags.record}, computed by {by}"))
+    if flags.dst:
+        convert(source, flags)
+    if flags.parity:
+        compare(source, read_recording(flags.parity) if recorded is None else recorded, flags)
+
+
+def command() -> None:
+    """Runs as a command: exit codes instead of exceptions."""
+    run_main(main)
+
+
+if __name__ == "__main__":
+    command()

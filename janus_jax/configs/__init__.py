@@ -1,0 +1,1 @@
+"""The recipes: what `--config` names."""
