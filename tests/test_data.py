@@ -20,8 +20,8 @@ PROCESSOR = Processor(
     ProcessorConfig(und_image_size=16, gen_image_size=16, num_image_tokens=9, num_codes=36),
     TOKENIZER,
 )
-DRAW = SceneMix(dict.fromkeys(es.TASKS, 1.0))
-CHAT = SceneMix(dict.fromkeys(es.TASKS, 1.0), describe=0.1, chat=True)
+DRAW = SceneMix(dict.fromkeys(es.SCENE_KINDS, 1.0))
+CHAT = SceneMix(dict.fromkeys(es.SCENE_KINDS, 1.0), describe=0.1, chat=True)
 ROW = PackedShape(tokens=160, targets=96, und_images=4, gen_images=3)
 KINDS = ("und", "text", "gen")
 

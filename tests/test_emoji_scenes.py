@@ -12,7 +12,7 @@ from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenize
 
 WORLD = es.World()
 PINNED = 4120511122  # checksum of what is held out
-EVERY_TASK = (*es.TASKS, "mixed", "dense")
+EVERY_TASK = (*es.SCENE_KINDS, "mixed", "dense")
 CONFIG = ProcessorConfig(
     und_image_size=16, gen_image_size=16, num_image_tokens=4, num_codes=4, cfg_weight=1.0
 )
@@ -182,7 +182,7 @@ def parse_caption(text):
     return number, things, relation, background and background[1]
 
 
-@pytest.mark.parametrize("task", (*es.TASKS, "mixed"))
+@pytest.mark.parametrize("task", (*es.SCENE_KINDS, "mixed"))
 def test_captions_are_true(task):
     texts = set()
     for scene, rng in scenes(task, 400):
@@ -233,7 +233,7 @@ def right_answer(question, scene):
         ]
         assert len(found) == 1
         return es.article(found[0])
-    if scene.task == "counting":
+    if scene.kind == "counting":
         return f"{['two', 'three', 'four'][len(scene.placements) - 2]} {next(iter(plurals))}"
     ordered = sorted(scene.placements, key=lambda p: 3 * p.row + p.column)
     return " and ".join(es.article(f"{p.tint or ''} {p.name}".strip()) for p in ordered)
@@ -242,7 +242,7 @@ def right_answer(question, scene):
 @pytest.mark.parametrize("kind", es.QUESTION_KINDS)
 def test_answers_are_right(kind):
     answers = set()
-    for task in dict.fromkeys(es.KIND_TASKS[kind]):
+    for task in dict.fromkeys(es.SCENES_OF_QUESTION[kind]):
         for scene, rng in scenes(task, 250):
             asked = es.question(scene, kind, rng, WORLD)
             assert asked.kind == kind and asked.text.endswith("?")
@@ -302,12 +302,12 @@ def test_every_word_is_in_the_vocabulary(world):
         texts += [es.plural(name), *(es.article(es.thing(name, t)) for t in (None, *es.TINTS))]
     rng = np.random.default_rng(0)
     for i in range(3000 if world is WORLD else 300):
-        task = (*es.TASKS, "mixed")[i % 7]
+        task = (*es.SCENE_KINDS, "mixed")[i % 7]
         scene = es.random_scene(rng, world, task, held_out=world is WORLD and i % 2 == 0)
         texts += [f(scene, rng, world) for f in (es.fact, lambda s, r, _: es.caption(s, r))]
         texts.append(es.description(scene, world))
         for kind in es.QUESTION_KINDS:
-            if scene.task in es.KIND_TASKS[kind]:
+            if scene.kind in es.SCENES_OF_QUESTION[kind]:
                 asked = es.question(scene, kind, rng, world)
                 texts += [asked.text, asked.answer]
     assert tokenizer.unknown_words(" ".join(texts)) == []
@@ -318,7 +318,7 @@ def test_every_word_is_in_the_vocabulary(world):
 
 
 def test_records_depend_on_index_seed_and_stream_alone(processor):
-    mix = SceneMix({t: 1.0 for t in es.TASKS})
+    mix = SceneMix({t: 1.0 for t in es.SCENE_KINDS})
     make = lambda kind, seed=3: SceneSource(kind, WORLD, processor, mix, seed=seed)
     for kind in ("und", "text", "gen", "pictures", "pairs"):
         mix_source = make(kind)
@@ -338,7 +338,7 @@ def test_records_depend_on_index_seed_and_stream_alone(processor):
 @pytest.fixture(scope="module")
 def records(processor):
     """Kind -> the ids of some thousands of training records."""
-    draw, every = dict.fromkeys(es.TASKS, 1.0), dict.fromkeys((*es.TASKS, "mixed"), 1.0)
+    draw, every = dict.fromkeys(es.SCENE_KINDS, 1.0), dict.fromkeys((*es.SCENE_KINDS, "mixed"), 1.0)
     mixes = {
         "und": [SceneMix(draw), SceneMix(draw, 0.5, 0.5, questions=5, yes_no=0.5)],
         "text": [
@@ -382,7 +382,7 @@ def test_records_never_name_a_held_out_pair(kind, records, processor):
 def test_no_question_about_a_training_scene_makes_a_held_out_pair():
     # "Is there a cat?" about a dog, always answered with no, would teach that the pair is impossible.
     bad = 0
-    for task in dict.fromkeys(es.KIND_TASKS["yes_no"]):
+    for task in dict.fromkeys(es.SCENES_OF_QUESTION["yes_no"]):
         for scene, rng in scenes(task, 250):
             asked = es.question(scene, "yes_no", rng, WORLD).text.rstrip("?").split()[-1]
             names = {p.name for p in scene.placements} | {asked}
@@ -394,7 +394,7 @@ def test_no_conversation_asks_for_both_objects_of_a_held_out_pair():
     # In the large world most names have several words, such as "panda face".
     world = es.World(96, 4, "all")
     processor = Processor(CONFIG, build_word_tokenizer(es.vocabulary(world)))
-    tasks = dict.fromkeys(es.KIND_TASKS["yes_no"], 1.0)
+    tasks = dict.fromkeys(es.SCENES_OF_QUESTION["yes_no"], 1.0)
     mix = SceneMix(tasks, describe=0.0, questions=6, yes_no=1.0, chat=True, drawings=0.0)
     source = SceneSource("text", world, processor, mix, seed=11)
     tokenizer, of_several_words = processor.tokenizer, 0

@@ -40,7 +40,7 @@ def judged(judge, wanted, drawn):
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-@pytest.mark.parametrize("task", es.TASKS)
+@pytest.mark.parametrize("task", es.SCENE_KINDS)
 def test_the_judge_reads_scenes_exactly(judge, task, held_out):
     for i in range(8):
         drawn = es.random_scene(np.random.default_rng((i, 1)), WORLD, task, held_out)
@@ -69,7 +69,7 @@ def test_true_scenes_are_right_and_shuffled_ones_are_not():
     assert set(found) == {"true", "shuffled"}
     assert found["true"]["mean"]["plain"] >= 0.99 and found["true"]["mean"]["strict"] >= 0.99
     assert found["shuffled"]["mean"]["plain"] <= 0.08
-    assert all(found["true"][task]["count"] == 25 for task in es.TASKS)
+    assert all(found["true"][task]["count"] == 25 for task in es.SCENE_KINDS)
 
 
 def test_reconstructions_are_judged_on_both_splits():
@@ -197,10 +197,10 @@ class Artist:
 
 
 def test_a_perfect_artist_scores_one():
-    scores = mini_geneval(Artist(es.TASKS, 10), WORLD, 10)
+    scores = mini_geneval(Artist(es.SCENE_KINDS, 10), WORLD, 10)
     assert scores["mean"] == {"plain": 1.0, "strict": 1.0}
-    assert {t: scores[t]["count"] for t in es.TASKS} == dict.fromkeys(es.TASKS, 10)
-    combined = [t for t in es.TASKS if t in HELD_OUT_TASKS]
+    assert {t: scores[t]["count"] for t in es.SCENE_KINDS} == dict.fromkeys(es.SCENE_KINDS, 10)
+    combined = [t for t in es.SCENE_KINDS if t in HELD_OUT_TASKS]
     held_out = mini_geneval(Artist(combined, 10, held_out=True), WORLD, 10, held_out=True)
     assert held_out["mean"] == {"plain": 1.0, "strict": 1.0}
     assert set(held_out) == {*HELD_OUT_TASKS, "mean"}
@@ -224,7 +224,7 @@ def test_several_pictures_a_prompt(judge):
 
 
 def test_prompts_are_fixed_and_without_backgrounds():
-    for task in es.TASKS:
+    for task in es.SCENE_KINDS:
         prompts = make_prompts(WORLD, task, 20)
         assert prompts == make_prompts(WORLD, task, 20) and prompts[:5] == make_prompts(
             WORLD, task, 5

@@ -23,7 +23,7 @@ class Painter:
         seeds = {"seed": 1_000_003}, {"seed": TUNING_SEED}, {"seed": 1}
         self.scenes = {
             p.text: p.scene
-            for task in es.TASKS
+            for task in es.SCENE_KINDS
             for options in (*seeds, {"held_out": True})
             for p in make_prompts(world, task, 8, **options)
         }

@@ -40,7 +40,7 @@ CONFIG = JANUS_TINY.replace(
 )
 MODEL = JanusModel(CONFIG)
 PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
-MIX = SceneMix(dict.fromkeys(es.TASKS, 1.0))
+MIX = SceneMix(dict.fromkeys(es.SCENE_KINDS, 1.0))
 ROW = PackedShape(tokens=160, targets=96, und_images=2, gen_images=2)
 GROUPS = {"siglip", "und_adaptor", "gen_embed", "gen_adaptor", "image_head", "decoder", "vq"}
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])

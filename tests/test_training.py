@@ -44,7 +44,7 @@ CONFIG = JANUS_TINY.replace(
 )
 MODEL = JanusModel(CONFIG)
 PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
-MIX = SceneMix(dict.fromkeys(es.TASKS, 1.0))
+MIX = SceneMix(dict.fromkeys(es.SCENE_KINDS, 1.0))
 ROW = PackedShape(tokens=160, targets=96, und_images=4, gen_images=3)
 ROWS = 6
 UND, TEXT, GEN = "und", "text", "gen"

@@ -1,39 +1,50 @@
-"""What all configs share: the fields, and Janus-Pro's Table 2."""
+"""What all configs share: the fields, and Janus-Pro's Table 2.
+
+Configs are plain data: nothing here imports JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from janus_jax.emoji import TASKS
+from janus_jax.configs import standin
 from janus_jax.errors import nearest
-from janus_jax.training import TRAINABLE
 
-ALL_TASKS = {t: 1.0 for t in TASKS} | {"mixed": 0.0, "dense": 0.0}
+# What each stage trains, as patterns of parameter paths; a name alone is the whole group. The embedding
+# table of the image codes belongs to the generation adaptor: it starts from random numbers, so it must
+# train from stage 1 on.
+ADAPTORS = ("gen_adaptor", "gen_embed", "image_head", "und_adaptor")
+TRAINABLE = {
+    "vq": ("vq",),
+    "siglip": ("aux", "siglip"),
+    "lm": ("decoder",),
+    "stage1": ADAPTORS,
+    "stage2": (*ADAPTORS, "decoder"),
+    "stage3": (*ADAPTORS, "decoder", "siglip"),
+}
 
 
-def stage(objective: str, trainable: str, **fields) -> ConfigDict:
-    """One stage; `trainable` names a freeze set of `janus_jax.training.TRAINABLE`."""
-    scenes = {
-        "tasks": dict(ALL_TASKS),
-        "detailed": 0.0,
-        "describe": 0.3,
-        "questions": 1,
-        "yes_no": 0.0,
-        "chat": False,
-        "drawings": 0.3,
-        "condition_dropout": 0.1,
-    }
-    tasks = fields.pop("tasks", {})
-    if tasks:
-        scenes["tasks"] = {t: float(tasks.get(t, 0.0)) for t in ALL_TASKS}
-    scenes |= fields.pop("scenes", {})
+def stage(objective: str, trainable: str, sources: dict[str, Any], **fields: Any) -> ConfigDict:
+    """One stage.
+
+    Args:
+      objective: which loss.
+      trainable: a key of `TRAINABLE`.
+      sources: label -> dict(name, task, weight, options) of each source of data.
+      **fields: of `janus_jax.training.Stage`.
+    """
     values = dict(
         objective=objective,
         trainable=TRAINABLE[trainable],
         ratio=(0.0, 0.0, 0.0),
         warmup_steps=0,
         ema_decay=0.0,
+        condition_dropout=0.1,
         options={},
     )
-    return ConfigDict({**values, **fields, "scenes": scenes})
+    return ConfigDict({**values, **fields, "sources": sources})
 
 
 def base(name: str, preset: str) -> ConfigDict:
@@ -45,14 +56,18 @@ def base(name: str, preset: str) -> ConfigDict:
             only_stage="",  # run this stage alone
             model=dict(preset=preset, overrides={}),
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
-            tokenizer="",  # a tokenizer.json, or "builtin"
+            tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`
+            builtin_tokenizer=standin.tokenizer(),
             processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
             policy=dict(
                 param_dtype="float32", compute_dtype="bfloat16", remat="full", attention="xla"
             ),
             mesh=dict(data=1, fsdp=-1, tensor=1),
-            world=dict(image_size=384, grid=4, objects="all"),
-            data=dict(row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7), threads=16),
+            data=dict(
+                row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7),
+                threads=16,
+                too_long="error",  # or "reject", "truncate_answer": sequences that no row can hold
+            ),
             stage_order=(),
             stages={},
             log=dict(
@@ -62,7 +77,7 @@ def base(name: str, preset: str) -> ConfigDict:
                 verify=True,
                 stop_when_diverged=False,
             ),
-            eval=dict(after_stages=False, prompts=0, questions=0, cfg_weights=(5.0,), note=""),
+            eval=dict(after_stages=False, benchmarks=(), note=""),
         )
     )
 
@@ -77,8 +92,7 @@ def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> Co
         warmup_steps=600,
         batch_size=256,
         ratio=(1.0, 0.0, 3.0),
-        tasks={"single_object": 1.0},  # stands for ImageNet's class names
-        scenes={"describe": 1.0},
+        sources=standin.sources("stage1"),
     )
     config.stages.stage2 = stage(
         "janus",
@@ -88,6 +102,7 @@ def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> Co
         warmup_steps=5_000,
         batch_size=512,
         ratio=(2.0, 3.0, 5.0),
+        sources=standin.sources("stage2"),
     )
     config.stages.stage3 = stage(
         "janus",
@@ -97,7 +112,7 @@ def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> Co
         warmup_steps=0,
         batch_size=128,
         ratio=(5.0, 1.0, 4.0),
-        scenes={"chat": True, "describe": 0.1},
+        sources=standin.sources("stage3"),
     )
     config.stage_order = ("stage1", "stage2", "stage3")
     return config

@@ -4,13 +4,13 @@
     python train.py --config configs/janus_1b.py:stage2 ...
 
 Stage 2 is planned for 360K steps and stopped at 270K, as in the paper; the rate is constant, so only the
-last step matters. Emoji scenes stand in for the paper's data, which nobody can download.
+last step matters. `standin.py` says what takes the place of the paper's data.
 """
 
 from ml_collections import ConfigDict
 
 from janus_jax.configs import common
-from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT
+from janus_jax.processing.chat import UNDERSTANDING_SYSTEM_PROMPT
 
 
 def get_config(arg: str = "") -> ConfigDict:

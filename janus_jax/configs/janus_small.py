@@ -7,7 +7,9 @@ Not yet measured: its steps and rates are scaled from `janus_tiny`, not tuned.
 
 from ml_collections import ConfigDict
 
-from janus_jax.configs import common, janus_tiny
+from janus_jax.configs import common, emoji, janus_tiny
+
+WORLD = dict(image_size=128, grid=4, objects="all")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -15,8 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "janus_small"
     config.model.preset = "janus-small"
     config.policy.remat = "none"
-    config.world = dict(image_size=128, grid=4, objects="all")
-    config.data = dict(row=dict(tokens=1024, targets=512, und_images=6, gen_images=3), threads=8)
+    config.builtin_tokenizer = emoji.tokenizer(WORLD)
+    config.data.update(row=dict(tokens=1024, targets=512, und_images=6, gen_images=3), threads=8)
     sizes = dict(
         stage0_vq=(40_000, 64, 4e-4),
         stage0_siglip=(10_000, 512, 1e-3),
@@ -29,9 +31,11 @@ def get_config(arg: str = "") -> ConfigDict:
         stage = config.stages[name]
         stage.update(steps=steps, batch_size=batch_size, learning_rate=rate, ema_decay=0.999)
         stage.warmup_steps = 0 if name == "stage3" else steps // 40
+        for source in stage.sources.values():
+            source.options.world = WORLD
     config.stages.stage0_vq.options.update(warmup=2_000, revive_every=200, fixed_from=34_000)
     # A multi-word name makes a longer caption; sixteen cells make a longer map.
     config.stages.stage0_siglip.options.text_length = 64
     config.log.update(save_every=2_000, log_every=20, sample_every=2_000)
-    config.eval.update(prompts=200, questions=200)
+    config.eval.benchmarks = emoji.benchmarks(WORLD, 200, janus_tiny.CFG_WEIGHTS)
     return common.pick(config, arg)

@@ -12,7 +12,7 @@ it does for a constant rate what a decay would do.
 
 from ml_collections import ConfigDict
 
-from janus_jax.configs import common
+from janus_jax.configs import common, emoji
 
 # Weights of the kinds of scene: the harder to learn, the more.
 DRAW = {
@@ -27,15 +27,17 @@ DRAW = {
 # What all but stage 1 say about pictures: more than a caption, and in conversations.
 TALK = {"detailed": 0.5, "questions": 3, "chat": True, "drawings": 0.0}
 
+CFG_WEIGHTS = (1.0, 1.25, 1.5, 2.0)  # guidance that the last stage chooses from
+
 
 def get_config(arg: str = "") -> ConfigDict:
     config = common.base("janus_tiny", preset="janus-tiny")
     config.tokenizer = "builtin"
+    config.builtin_tokenizer = emoji.tokenizer(emoji.WORLD)
     # A cooler draw is right as often as strong guidance, which adds objects.
     config.processor.update(cfg_weight=1.25, temperature=0.5)
     config.policy.update(compute_dtype="float32", remat="none")
-    config.world = dict(image_size=48, grid=3, objects="tiny")
-    config.data = dict(row=dict(tokens=160, targets=160, und_images=4, gen_images=3), threads=1)
+    config.data.update(row=dict(tokens=160, targets=160, und_images=4, gen_images=3), threads=1)
     config.stages = dict(
         stage0_vq=common.stage(
             "vq",
@@ -45,7 +47,10 @@ def get_config(arg: str = "") -> ConfigDict:
             warmup_steps=50,
             batch_size=16,
             ema_decay=0.99,
-            tasks={"dense": 6.0, "mixed": 3.0, "single_object": 0.5, "counting": 0.5},
+            sources=emoji.sources(
+                ("pictures",),
+                kinds={"dense": 6.0, "mixed": 3.0, "single_object": 0.5, "counting": 0.5},
+            ),
             options=dict(
                 commitment=0.25,
                 warmup=150,
@@ -65,7 +70,10 @@ def get_config(arg: str = "") -> ConfigDict:
             warmup_steps=20,
             batch_size=96,
             ema_decay=0.99,
-            tasks={"mixed": 4.0, "counting": 1.0, "color_attr": 1.0, "position": 1.0},
+            sources=emoji.sources(
+                ("pairs",),
+                kinds={"mixed": 4.0, "counting": 1.0, "color_attr": 1.0, "position": 1.0},
+            ),
             options=dict(text_length=40),
         ),
         # Every circuit that reading a picture and drawing one need, learnt from words: matching, copying,
@@ -79,8 +87,10 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_size=8,
             ratio=(0.0, 1.0, 0.0),
             ema_decay=0.98,
-            tasks=DRAW,
-            scenes={**TALK, "describe": 0.4, "questions": 6, "yes_no": 0.6, "drawings": 0.2},
+            sources=emoji.sources(
+                kinds=DRAW,
+                **{**TALK, "describe": 0.4, "questions": 6, "yes_no": 0.6, "drawings": 0.2},
+            ),
         ),
         stage1=common.stage(
             "janus",
@@ -91,8 +101,11 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_size=8,
             ratio=(1.0, 0.0, 3.0),
             ema_decay=0.98,
-            tasks={"single_object": 1.5, "colors": 1.0},
-            scenes={"detailed": 0.5, "describe": 1.0},
+            sources=emoji.sources(
+                kinds={"single_object": 1.5, "colors": 1.0},
+                detailed=0.5,
+                describe=1.0,
+            ),
         ),
         stage2=common.stage(
             "janus",
@@ -103,8 +116,7 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_size=8,
             ratio=(2.0, 3.0, 5.0),
             ema_decay=0.99,
-            tasks=DRAW,
-            scenes={**TALK, "describe": 0.4, "yes_no": 0.4},
+            sources=emoji.sources(kinds=DRAW, **TALK, describe=0.4, yes_no=0.4),
         ),
         stage3=common.stage(
             "janus",
@@ -115,8 +127,9 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_size=8,
             ratio=(5.0, 1.0, 4.0),
             ema_decay=0.99,
-            tasks=DRAW,
-            scenes={**TALK, "detailed": 0.3, "describe": 0.2, "yes_no": 0.3},
+            sources=emoji.sources(
+                kinds=DRAW, **{**TALK, "detailed": 0.3, "describe": 0.2, "yes_no": 0.3}
+            ),
         ),
     )
     config.stage_order = (
@@ -128,9 +141,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "stage3",
     )
     config.log.update(save_every=250, log_every=10, sample_every=250)
-    config.eval = dict(
-        after_stages=True, prompts=50, questions=50, cfg_weights=(1.0, 1.25, 1.5, 2.0), note=""
-    )
+    config.eval.update(after_stages=True, benchmarks=emoji.benchmarks(emoji.WORLD, 50, CFG_WEIGHTS))
     if arg == "smoke":
         return _smoke(config)
     if arg == "long":
@@ -150,7 +161,7 @@ def _smoke(config: ConfigDict) -> ConfigDict:
         config.stages[name].update(steps=6, warmup_steps=0 if name == "stage3" else 2)
     config.stages.stage0_vq.options.update(warmup=2, revive_every=2, fixed_from=5)
     config.log.update(save_every=6, log_every=3, sample_every=0)
-    config.eval.update(prompts=2, questions=2, cfg_weights=(1.5,), after_stages=False)
+    config.eval.update(benchmarks=emoji.benchmarks(emoji.WORLD, 2), after_stages=False)
     config.eval.note = "smoke run: a few steps a stage, the scores mean nothing"
     return config
 

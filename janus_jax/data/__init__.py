@@ -1,12 +1,48 @@
-"""Data: sources -> sequences -> mixture by ratio -> packed batches, on Grain."""
+"""Data: sources of examples -> sequences -> mixture by weight -> packed batches, on Grain."""
 
-from janus_jax.data.mixture import TASKS, mixed_batches, plain_batches
-from janus_jax.data.packing import PackedShape, pack
+from janus_jax.data.encode import (
+    TOO_LONG,
+    PairEncoder,
+    PictureEncoder,
+    SequenceEncoder,
+    SequenceTooLong,
+)
+from janus_jax.data.examples import (
+    STAGE_0_TASKS,
+    TASKS,
+    Example,
+    Generation,
+    Picture,
+    Source,
+    Text,
+    Understanding,
+)
+from janus_jax.data.mixture import WeightedSource, mixed_batches, source_seed, unpacked_batches
+from janus_jax.data.packing import COUNTED_BY, PackedShape, pack
+from janus_jax.data.registry import SOURCES, TOKENIZERS, make_source
 
 __all__ = [
+    "COUNTED_BY",
+    "SOURCES",
+    "STAGE_0_TASKS",
     "TASKS",
+    "TOKENIZERS",
+    "TOO_LONG",
+    "Example",
+    "Generation",
     "PackedShape",
+    "PairEncoder",
+    "Picture",
+    "PictureEncoder",
+    "SequenceEncoder",
+    "SequenceTooLong",
+    "Source",
+    "Text",
+    "Understanding",
+    "WeightedSource",
+    "make_source",
     "mixed_batches",
     "pack",
-    "plain_batches",
+    "source_seed",
+    "unpacked_batches",
 ]

@@ -7,6 +7,7 @@ room for so many tokens, so many text targets and so many pictures, whichever ru
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import grain
 import numpy as np
@@ -30,27 +31,54 @@ class PackedShape:
     und_images: int
     gen_images: int
 
+    def excess(self, features: Mapping[str, np.ndarray]) -> str:
+        """What of a sequence no row has room for, such as "tokens: 200, room for 160"; "" if it fits."""
+        for field, feature in COUNTED_BY.items():
+            size, room = len(features[feature]), getattr(self, field)
+            if size > room:
+                return f"{field}: {size}, room for {room}"
+        return ""
 
-def pack(dataset: grain.IterDataset, row: PackedShape, batch_size: int) -> grain.IterDataset:
+
+# Field of `PackedShape` -> the feature whose length it limits.
+COUNTED_BY = {
+    "tokens": "tokens",
+    "targets": "target_ids",
+    "und_images": "und_images",
+    "gen_images": "gen_starts",
+}
+_OF_TARGETS = ("target_ids", "target_positions", "target_tasks", "target_weights", "target_sources")
+_OF_GENERATED = ("gen_starts", "gen_weights", "gen_sources")
+
+
+def pack(
+    dataset: grain.IterDataset, row: PackedShape, batch_size: int, codes: bool = False
+) -> grain.IterDataset:
     """Packs sequences first-fit and batches the rows.
 
+    Args:
+      dataset: of sequences.
+      row: room in a row.
+      batch_size: B.
+      codes: pictures to generate are codes.
+
     Returns:
-      An IterDataset of batches; `B = batch_size`. `segment_ids` is 0 where a row is empty:
+      An IterDataset of batches. `segment_ids` is 0 where a row is empty, and so are the weights:
         tokens, token_types, segment_ids, positions  int32 [B, T]
-        target_ids, target_positions, target_tasks  int32 [B, M]; target_weights float32 [B, M]
-        und_images uint8 [B, U, h, w, 3]; gen_images uint8 [B, G, h, w, 3]
-        gen_starts int32 [B, G]; gen_weights float32 [B, G]
+        target_ids, target_positions, target_tasks, target_sources  int32 [B, M]
+        target_weights float32 [B, M]
+        und_images uint8 [B, U, h, w, 3]
+        gen_images uint8 [B, G, h, w, 3], or with `codes` gen_codes int32 [B, G, N]
+        gen_starts, gen_sources int32 [B, G]; gen_weights float32 [B, G]
       Positions restart at 0 in every segment; target_positions and gen_starts count from the row's start.
     """
+    generated = "gen_codes" if codes else "gen_images"
     lengths = {
         "tokens": row.tokens,
         "token_types": row.tokens,
-        "target_ids": row.targets,
-        "target_positions": row.targets,
-        "target_tasks": row.targets,
-        "gen_starts": row.gen_images,
+        **dict.fromkeys(_OF_TARGETS, row.targets),
+        **dict.fromkeys((*_OF_GENERATED, generated), row.gen_images),
         "und_images": row.und_images,
-        "gen_images": row.gen_images,
     }
     dataset = grain.experimental.FirstFitPackIterDataset(
         dataset, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
@@ -59,23 +87,16 @@ def pack(dataset: grain.IterDataset, row: PackedShape, batch_size: int) -> grain
 
 
 def _finish_row(row: Batch) -> Batch:
-    """Turns positions within a segment into positions within the row, and segments into weights."""
+    """Positions within a segment become positions within the row."""
     segments, positions = row["tokens_segment_ids"], row["tokens_positions"]
     starts = np.zeros(segments.max(initial=0) + 1, np.int32)
     first = (positions == 0) & (segments > 0)
     starts[segments[first]] = np.flatnonzero(first)
-    targets, pictures = row["target_ids_segment_ids"], row["gen_starts_segment_ids"]
-    return {
-        "tokens": row["tokens"],
-        "token_types": row["token_types"],
+    generated = "gen_codes" if "gen_codes" in row else "gen_images"
+    unchanged = ("tokens", "token_types", *_OF_TARGETS, *_OF_GENERATED, "und_images", generated)
+    return {name: row[name] for name in unchanged} | {
         "segment_ids": segments,
         "positions": positions,
-        "target_ids": row["target_ids"],
-        "target_positions": row["target_positions"] + starts[targets],
-        "target_tasks": row["target_tasks"],
-        "target_weights": (targets > 0).astype(np.float32),
-        "und_images": row["und_images"],
-        "gen_images": row["gen_images"],
-        "gen_starts": row["gen_starts"] + starts[pictures],
-        "gen_weights": (pictures > 0).astype(np.float32),
+        "target_positions": row["target_positions"] + starts[row["target_ids_segment_ids"]],
+        "gen_starts": row["gen_starts"] + starts[row["gen_starts_segment_ids"]],
     }

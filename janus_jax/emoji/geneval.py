@@ -14,7 +14,14 @@ import numpy as np
 
 from janus_jax.emoji.judge import Judge, Reading
 from janus_jax.emoji.language import caption
-from janus_jax.emoji.scene import TASKS, Placement, Scene, random_scene, relation_between, render
+from janus_jax.emoji.scene import (
+    SCENE_KINDS,
+    Placement,
+    Scene,
+    random_scene,
+    relation_between,
+    render,
+)
 from janus_jax.emoji.world import World
 
 # Kinds that combine things, so that combinations can be held out of training.
@@ -30,7 +37,7 @@ class Prompt:
 
     @property
     def task(self) -> str:
-        return self.scene.task
+        return self.scene.kind
 
 
 def make_prompts(
@@ -39,7 +46,7 @@ def make_prompts(
     """`count` prompts of one kind, the same on every machine; none names the background."""
     prompts = []
     for i in range(count):
-        rng = np.random.default_rng((seed, TASKS.index(task), int(held_out), i))
+        rng = np.random.default_rng((seed, SCENE_KINDS.index(task), int(held_out), i))
         scene = random_scene(rng, world, task, held_out)
         prompts.append(Prompt(caption(scene, rng, background=0.0), scene))
     return prompts
@@ -61,7 +68,7 @@ def is_right(
         return d.name == placement.name and (placement.tint in (None, d.tint) or natural)
 
     first = scene.placements[0]
-    if scene.task == "counting":
+    if scene.kind == "counting":
         right = sum(match(first, d) for d in seen) == len(scene.placements)
     elif len(scene.placements) == 1:
         right = any(match(first, d) for d in seen)
@@ -69,7 +76,7 @@ def is_right(
         a = [d for d in seen if match(first, d)]
         b = [d for d in seen if match(scene.placements[1], d)]
         right = bool(a) and bool(b)
-        if scene.task == "position":
+        if scene.kind == "position":
             right = any(
                 relation_between((x.row, x.column), (y.row, y.column)) == scene.relation
                 for x in a
@@ -103,7 +110,7 @@ def mini_geneval(
     world: World,
     prompts_per_task: int,
     held_out: bool = False,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = SCENE_KINDS,
     seed: int = 1_000_003,
 ) -> dict[str, dict[str, float]]:
     """Runs the benchmark.
@@ -155,7 +162,7 @@ def prove_judge(
     judge, results = Judge(world), {}
     for case, (through, held_out) in cases.items():
         scores = {}
-        for task in HELD_OUT_TASKS if held_out else TASKS:
+        for task in HELD_OUT_TASKS if held_out else SCENE_KINDS:
             prompts = make_prompts(world, task, per_task, held_out)
             pictures = np.stack([render(p.scene, world) for p in prompts])
             if through:

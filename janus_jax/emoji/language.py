@@ -17,8 +17,8 @@ from janus_jax.emoji.world import BACKGROUNDS, TINTS, World, article, plural
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 QUESTION_KINDS = ("what", "how_many", "colour", "where", "relation", "yes_no", "background")
-# Tasks whose scenes can be asked each kind of question.
-KIND_TASKS = {
+# Kinds of scenes that can be asked each kind of question.
+SCENES_OF_QUESTION = {
     "what": ("single_object", "two_object", "counting", "colors"),
     "how_many": ("counting", "counting", "counting", "two_object"),
     "colour": ("colors", "color_attr"),
@@ -59,14 +59,14 @@ def caption(scene: Scene, rng: np.random.Generator, background: float = 0.25) ->
     """One wording of the scene; with probability `background` it names the background, too."""
     first, *rest = scene.placements
     one = article(thing(first.name, first.tint))
-    if scene.task == "counting":
+    if scene.kind == "counting":
         text = f"{NUMBERS[len(scene.placements)]} {plural(first.name)}"
-    elif scene.task in ("single_object", "colors"):
+    elif scene.kind in ("single_object", "colors"):
         options = [one, one, f"one {thing(first.name, first.tint)}"]
         if first.tint:
             options.append(f"{article(first.name)} that is {first.tint}")
         text = _choose(rng, options)
-    elif scene.task == "position":
+    elif scene.kind == "position":
         other = article(thing(rest[0].name, rest[0].tint))
         relation = scene.relation
         if rng.random() < 0.5:
@@ -74,7 +74,7 @@ def caption(scene: Scene, rng: np.random.Generator, background: float = 0.25) ->
         if relation in ("left of", "right of") and rng.random() < 0.3:
             relation = f"to the {relation}"
         text = f"{one} {relation} {other}"
-    elif scene.task in ("mixed", "dense"):
+    elif scene.kind in ("mixed", "dense"):
         text = _inventory(scene)
     else:
         other = article(thing(rest[0].name, rest[0].tint))
@@ -90,7 +90,7 @@ def caption(scene: Scene, rng: np.random.Generator, background: float = 0.25) ->
 def question(
     scene: Scene, kind: str, rng: np.random.Generator, world: World, asked: Collection[str] = ()
 ) -> Question:
-    """A question of `kind` about a scene of one of `KIND_TASKS[kind]`, with its only right answer.
+    """A question of `kind` about a scene of one of `SCENES_OF_QUESTION[kind]`, with its only right answer.
 
     `asked` are absent objects that the same conversation already asked for.
     """
@@ -167,16 +167,16 @@ def drawing_in_words(scene: Scene, world: World) -> str:
 def fact(scene: Scene, rng: np.random.Generator, world: World) -> str:
     """Plain text about the same world, no picture: a scene described and as a picture in words, either one
     first, or one of them with a question and its answer."""
-    told = [description(scene, world), f"picture: {picture_in_words(scene, world)}."]
+    both = [description(scene, world), f"picture: {picture_in_words(scene, world)}."]
     if rng.random() < 0.5:
-        told.reverse()
-    if scene.task in ("mixed", "dense"):
-        return " ".join(told)
+        both.reverse()
+    if scene.kind in ("mixed", "dense"):
+        return " ".join(both)
     if rng.random() < 0.4:
         return f"{caption(scene, rng)}. picture: {picture_in_words(scene, world)}."
-    kind = _choose(rng, [k for k in QUESTION_KINDS if scene.task in KIND_TASKS[k]])
+    kind = _choose(rng, [k for k in QUESTION_KINDS if scene.kind in SCENES_OF_QUESTION[k]])
     asked = question(scene, kind, rng, world)
-    return f"{told[0]} {asked.text} {asked.answer}."
+    return f"{both[0]} {asked.text} {asked.answer}."
 
 
 @functools.cache
@@ -199,7 +199,7 @@ def _choose(rng: np.random.Generator, options):
 
 def _inventory(scene: Scene) -> str:
     """What is there, in reading order, e.g. "a cat and a dog" or "three apples"."""
-    if scene.task == "counting":
+    if scene.kind == "counting":
         return f"{NUMBERS[len(scene.placements)]} {plural(scene.placements[0].name)}"
     ordered = sorted(scene.placements, key=lambda p: (p.row, p.column))
     return " and ".join(article(thing(p.name, p.tint)) for p in ordered)
@@ -216,10 +216,10 @@ def _cells(scene: Scene, world: World) -> list[list[list[str]]]:
 __all__ = [
     "DESCRIBE",
     "DESCRIBE_IN_DETAIL",
-    "KIND_TASKS",
     "NUMBERS",
     "QUESTION_KINDS",
     "RELATIONS",
+    "SCENES_OF_QUESTION",
     "Question",
     "article",
     "caption",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from janus_jax.emoji.language import KIND_TASKS, QUESTION_KINDS, Question, question
+from janus_jax.emoji.language import QUESTION_KINDS, SCENES_OF_QUESTION, Question, question
 from janus_jax.emoji.scene import random_scene, render
 from janus_jax.emoji.world import World
 
@@ -28,7 +28,7 @@ def make_questions(
     pictures, questions = [], []
     for i in range(count):
         rng = np.random.default_rng((seed, QUESTION_KINDS.index(kind), int(held_out), i))
-        tasks = KIND_TASKS[kind]
+        tasks = SCENES_OF_QUESTION[kind]
         scene = random_scene(rng, world, tasks[int(rng.integers(len(tasks)))], held_out)
         questions.append(question(scene, kind, rng, world))
         pictures.append(render(scene, world))

@@ -1,6 +1,6 @@
-"""Scenes: what is where, drawn at random by task, and their pictures.
+"""Scenes: what is where, drawn at random by kind, and their pictures.
 
-The six tasks are GenEval's (Ghosh et al. 2023): one object, two objects, counting, colours, position,
+The six kinds are GenEval's tasks (Ghosh et al. 2023): one object, two objects, counting, colours, position,
 colour attribution. Two more serve training only: "mixed" (one to four objects, some tinted) for the
 understanding encoder and plain text, "dense" (most cells full) for the image tokenizer.
 """
@@ -13,7 +13,8 @@ import numpy as np
 
 from janus_jax.emoji.world import BACKGROUNDS, TINTS, World
 
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+SCENE_KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+TRAINING_SCENE_KINDS = (*SCENE_KINDS, "mixed", "dense")
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -32,7 +33,7 @@ class Placement:
 class Scene:
     """A picture's content. For "position", the first placement stands in `relation` to the second."""
 
-    task: str
+    kind: str
     background: str
     placements: tuple[Placement, ...]
     relation: str | None = None
@@ -61,34 +62,34 @@ def relation_between(a: tuple[float, float], b: tuple[float, float]) -> str | No
 
 
 def random_scene(
-    rng: np.random.Generator, world: World, task: str, held_out: bool = False
+    rng: np.random.Generator, world: World, kind: str, held_out: bool = False
 ) -> Scene:
-    """Draws a scene of `task`.
+    """Draws a scene of `kind`.
 
     Args:
       rng: consumed; the same state gives the same scene.
       held_out: False draws only combinations that training may see; True draws only held-out object
         pairs (two_object, position), held-out tints (colors), or a held-out pair with allowed tints
-        (color_attr). Tasks without a combination ignore it.
+        (color_attr). Kinds without a combination ignore it.
     """
     background = _choose(rng, list(BACKGROUNDS))
-    if task in ("mixed", "dense"):
-        count = int(rng.integers(1, 5)) if task == "mixed" else (3 * world.grid**2) // 4
-        return Scene(task, background, _scattered(rng, world, count))
+    if kind in ("mixed", "dense"):
+        count = int(rng.integers(1, 5)) if kind == "mixed" else (3 * world.grid**2) // 4
+        return Scene(kind, background, _scattered(rng, world, count))
     relation = None
-    if task in ("single_object", "counting", "colors"):
-        count = int(rng.integers(2, 5)) if task == "counting" else 1
+    if kind in ("single_object", "counting", "colors"):
+        count = int(rng.integers(2, 5)) if kind == "counting" else 1
         name, tint = _choose(rng, world.names), None
-        if task == "colors":
+        if kind == "colors":
             name, tint = _tinted(rng, world, held_out)
         things = [(name, tint)] * count
     else:
         a, b = _pair(rng, world, held_out)
         tints = (None, None)
-        if task == "color_attr":
+        if kind == "color_attr":
             tints = _two_tints(rng, world, a, b)
         things = [(a, tints[0]), (b, tints[1])]
-    if task == "position":
+    if kind == "position":
         cells = _cells_in_relation(rng, world.grid)
         relation = relation_between(*cells)
     else:
@@ -98,7 +99,7 @@ def random_scene(
         Placement(name, tint, row, column)
         for (name, tint), (row, column) in zip(things, cells, strict=True)
     )
-    return Scene(task, background, placements, relation)
+    return Scene(kind, background, placements, relation)
 
 
 def _choose(rng: np.random.Generator, options):

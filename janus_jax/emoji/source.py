@@ -1,23 +1,19 @@
-"""Emoji scenes as Grain sources: record i is always the same, on every machine.
-
-Three kinds of training sequence (understanding, text, generation), and two kinds of plain record for
-stage 0 (pictures for the tokenizer, pictures with descriptions for the understanding encoder).
-"""
+"""Emoji scenes as a source of examples: example i is always the same, on every machine."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from janus_jax.data import STAGE_0_TASKS, TASKS, Example, Generation, Picture, Text, Understanding
 from janus_jax.emoji.language import (
     DESCRIBE,
     DESCRIBE_IN_DETAIL,
-    KIND_TASKS,
     QUESTION_KINDS,
+    SCENES_OF_QUESTION,
     caption,
     description,
     detailed_caption,
@@ -26,23 +22,31 @@ from janus_jax.emoji.language import (
     picture_in_words,
     question,
 )
-from janus_jax.emoji.scene import Scene, random_scene, render
+from janus_jax.emoji.scene import SCENE_KINDS, TRAINING_SCENE_KINDS, Scene, random_scene, render
 from janus_jax.emoji.world import World
-from janus_jax.processing import Processor, generation_pixels, understanding_pixels
-from janus_jax.processing import sequence as seq
+from janus_jax.errors import UserError, nearest
 
-# Sequence kinds of one example get different random streams from the same record index.
+# The tasks get different random streams from the same index.
 _STREAMS = {"und": 1, "text": 2, "gen": 3, "pictures": 4, "pairs": 5}
-_CROWDED = ("mixed", "dense")  # tasks of scenes that are captioned in detail
+_CROWDED = ("mixed", "dense")  # kinds of scenes that are captioned in detail
+_SHARES = ("detailed", "describe", "yes_no", "drawings")
+# Shares that make the examples of a task longer or shorter.
+_LENGTHENING = {
+    "und": ("detailed", "describe"),
+    "text": ("detailed", "describe", "drawings"),
+    "gen": ("detailed",),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class SceneMix:
-    """Which scenes a stage shows.
+class EmojiSource:
+    """Random-access source of the examples of one task.
 
-    Attributes:
-      tasks: task -> weight, for scenes that are drawn or described.
-      detailed: share of those that instead show crowded scenes and tell all that is in them: every
+    Args:
+      task: "und", "text" or "gen"; "pictures" (image tokenizer) or "pairs" (understanding encoder), which
+        are generation examples with a sentence that says all that is in the picture.
+      kinds: kind of scene -> weight, of scenes that are drawn or described; all of `SCENE_KINDS` alike by
+        default.
+      detailed: share of those that instead show crowded scenes and say all that is in them: every
         object with its place, and the background. A short caption leaves most of a picture open and
         says little about each code; this one leaves nothing open.
       describe: share of understanding examples that ask for a caption instead of a question.
@@ -52,107 +56,92 @@ class SceneMix:
       chat: text comes as conversations like those about pictures and like requests to draw, but with the
         picture in words; otherwise as plain text.
       drawings: share of these conversations that draw.
-      condition_dropout: share of generation examples whose prompt becomes padding (Janus paper,
-        footnote 2: 10 %).
-    """
-
-    tasks: Mapping[str, float]
-    detailed: float = 0.0
-    describe: float = 0.3
-    questions: int = 1
-    yes_no: float = 0.0
-    chat: bool = False
-    drawings: float = 0.3
-    condition_dropout: float = 0.1
-
-
-class SceneSource:
-    """Random-access source of one kind of record.
-
-    Args:
-      kind: "und", "text" or "gen" (training sequences), "pictures" (tokenizer) or "pairs" (encoder).
-      world: the world.
-      processor: chat template, ids and picture sizes.
-      mix: which scenes.
+      world: keyword arguments of `World`.
       seed: another seed is another data set; evaluation uses seeds that training does not.
-      size: number of records.
-      text_length: "pairs" only, ids per description (padded with the pad id).
-      blank: leave all pictures black, where only the lengths of the records matter.
+      size: number of examples.
+
+    Raises:
+      UserError: an impossible value.
     """
 
     def __init__(
         self,
-        kind: str,
-        world: World,
-        processor: Processor,
-        mix: SceneMix,
+        task: str,
+        kinds: Mapping[str, float] | None = None,
+        detailed: float = 0.0,
+        describe: float = 0.3,
+        questions: int = 1,
+        yes_no: float = 0.0,
+        chat: bool = False,
+        drawings: float = 0.3,
+        world: Mapping[str, Any] | None = None,
         seed: int = 0,
         size: int = 10_000_000,
-        text_length: int = 64,
-        blank: bool = False,
     ):
-        self._blank = blank
-        self._world, self._processor, self._mix = world, processor, mix
-        self._seed, self._size, self._text_length = seed, size, text_length
-        self._stream = _STREAMS[kind]
-        self._make = getattr(self, f"_{kind}")
-        self._tasks = list(mix.tasks)
-        weights = np.array([mix.tasks[t] for t in self._tasks], np.float64)
+        if task not in _STREAMS:
+            raise UserError(
+                f"the emoji source has no task {task!r} ({', '.join((*TASKS, *STAGE_0_TASKS))})"
+            )
+        self._options = dict(
+            kinds=dict(kinds or dict.fromkeys(SCENE_KINDS, 1.0)),
+            detailed=detailed,
+            describe=describe,
+            questions=questions,
+            yes_no=yes_no,
+            chat=chat,
+            drawings=drawings,
+        )
+        _check(self._options)
+        self._task, self._seed, self._size = task, seed, size
+        self._world_options, self._world = world, World.from_options(world or {})
+        kinds = {k: w for k, w in self._options["kinds"].items() if w > 0}
+        self._kinds = sorted(kinds)  # whatever order a file has them in
+        weights = np.array([kinds[k] for k in self._kinds], np.float64)
         self._cumulative = np.cumsum(weights / weights.sum())
+        self._make = getattr(self, f"_{task}")
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> Any:
-        rng = np.random.default_rng((self._seed, self._stream, int(index)))
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng((self._seed, _STREAMS[self._task], int(index)))
         return self._make(rng)
 
+    def extremes(self) -> list[EmojiSource]:
+        """Sources of what is rare in this one: every share that changes lengths wholly there, and not at all."""
+        choices = [self._options]
+        for field in _LENGTHENING.get(self._task, ()):
+            if self._task == "text" and not self._options["chat"]:
+                break
+            share = self._options[field]
+            ends = [*([0.0] if share < 1 else []), *([1.0] if share > 0 else [])]
+            choices = [choice | {field: end} for choice in choices for end in ends]
+        same = dict(world=self._world_options, seed=self._seed, size=self._size)
+        return [EmojiSource(self._task, **choice, **same) for choice in choices]
+
     def _scene(self, rng: np.random.Generator) -> Scene:
-        task = self._tasks[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]
-        return random_scene(rng, self._world, task)
+        kind = self._kinds[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]
+        return random_scene(rng, self._world, kind)
 
     def _captioned(self, rng: np.random.Generator) -> tuple[Scene, str, bool]:
         """(scene, caption, whether it is a detailed one)."""
-        if rng.random() < self._mix.detailed:
-            task = _CROWDED[int(rng.integers(len(_CROWDED)))]
-            scene = random_scene(rng, self._world, task)
+        if rng.random() < self._options["detailed"]:
+            kind = _CROWDED[int(rng.integers(len(_CROWDED)))]
+            scene = random_scene(rng, self._world, kind)
             return scene, detailed_caption(scene, self._world), True
         scene = self._scene(rng)
         return scene, caption(scene, rng), False
 
-    def _understanding_image(self, scene: Scene) -> np.ndarray:
-        if self._blank:
-            side = self._processor.config.und_image_size
-            return np.zeros((side, side, 3), np.uint8)
-        picture = Image.fromarray(render(scene, self._world))
-        return understanding_pixels(picture, self._processor.config.und_image_size)
+    def _picture(self, scene: Scene) -> Picture:
+        return functools.partial(render, scene, self._world)
 
-    def _generation_image(self, scene: Scene) -> np.ndarray:
-        if self._blank:
-            side = self._processor.config.gen_image_size
-            return np.zeros((side, side, 3), np.uint8)
-        picture = Image.fromarray(render(scene, self._world))
-        return generation_pixels(picture, self._processor.config.gen_image_size)
-
-    def _und(self, rng: np.random.Generator) -> seq.Features:
-        scene, asked = self._asked(rng)
-        processor = self._processor
-        return seq.conversation(
-            self._turns(asked, processor.understanding_ids(asked[0][0])),
-            processor.tokenizer.image_id,
-            self._understanding_image(scene)[None],
-            processor.config.gen_image_size,
-        )
-
-    def _turns(self, asked: list[tuple[str, str]], first: list[int]) -> list[seq.Turn]:
-        """Ids of questions and answers; `first` are those of the first question."""
-        processor = self._processor
-        prompts = [first, *(processor.next_question_ids(q) for q, _ in asked[1:])]
-        return [(p, processor.answer_ids(a)) for p, (_, a) in zip(prompts, asked, strict=True)]
+    def _und(self, rng: np.random.Generator) -> Understanding:
+        scene, turns = self._asked(rng)
+        return Understanding(images=(self._picture(scene),), turns=turns)
 
     def _asked(self, rng: np.random.Generator) -> tuple[Scene, list[tuple[str, str]]]:
         """A scene, and a request to describe it or some questions about it, with the answers."""
-        if rng.random() >= self._mix.describe:
+        if rng.random() >= self._options["describe"]:
             return self._questions(rng)
         scene, answer, detailed = self._captioned(rng)
         requests = DESCRIBE_IN_DETAIL if detailed else DESCRIBE
@@ -161,13 +150,13 @@ class SceneSource:
     def _questions(self, rng: np.random.Generator) -> tuple[Scene, list[tuple[str, str]]]:
         """A scene and up to `questions` different (question, answer) about it."""
         kind = QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))]
-        tasks = KIND_TASKS[kind]
-        scene = random_scene(rng, self._world, tasks[int(rng.integers(len(tasks)))])
-        fitting = [k for k in QUESTION_KINDS if scene.task in KIND_TASKS[k]]
+        scene_kinds = SCENES_OF_QUESTION[kind]
+        scene = random_scene(rng, self._world, scene_kinds[int(rng.integers(len(scene_kinds)))])
+        fitting = [k for k in QUESTION_KINDS if scene.kind in SCENES_OF_QUESTION[k]]
         asked: dict[str, str] = {}
         absent: list[str] = []  # two of them could be a held-out pair, too
-        for _ in range(self._mix.questions):
-            if rng.random() < self._mix.yes_no:
+        for _ in range(self._options["questions"]):
+            if rng.random() < self._options["yes_no"]:
                 kind = "yes_no"
             qa = question(scene, kind, rng, self._world, absent)
             asked.setdefault(qa.text, qa.answer)
@@ -177,56 +166,44 @@ class SceneSource:
             kind = fitting[int(rng.integers(len(fitting)))]
         return scene, list(asked.items())
 
-    def _text(self, rng: np.random.Generator) -> seq.Features:
-        config, tokenizer = self._processor.config, self._processor.tokenizer
-        if self._mix.chat:
-            return self._text_conversation(rng)
-        text = fact(self._scene(rng), rng, self._world)
-        return seq.text_sequence(
-            [tokenizer.bos_id, *tokenizer.encode_text(text), tokenizer.eos_id],
-            config.und_image_size,
-            config.gen_image_size,
-        )
-
-    def _text_conversation(self, rng: np.random.Generator) -> seq.Features:
-        """Words stand where a picture would, between `<begin_of_image>` and `<end_of_image>`."""
-        processor, world = self._processor, self._world
-        config = processor.config
-        if rng.random() < self._mix.drawings:
+    def _text(self, rng: np.random.Generator) -> Text:
+        if not self._options["chat"]:
+            return Text(text=fact(self._scene(rng), rng, self._world))
+        if rng.random() < self._options["drawings"]:
             scene, caption, _ = self._captioned(rng)
-            drawing = drawing_in_words(scene, world)
-            turns = [(processor.generation_ids(caption), processor.answer_ids(drawing))]
-        else:
-            scene, asked = self._asked(rng)
-            words = picture_in_words(scene, world)
-            turns = self._turns(asked, processor.text_ids(asked[0][0], picture=words))
-        side = config.und_image_size
-        return seq.conversation(
-            turns,
-            processor.tokenizer.image_id,
-            np.zeros((0, side, side, 3), np.uint8),
-            config.gen_image_size,
-            seq.TASK_TEXT,
-        )
+            drawing = drawing_in_words(scene, self._world)
+            return Text(turns=[(caption, drawing)], asks_to_draw=True)
+        scene, turns = self._asked(rng)
+        return Text(turns=turns, picture_words=picture_in_words(scene, self._world))
 
-    def _gen(self, rng: np.random.Generator) -> seq.Features:
-        config, tokenizer = self._processor.config, self._processor.tokenizer
+    def _gen(self, rng: np.random.Generator) -> Generation:
         scene, caption, _ = self._captioned(rng)
-        ids = self._processor.generation_ids(caption)
-        if rng.random() < self._mix.condition_dropout:
-            ids = self._processor.unconditional_ids(ids)
-        picture = self._generation_image(scene)
-        return seq.generation_sequence(
-            ids, tokenizer.image_id, config.num_codes, picture, config.und_image_size
+        return Generation(
+            prompt=caption, picture=self._picture(scene), dropout_draw=float(rng.random())
         )
 
-    def _pictures(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"image": self._generation_image(self._scene(rng))}
-
-    def _pairs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        tokenizer = self._processor.tokenizer
+    def _pictures(self, rng: np.random.Generator) -> Generation:
         scene = self._scene(rng)
-        ids = tokenizer.encode_text(description(scene, self._world))[: self._text_length]
-        padded = np.full(self._text_length, tokenizer.pad_id, np.int32)
-        padded[: len(ids)] = ids
-        return {"image": self._understanding_image(scene), "text": padded}
+        prompt = description(scene, self._world)
+        return Generation(prompt=prompt, picture=self._picture(scene))
+
+    _pairs = _pictures
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises UserError for an option with an impossible value."""
+    kinds = options["kinds"]
+    for kind, weight in kinds.items():
+        if kind not in TRAINING_SCENE_KINDS:
+            raise UserError(
+                f"options.kinds: no kind of scene {kind!r}.{nearest(kind, TRAINING_SCENE_KINDS)}"
+            )
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"options.kinds.{kind} must be a weight >= 0, not {weight!r}")
+    if not any(kinds.values()):
+        raise UserError("options.kinds: give at least one kind of scene a weight above 0")
+    for field in _SHARES:
+        if not 0 <= options[field] <= 1:
+            raise UserError(f"options.{field} must be a share from 0 to 1, not {options[field]}")
+    if options["questions"] < 1:
+        raise UserError(f"options.questions must be at least 1, not {options['questions']}")

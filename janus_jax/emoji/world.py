@@ -13,10 +13,14 @@ import dataclasses
 import functools
 import itertools
 import json
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from janus_jax.errors import UserError, nearest
 
 SPRITE_PX = 64
 _COLUMNS = 32
@@ -79,11 +83,29 @@ class World:
       image_size: side of a scene, pixels; a multiple of `grid`.
       grid: cells per side; a sprite fills one cell.
       objects: "tiny" (32 objects with one-word names) or "all" (814 sprites).
+
+    Raises:
+      UserError: an impossible value.
     """
 
     image_size: int = 48
     grid: int = 3
     objects: str = "tiny"
+
+    def __post_init__(self):
+        if self.objects not in ("tiny", "all"):
+            raise UserError(f"world.objects must be tiny or all, not {self.objects!r}")
+        if not 2 <= self.grid <= 4 or self.image_size % self.grid:
+            raise UserError("world.grid must be 2, 3 or 4, and world.image_size a multiple of it")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> World:
+        """The world of a config's options. Raises UserError for a field that it does not have, too."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UserError(f"world has no field {name!r}.{nearest(str(name), known)}")
+        return cls(**options)
 
     @property
     def cell(self) -> int:
@@ -120,9 +142,7 @@ def _object_table(objects: str) -> dict[str, int]:
     index = {name: i for i, name in enumerate(names)}
     if objects == "tiny":
         return {word: index[sprite] for word, sprite in _TINY_OBJECTS.items()}
-    if objects == "all":
-        return index
-    raise ValueError(f"objects must be 'tiny' or 'all', not {objects!r}")
+    return index
 
 
 @functools.cache

@@ -129,17 +129,20 @@ class Processor:
         pad = self.tokenizer.pad_id if pad is None else pad
         return [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
 
-    def understanding_ids(self, question: str, num_images: int = 1) -> list[int]:
+    def understanding_ids(
+        self, question: str, num_images: int = 1, system: str | None = None
+    ) -> list[int]:
         """[BOS, system.., BOI, image slots, EOI, question.., `<|Assistant|>:`].
 
-        The slots of image i hold `image_id`; their embeddings are replaced by image features.
+        The slots of image i hold `image_id`; their embeddings are replaced by image features. `system`
+        stands for the checkpoint's system prompt, where it is given.
 
         Raises:
           UserError: the question is empty or not text, or has the wrong number of `<image_placeholder>`.
         """
         _check_text("question", question)
         pieces = chat.understanding_pieces(
-            self.template, question, self.config.system_prompt, num_images
+            self.template, question, self._system(system), num_images
         )
         return self.expand_image_slots(self._encode(pieces))
 
@@ -162,19 +165,20 @@ class Processor:
         _check_text("answer", answer)
         return [*self.tokenizer.encode_text(f" {answer.strip()}"), self.tokenizer.eos_id]
 
-    def text_ids(self, message: str, picture: str = "") -> list[int]:
+    def text_ids(self, message: str, picture: str = "", system: str | None = None) -> list[int]:
         """[BOS, system.., message.., `<|Assistant|>:`]: a question without a picture.
 
         Args:
           message: the question.
           picture: a picture in words, if any: [.., BOI, picture.., EOI, message.., ..].
+          system: instead of the checkpoint's system prompt.
 
         Raises:
           UserError: the message is empty or not text, or has an `<image_placeholder>`.
         """
         _check_text("message", message)
         return self._encode(
-            chat.text_pieces(self.template, message, self.config.system_prompt, picture)
+            chat.text_pieces(self.template, message, self._system(system), picture)
         )
 
     def expand_image_slots(self, ids: Sequence[int]) -> list[int]:
@@ -182,6 +186,9 @@ class Processor:
         tok = self.tokenizer
         slots = [tok.boi_id, *[tok.image_id] * self.config.num_image_tokens, tok.eoi_id]
         return [out for i in ids for out in (slots if i == tok.image_id else (i,))]
+
+    def _system(self, system: str | None) -> str:
+        return self.config.system_prompt if system is None else system
 
     def _encode(self, pieces: Sequence[str]) -> list[int]:
         return [self.tokenizer.bos_id, *self.tokenizer.encode_pieces(pieces)]

@@ -25,6 +25,7 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.parallel import first_only, who_lacks
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, write_json
+from janus_jax.run.old_configs import upgraded
 
 LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
@@ -36,14 +37,16 @@ _FREE = (
     "processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
-_ALLOWABLE = "seed data.row policy.compute_dtype".split()
-_ALLOWABLE_OF_STAGE = "learning_rate warmup_steps batch_size ratio scenes options".split()
+_ALLOWABLE = "seed data.row data.too_long policy.compute_dtype".split()
+_ALLOWABLE_OF_STAGE = (
+    "learning_rate warmup_steps batch_size ratio sources condition_dropout options"
+).split()
 # Their keys are the config's own, so a key that is new is a change, not the field of a newer version.
-_OPEN = ("model.overrides", "options", "tasks")
+_OPEN = ("model.overrides", "options", "sources")
 # What the config of every version has, and as what; and each of its stages.
 _ALWAYS = {
     **dict.fromkeys("name model.preset policy.param_dtype processor.template".split(), str),
-    **dict.fromkeys("model.overrides world data.row stages log eval mesh".split(), dict),
+    **dict.fromkeys("model.overrides data.row stages log eval mesh".split(), dict),
     **dict.fromkeys("init_from tokenizer".split(), object),
     "seed": int,
     "stage_order": list,
@@ -53,12 +56,10 @@ _ALWAYS_OF_STAGE = {
     **dict.fromkeys("steps batch_size".split(), int),
     "learning_rate": int | float,
     **dict.fromkeys("trainable ratio".split(), list),
-    "scenes": dict,
+    "sources": dict,
 }
 # Scores that are out of date when one of these has changed.
-SCORED_BY = (
-    "eval.prompts eval.questions eval.cfg_weights processor.cfg_weight processor.temperature"
-).split()
+SCORED_BY = ("eval.benchmarks processor.cfg_weight processor.temperature").split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
     """Every field that differs, by name. A weight that is not there is 0."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [Change(path, old, new)]
-    missing = 0.0 if path.endswith(".tasks") else ABSENT
+    missing = 0.0 if path.endswith(".kinds") else ABSENT
     return [
         change
         for key in sorted({*old, *new})
@@ -369,7 +370,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is damaged. What is absent would otherwise count as new in this version.
     """
-    config = read_json(path)
+    config = upgraded(read_json(path))
     wrong = _wrong(config, _ALWAYS)
     if not wrong:
         order = config["stage_order"]

@@ -8,20 +8,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from janus_jax.data import TOO_LONG
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
+from janus_jax.run.old_configs import check_moved
 from janus_jax.training import TRAINABLE
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for a value that nothing else looks at before it is used."""
-    world = config.world
-    if world.objects not in ("tiny", "all"):
-        raise UserError(f"config.world.objects must be tiny or all, not {world.objects!r}")
-    if not 2 <= world.grid <= 4 or world.image_size % world.grid:
-        raise UserError(
-            "config.world.grid must be 2, 3 or 4, and config.world.image_size a multiple of it"
-        )
+    check_moved(config)
     if config.policy.remat not in REMAT:
         raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
     if config.policy.attention not in BACK_ENDS:
@@ -50,17 +46,17 @@ def _check_numbers(config: ConfigDict) -> None:
         _range(f"data.row.{field}", config.data.row[field], 1)
     for field in ("und_images", "gen_images"):
         _range(f"data.row.{field}", config.data.row[field], 0)
-    for field in ("prompts", "questions"):
-        _range(f"eval.{field}", config.eval[field], 0)
-    if config.eval.prompts and not config.eval.cfg_weights:
-        raise UserError("config.eval.cfg_weights: give at least one weight")
-    for weight in config.eval.cfg_weights:
-        _range("eval.cfg_weights", weight, 0)
+    if config.data.too_long not in TOO_LONG:
+        raise UserError(
+            f"config.data.too_long must be one of {', '.join(TOO_LONG)}, not "
+            f"{config.data.too_long!r}"
+        )
     _check_order(config)
     for name in config.stage_order:
         stage = config.stages[name]
         _range(f"stages.{name}.learning_rate", stage.learning_rate, 0)
         _range(f"stages.{name}.warmup_steps", stage.warmup_steps, 0)
+        _range(f"stages.{name}.condition_dropout", stage.condition_dropout, 0, 1)
         for weight in stage.ratio:
             _range(f"stages.{name}.ratio", weight, 0)
         groups = {group for freeze_set in TRAINABLE.values() for group in freeze_set}

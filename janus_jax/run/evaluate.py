@@ -6,6 +6,7 @@ import io
 import resource
 import signal
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, run_dir: Path, stop: StopFn | None = None):
         self._experiment, self._run_dir, self._stop = experiment, run_dir, stop
+        self._world = _settings(experiment).world
         self._asking: dict[str, Any] = {}
         self._janus: Janus | None = None
         if is_first():
@@ -76,14 +78,21 @@ class Evaluator:
 
     def sample(self, stage: Stage, step: int, params: Params) -> None:
         """Writes samples/STAGE_STEP.png with its prompts in a .json next to it."""
-        world = self._experiment.world
+        world = self._world
         if stage.objective == "vq":
-            scenes = [p.scene for t in es.TASKS for p in make_prompts(world, t, 4, seed=1)]
+            scenes = [p.scene for t in es.SCENE_KINDS for p in make_prompts(world, t, 4, seed=1)]
             pictures = np.stack([es.render(s, world) for s in scenes])
             both = np.stack([pictures, self.reconstruct(params, pictures)], 1)
             self._write_grid(stage, step, both.reshape(-1, *pictures.shape[1:]), 8, ["true, VQ"])
         elif stage.objective == "janus" and stage.ratio[2] > 0:
-            tasks = [t for t in es.TASKS if t in stage.scenes["tasks"]] or list(es.TASKS)
+            drawn = {
+                kind
+                for spec in stage.sources
+                if spec.task == "gen"
+                for kind, weight in spec.options.get("kinds", {}).items()
+                if weight > 0
+            }
+            tasks = [t for t in es.SCENE_KINDS if t in drawn] or list(es.SCENE_KINDS)
             per_task = 24 // len(tasks)
             prompts = [p.text for t in tasks for p in make_prompts(world, t, per_task, seed=1)]
             pictures = self._with(params).generate_arrays(prompts)
@@ -104,7 +113,7 @@ class Evaluator:
 
         The final stage is scored with more pictures, at the guidance that did best on other prompts.
         """
-        settings = self._experiment.config.eval
+        settings = _settings(self._experiment)
         draws = stage.objective == "janus" and stage.ratio[2] > 0
         scores = first_only(self.read_scores)
         done = {"judge", "mini_geneval"} & scores.get(stage.name, {}).keys()
@@ -116,7 +125,7 @@ class Evaluator:
         if self._stop is not None:
             self._asking = {"progress": lambda batches: self._until_asked(stage, batches)}
         entry = scores.setdefault(stage.name, {})
-        world = self._experiment.world
+        world = self._world
         if stage.objective == "vq":
             entry["judge"] = prove_judge(
                 world, lambda x: self.reconstruct(params, x), max(settings.prompts, 2)
@@ -196,7 +205,7 @@ class Evaluator:
         answer = lambda pictures, texts: janus.answer_batch(
             list(pictures), list(texts), max_new_tokens=16, **self._asking
         )
-        return question_accuracy(answer, self._experiment.world, max(count, 2), held_out)
+        return question_accuracy(answer, self._world, max(count, 2), held_out)
 
     def _until_asked(self, stage: Stage, batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -210,7 +219,7 @@ class Evaluator:
             (self._run_dir / "samples").mkdir(exist_ok=True)
         shown = []
         for kind in es.QUESTION_KINDS:
-            pictures, questions = make_questions(self._experiment.world, kind, 2, seed=1)
+            pictures, questions = make_questions(self._world, kind, 2, seed=1)
             answers = janus.answer_batch(
                 list(pictures), [q.text for q in questions], max_new_tokens=16
             )
@@ -259,6 +268,18 @@ class Evaluator:
     def _write_scores(self, scores: dict[str, Any]) -> None:
         if is_first():
             write_json(self._run_dir / "scores.json", scores)
+
+
+def _settings(experiment: Experiment) -> types.SimpleNamespace:
+    """What the benchmarks of a config say."""
+    found = {b["name"]: b for b in experiment.config.eval.benchmarks}
+    drawing, asking = found.get("emoji/geneval", {}), found.get("emoji/questions", {})
+    return types.SimpleNamespace(
+        world=es.World(**drawing.get("world", {})),
+        prompts=drawing.get("prompts", 0),
+        questions=asking.get("questions", 0),
+        cfg_weights=drawing.get("cfg_weights", ()),
+    )
 
 
 def _save_png(picture: Image.Image, path: Path) -> None:

@@ -1,22 +1,24 @@
-"""From a config to the objects of a run: model, processor, world, mesh, stages, data."""
+"""From a config to the objects of a run: model, processor, mesh, stages with their sources."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from janus_jax.config import PRESETS, JanusConfig, Policy
-from janus_jax.emoji import TASKS, World, vocabulary
+from janus_jax.data import STAGE_0_TASKS, TASKS, TOKENIZERS, make_source
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import JanusModel
 from janus_jax.parallel import make_mesh
-from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
+from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.run.config_checks import check_config
-from janus_jax.training import Stage
+from janus_jax.training import SourceSpec, Stage
+
+# What the objectives of stage 0 train on.
+OBJECTIVE_TASKS = {"vq": "pictures", "siglip": "pairs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,6 @@ class Experiment:
     config: ConfigDict
     model: JanusModel
     processor: Processor
-    world: World
     mesh: jax.sharding.Mesh
     stages: tuple[Stage, ...]
 
@@ -42,7 +43,7 @@ def build(config: ConfigDict) -> Experiment:
       UserError: a value of the config is impossible; the message names its field.
     """
     check_config(config)
-    tokenizer, world = _tokenizer(config), World(**config.world)
+    tokenizer = _tokenizer(config)
     janus_config = _architecture(config, tokenizer)
     processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
     model = JanusModel(
@@ -55,19 +56,23 @@ def build(config: ConfigDict) -> Experiment:
         config=config,
         model=model,
         processor=Processor(processor_config, tokenizer),
-        world=world,
         mesh=make_mesh(**config.mesh),
         stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
     )
 
 
 def _tokenizer(config: ConfigDict) -> Tokenizer:
+    builtin = dict(config.builtin_tokenizer)
+    name = builtin.pop("name", "")
     if config.tokenizer == "builtin":
-        return build_word_tokenizer(vocabulary(World(**config.world)))
+        try:
+            return TOKENIZERS.get(name)(**builtin)
+        except (UserError, TypeError) as error:
+            raise UserError(f"config.builtin_tokenizer: {error}") from error
     if not config.tokenizer:
         raise UserError(
             f"{config.name} needs a tokenizer: pass --config.tokenizer=FILE (the tokenizer.json of a "
-            "Janus release), or --config.tokenizer=builtin for the emoji words only"
+            f"Janus release), or --config.tokenizer=builtin for the {name} words only"
         )
     return Tokenizer.from_file(Path(config.tokenizer))
 
@@ -96,23 +101,11 @@ def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
 
 
 def _stage(name: str, fields: ConfigDict) -> Stage:
-    values: dict[str, Any] = dict(fields)
+    where, values = f"config.stages.{name}", dict(fields)
     values["trainable"] = tuple(values["trainable"])
     values["ratio"] = tuple(values["ratio"])
     values["options"] = dict(values["options"])
-    scenes = dict(values["scenes"])
-    scenes["tasks"] = {t: w for t, w in dict(scenes["tasks"]).items() if w > 0}
-    unknown = set(scenes["tasks"]) - {*TASKS, "mixed", "dense"}
-    if unknown or not scenes["tasks"]:
-        raise UserError(f"config.stages.{name}.scenes.tasks: no task {sorted(unknown)}")
-    where = f"config.stages.{name}"
-    for field in ("detailed", "describe", "yes_no", "drawings", "condition_dropout"):
-        if not 0 <= scenes[field] <= 1:
-            raise UserError(
-                f"{where}.scenes.{field} must be a share from 0 to 1, not {scenes[field]}"
-            )
-    if scenes["questions"] < 1:
-        raise UserError(f"{where}.scenes.questions must be at least 1, not {scenes['questions']}")
+    values["sources"] = _sources(f"{where}.sources", values["sources"])
     if values["objective"] == "vq":
         # Otherwise the codebook would never be placed, or doubled codes never be merged.
         warmup, fixed = values["options"]["warmup"], values["options"]["fixed_from"]
@@ -121,4 +114,39 @@ def _stage(name: str, fields: ConfigDict) -> Stage:
                 f"{where}.options: warmup ({warmup}) must come before fixed_from ({fixed}), and that "
                 f"before the last of the {values['steps']} steps"
             )
-    return Stage(name=name, **{**values, "scenes": scenes})
+    stage = Stage(name=name, **values)
+    has = {spec.task for spec in stage.sources if spec.weight > 0}
+    for task in tasks_of(stage):
+        if task not in has:
+            raise UserError(f"{where}.sources: no source with a weight for the task {task!r}")
+    return stage
+
+
+def tasks_of(stage: Stage) -> list[str]:
+    """The tasks that a stage needs sources for."""
+    if stage.objective in OBJECTIVE_TASKS:
+        return [OBJECTIVE_TASKS[stage.objective]]
+    return [task for task, share in zip(TASKS, stage.ratio, strict=True) if share > 0]
+
+
+def _sources(where: str, entries: ConfigDict) -> tuple[SourceSpec, ...]:
+    """The sources of a stage, each made once: what is wrong with its options is found now."""
+    specs = []
+    for label, entry in entries.items():
+        fields = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
+        known = ("name", "task", "weight", "options")
+        for field in fields:
+            if field not in known:
+                raise UserError(f"{where}.{label}: no field {field!r}.{nearest(field, known)}")
+        for field in ("name", "task"):
+            if field not in fields:
+                raise UserError(f"{where}.{label}.{field} is missing")
+        tasks = (*TASKS, *STAGE_0_TASKS)
+        if fields["task"] not in tasks:
+            raise UserError(
+                f"{where}.{label}.task must be one of {', '.join(tasks)}, not {fields['task']!r}"
+            )
+        spec = SourceSpec(**fields, label=label)
+        make_source(spec.name, spec.task, spec.options, where=f"{where}.{label}")
+        specs.append(spec)
+    return tuple(specs)

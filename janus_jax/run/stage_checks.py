@@ -1,36 +1,23 @@
-"""What would stop a run hours later, said at its start, before it has a directory."""
+"""What would stop a run hours later, reported at its start, before it has a directory."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
-from janus_jax.emoji.source import SceneMix
+from janus_jax.data import COUNTED_BY, TASKS, PackedShape
 from janus_jax.errors import UserError
 from janus_jax.parallel import BATCH_AXES
-from janus_jax.run.experiment import Experiment
-from janus_jax.run.stage_data import stage_sources
-from janus_jax.training import Stage
+from janus_jax.run.experiment import OBJECTIVE_TASKS, Experiment
+from janus_jax.run.stage_data import has_codes, make_encoder, open_source, stage_sources
+from janus_jax.training import SourceSpec, Stage
 
-# Records that are laid out to see how long they get: a few of each mix, and many where those come near
+# Examples that are laid out to see how long they get: a few of each source, and many where those come near
 # the room there is.
 FEW, MANY, NEAR = 25, 100, 0.75
-# Shares of `scenes` that make a kind of record longer or shorter.
-_SHARES = {
-    "und": ("detailed", "describe"),
-    "text": ("detailed", "describe", "drawings"),
-    "gen": ("detailed",),
-}
-# Features of a sequence, and the field that makes room for them.
-_ROOM = {
-    "tokens": "tokens",
-    "target_ids": "targets",
-    "und_images": "und_images",
-    "gen_starts": "gen_images",
-}
 
 
 def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
@@ -38,7 +25,7 @@ def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
     for stage in stages:
         _check_batch(experiment, stage)
     for stage in stages:
-        if stage.objective == "janus":
+        if stage.objective not in OBJECTIVE_TASKS:
             _check_room(experiment, stage)
 
 
@@ -58,39 +45,50 @@ def _check_batch(experiment: Experiment, stage: Stage) -> None:
 
 
 def _check_room(experiment: Experiment, stage: Stage) -> None:
-    row = experiment.config.data.row
-    for kind, weight in zip(("und", "text", "gen"), stage.ratio, strict=True):
-        longest = (
-            longest_record(experiment, stage, kind, FEW) if weight else dict.fromkeys(_ROOM, 0)
-        )
-        if any(longest[f] > NEAR * row[_ROOM[f]] for f in ("tokens", "target_ids")):
-            longest = longest_record(experiment, stage, kind, MANY)
-        for feature, field in _ROOM.items():
-            if longest[feature] > row[field]:
+    data = experiment.config.data
+    shares = dict(zip(TASKS, stage.ratio, strict=True))
+    for spec in stage.sources:
+        if not spec.weight or not shares.get(spec.task):
+            continue
+        if data.too_long != "error":
+            _check_some_fit(experiment, stage, spec)
+            continue
+        longest = longest_example(experiment, stage, spec, FEW)
+        if any(longest[f] > NEAR * data.row[f] for f in ("tokens", "targets")):
+            longest = longest_example(experiment, stage, spec, MANY)
+        for field, size in longest.items():
+            if size > data.row[field]:
                 raise UserError(
-                    f"config.data.row.{field}: {row[field]} is too few for {stage.name}, whose "
-                    f"longest sequence ({kind}) has {longest[feature]} of them or more"
+                    f"config.data.row.{field}: {data.row[field]} is too few for {stage.name}, whose "
+                    f"longest sequence ({spec.label}) has {size} of them or more"
                 )
 
 
-def longest_record(experiment: Experiment, stage: Stage, kind: str, samples: int) -> dict[str, int]:
-    """The largest size of each feature in a sample of a kind of record.
-
-    What is rare in the mixture is looked at alone: every share of `scenes` wholly there, and not at all.
-    """
-    longest = dict.fromkeys(_ROOM, 0)
-    for mix in _extremes(SceneMix(**stage.scenes), kind):
-        source = stage_sources(experiment, stage, seed=0, mix=mix, blank=True)[kind]
-        for record in map(source.__getitem__, range(samples)):
-            for feature in _ROOM:
-                longest[feature] = max(longest[feature], len(record[feature]))
+def longest_example(
+    experiment: Experiment, stage: Stage, spec: SourceSpec, samples: int
+) -> dict[str, int]:
+    """The largest size of each field of a row in a sample of a source, and of what is rare in it."""
+    source = open_source(stage, spec, seed=0)
+    encode = make_encoder(experiment, stage, None, _has_codes(stage), blank=True)
+    longest, rng = dict.fromkeys(COUNTED_BY, 0), np.random.default_rng(0)
+    for part in source.extremes() if hasattr(source, "extremes") else [source]:
+        for index in range(min(samples, len(part))):
+            features = encode(part[index], rng)
+            for field, feature in COUNTED_BY.items():
+                longest[field] = max(longest[field], len(features[feature]))
     return longest
 
 
-def _extremes(mix: SceneMix, kind: str) -> list[SceneMix]:
-    options = [mix]
-    for field in _SHARES[kind] if kind != "text" or mix.chat else ():
-        share = getattr(mix, field)
-        ends = [*([0.0] if share < 1 else []), *([1.0] if share > 0 else [])]
-        options = [dataclasses.replace(o, **{field: end}) for o in options for end in ends]
-    return options
+def _check_some_fit(experiment: Experiment, stage: Stage, spec: SourceSpec) -> None:
+    source, row = open_source(stage, spec, seed=0), PackedShape(**experiment.config.data.row)
+    encode = make_encoder(experiment, stage, row, _has_codes(stage), blank=True)
+    indices, rng = range(min(MANY, len(source))), np.random.default_rng(0)
+    if all(encode(source[i], rng) is None for i in indices):
+        raise UserError(
+            f"config.data.row: no row of {stage.name} has room for any of the first {len(indices)} "
+            f"sequences of {spec.label}"
+        )
+
+
+def _has_codes(stage: Stage) -> bool:
+    return has_codes(stage_sources(stage, seed=0))

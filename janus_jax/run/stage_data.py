@@ -12,14 +12,24 @@ from typing import Any
 import grain
 import jax
 
-from janus_jax.data import PackedShape, mixed_batches, plain_batches
-from janus_jax.emoji.source import SceneMix, SceneSource
+from janus_jax.data import (
+    Generation,
+    PackedShape,
+    PairEncoder,
+    PictureEncoder,
+    SequenceEncoder,
+    SequenceTooLong,
+    Source,
+    WeightedSource,
+    make_source,
+    mixed_batches,
+    source_seed,
+    unpacked_batches,
+)
 from janus_jax.errors import UserError
 from janus_jax.parallel import is_first
-from janus_jax.run.experiment import Experiment
-from janus_jax.training import Stage
-
-KINDS = {"vq": "pictures", "siglip": "pairs"}
+from janus_jax.run.experiment import OBJECTIVE_TASKS, Experiment
+from janus_jax.training import SourceSpec, Stage
 
 
 class Batches:
@@ -27,13 +37,14 @@ class Batches:
 
     A position is only worth something to the same division of the same data. Where a checkpoint was
     saved with another (number of processes, batch, ratio, ...), the data goes on with a new seed: an
-    order, and for the emoji scenes records, that the run has not seen.
+    order, and where data is made on the fly examples, that the run has not seen.
 
     Args:
       make: seed -> the batches from their first one.
       seed: of the first order.
       settings: JSON-ready, what a position depends on.
       name: of the stage, for messages.
+      encode: counts what was too long; None where nothing can be.
     """
 
     def __init__(
@@ -42,8 +53,9 @@ class Batches:
         seed: int,
         settings: Mapping[str, Any],
         name: str,
+        encode: SequenceEncoder | None = None,
     ):
-        self._make, self._seed, self._name = make, seed, name
+        self._make, self._seed, self._name, self._encode = make, seed, name, encode
         self._settings = dict(settings)
         self._restarted = 0  # how often a new order was begun
         self._iterator: grain.DatasetIterator | None = None
@@ -54,15 +66,15 @@ class Batches:
     def __next__(self) -> dict[str, Any]:
         try:
             return next(self._open())
-        except ValueError as error:
-            if "truncated to max length" not in str(error):
-                raise
+        except SequenceTooLong as error:
             # So rare that `check_stages` did not meet one.
-            reason = str(error).rpartition("=")[2].strip()
             raise UserError(
-                f"{self._name}: a sequence is longer than a row has room for ({reason}); go on with "
-                "more, such as --config.data.row.tokens=N --allow_change=data.row"
+                f"{self._name}: {error}; go on with more, such as --config.data.row.tokens=N "
+                "--allow_change=data.row, or leave such sequences out with "
+                "--config.data.too_long=reject --allow_change=data.too_long"
             ) from error
+        except UserError as error:
+            raise UserError(f"{self._name}: {error}") from error
 
     def get_state(self) -> dict[str, Any]:
         """JSON-ready position."""
@@ -91,6 +103,16 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+            self._report_too_long()
+
+    def _report_too_long(self) -> None:
+        encode = self._encode
+        if encode and (encode.rejected or encode.truncated) and is_first():
+            print(
+                f"{self._name}: of the sequences that were read, {encode.rejected} were too long for "
+                f"a row and left out, {encode.truncated} shortened",
+                file=sys.stderr,
+            )
 
     def _begin(self, restarted: int, reason: str = "") -> None:
         if reason and is_first():
@@ -109,49 +131,82 @@ class Batches:
 
 
 def batches(experiment: Experiment, stage: Stage) -> Batches:
-    """The endless batches of one stage on this process, from the first one; close them after use."""
+    """The endless batches of one stage on this process, from the first one; close them after use.
+
+    Raises:
+      UserError: a source cannot be opened.
+    """
     config = experiment.config
     process = (jax.process_index(), jax.process_count())
     rows = stage.batch_size // process[1]
-    # Another stage is another part of the data, not the same scenes again.
+    # Another stage is another part of the data, not the same examples again.
     seed = config.seed * 100 + experiment.stages.index(stage)
+    is_packed = stage.objective not in OBJECTIVE_TASKS
+    row = row_shape(config, stage)
+    codes = is_packed and has_codes(stage_sources(stage, seed))
+    encode = make_encoder(experiment, stage, row, codes)
 
     def make(seed: int) -> grain.IterDataset:
         common = dict(seed=seed, process=process, threads=config.data.threads)
-        sources = stage_sources(experiment, stage, seed)
-        if stage.objective in KINDS:
-            return plain_batches(sources[KINDS[stage.objective]], rows, **common)
-        return mixed_batches(sources, stage.ratio, row_shape(config, stage), rows, **common)
+        sources = stage_sources(stage, seed)
+        if not is_packed:
+            return unpacked_batches(sources, encode, rows, **common)
+        return mixed_batches(sources, stage.ratio, encode, row, rows, codes=codes, **common)
 
     settings = {
         "seed": config.seed,
         "processes": process[1],
         "batch_size": stage.batch_size,
         "ratio": list(stage.ratio),
-        "row": config.data.row.to_dict() if stage.objective == "janus" else {},
-        "scenes": json.loads(json.dumps(dict(stage.scenes))),
+        "row": config.data.row.to_dict() if is_packed else {},
+        "too_long": config.data.too_long,
+        "sources": json.loads(json.dumps([dataclasses.asdict(s) for s in stage.sources])),
+        "condition_dropout": stage.condition_dropout,
     }
-    return Batches(make, seed, settings, stage.name)
+    return Batches(make, seed, settings, stage.name, encode if is_packed else None)
 
 
-def stage_sources(
-    experiment: Experiment,
-    stage: Stage,
-    seed: int,
-    mix: SceneMix | None = None,
-    blank: bool = False,
-) -> dict[str, SceneSource]:
-    """The sources of a stage by kind of record; `blank` ones render no pictures."""
-    mix = mix or SceneMix(**stage.scenes)
-    world, processor = experiment.world, experiment.processor
-    if stage.objective in KINDS:
-        kind = KINDS[stage.objective]
-        length = stage.options.get("text_length", 64)
-        return {kind: SceneSource(kind, world, processor, mix, seed, text_length=length)}
-    return {
-        kind: SceneSource(kind, world, processor, mix, seed, blank=blank)
-        for kind in ("und", "text", "gen")
-    }
+def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:
+    """The sources of a stage, in the order of their numbers in its batches."""
+    found, of_task = [], dict.fromkeys((s.task for s in stage.sources), 0)
+    for spec in stage.sources:
+        examples = open_source(stage, spec, source_seed(seed, of_task[spec.task]))
+        of_task[spec.task] += 1
+        found.append(WeightedSource(spec.task, examples, spec.weight))
+    return found
+
+
+def open_source(stage: Stage, spec: SourceSpec, seed: int) -> Source:
+    """One source of a stage."""
+    where = f"config.stages.{stage.name}.sources.{spec.label}"
+    return make_source(spec.name, spec.task, spec.options, seed, where)
+
+
+def make_encoder(
+    experiment: Experiment, stage: Stage, row: PackedShape | None, codes: bool = False, **options
+) -> SequenceEncoder | PictureEncoder | PairEncoder:
+    """What turns the examples of a stage into arrays; `options` are of `SequenceEncoder`."""
+    if stage.objective == "vq":
+        return PictureEncoder(experiment.processor)
+    if stage.objective == "siglip":
+        return PairEncoder(experiment.processor, stage.options.get("text_length", 64))
+    options = dict(too_long=experiment.config.data.too_long) | options
+    return SequenceEncoder(
+        experiment.processor,
+        row,
+        condition_dropout=stage.condition_dropout,
+        codes=codes,
+        **options,
+    )
+
+
+def has_codes(sources: list[WeightedSource]) -> bool:
+    """Whether the pictures to generate come as codes; one example says so for all of them."""
+    for source in sources:
+        if source.task == "gen" and source.weight > 0:
+            example = source.examples[0]
+            return isinstance(example, Generation) and example.codes is not None
+    return False
 
 
 def row_shape(config: Any, stage: Stage) -> PackedShape:

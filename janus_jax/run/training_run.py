@@ -138,7 +138,7 @@ def _claim(
     def forget(changes: list[Change]) -> None:
         _check_used(experiment, run_dir, stages)
         paths = {c.path for c in changes}
-        again = config.eval.prompts and not paths.isdisjoint(SCORED_BY)
+        again = config.eval.benchmarks and not paths.isdisjoint(SCORED_BY)
         evaluator.forget([n for n in scored if again or f"stages.{n}.steps" in paths])
 
     claim(run_dir, config, experiment, allow, before_writing=forget)

@@ -6,12 +6,13 @@ from janus_jax.training.loop import Stopped, run_stage
 from janus_jax.training.losses import janus_loss
 from janus_jax.training.metrics import MetricsLog, read_metrics
 from janus_jax.training.optimizer import learning_rate, make_optimizer
-from janus_jax.training.stages import TRAINABLE, Stage, select_stages, split_params
+from janus_jax.training.stages import TRAINABLE, SourceSpec, Stage, select_stages, split_params
 from janus_jax.training.step import TrainState, evaluated_params, init_state, make_step
 
 __all__ = [
     "TRAINABLE",
     "MetricsLog",
+    "SourceSpec",
     "Stage",
     "Stopped",
     "TrainState",

@@ -7,6 +7,7 @@ takes ready-made (image tokenizer, understanding encoder, language model), for m
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,32 @@ TRAINABLE = {
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceSpec:
+    """Which data a stage reads.
+
+    Attributes:
+      name: in the registry of sources.
+      task: which kind of example is taken from it: "und", "text" or "gen"; in stage 0 "pictures" or "pairs".
+      weight: relative to the other sources of its task.
+      options: of the source.
+      label: its name in the config, for messages.
+    """
+
+    name: str
+    task: str
+    weight: float = 1.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    label: str = ""
+
+    def __post_init__(self):
+        if not (0 <= self.weight < math.inf):
+            raise UserError(
+                f"source {self.label or self.name}: weight must be a finite number >= 0, not "
+                f"{self.weight!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage.
 
@@ -40,7 +67,8 @@ class Stage:
       batch_size: rows per step, over all hosts.
       ratio: understanding : text : generation, by number of sequences ("janus" only).
       ema_decay: of the average of the weights that is evaluated and handed on; 0 keeps no average.
-      scenes: keyword arguments of `data.SceneMix`.
+      sources: where its examples come from; a task without a share in `ratio` needs none.
+      condition_dropout: share of generation examples whose prompt is dropped (Janus paper, footnote 2).
       options: what only this objective reads, e.g. {"commitment": 0.25} for "vq".
     """
 
@@ -53,7 +81,8 @@ class Stage:
     batch_size: int
     ratio: tuple[float, float, float] = (0, 0, 0)
     ema_decay: float = 0.0
-    scenes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sources: tuple[SourceSpec, ...] = ()
+    condition_dropout: float = 0.1
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):

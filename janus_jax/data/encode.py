@@ -1,0 +1,278 @@
+"""From examples to arrays: chat template, pixels, dropped prompts, weights, and what is too long.
+
+This is the only place that knows both what an example is and what the model reads. An encoder is a
+transformation for Grain (`random_map` or `map`) and has no state but its counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from janus_jax.data.examples import Example, Generation, Picture, Text, Understanding
+from janus_jax.data.packing import PackedShape
+from janus_jax.errors import UserError
+from janus_jax.processing import Processor, generation_pixels, load_image, understanding_pixels
+from janus_jax.processing import sequence as seq
+from janus_jax.processing.tokenizer import IMAGE
+
+# What happens to a sequence that no row has room for.
+TOO_LONG = ("error", "reject", "truncate_answer")
+_IN_A_ROW = 1000  # rejected one after the other: then the data and the rows do not belong together
+
+_Turns = list[tuple[list[int], list[int]]]
+
+
+class SequenceTooLong(UserError):
+    """A sequence that no row has room for, where that is an error."""
+
+
+class SequenceEncoder:
+    """Examples -> training sequences (`processing.sequence`).
+
+    Args:
+      processor: chat template, ids and picture sizes.
+      row: room in a packed row; None sets no limit.
+      too_long: "error"; "reject", which leaves out what no row has room for; or "truncate_answer", which
+        shortens the last answers, or a plain text, and leaves out only what has no room without them.
+      condition_dropout: share of generation examples whose prompt becomes padding (Janus paper,
+        footnote 2: 10 %).
+      codes: pictures to generate come as codes.
+      blank: leave all pictures black and do not open them, where only lengths matter.
+
+    Attributes:
+      rejected, truncated: how many sequences, by all threads, counting what was read ahead.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        row: PackedShape | None = None,
+        too_long: str = "error",
+        condition_dropout: float = 0.1,
+        codes: bool = False,
+        blank: bool = False,
+    ):
+        if too_long not in TOO_LONG:
+            raise UserError(f"too_long must be one of {', '.join(TOO_LONG)}, not {too_long!r}")
+        self._processor, self._row, self._too_long = processor, row, too_long
+        self._condition_dropout, self._codes, self._blank = condition_dropout, codes, blank
+        self._lock = threading.Lock()
+        self.rejected = self.truncated = self._in_a_row = 0
+
+    def __call__(
+        self, example: Example, rng: np.random.Generator | None = None
+    ) -> seq.Features | None:
+        """The arrays of one example; None where it is left out.
+
+        Args:
+          example: of a source.
+          rng: for what the example leaves to chance.
+
+        Raises:
+          SequenceTooLong: it is too long, and `too_long` is "error".
+          UserError: it is not an example, or cannot be encoded.
+        """
+        if isinstance(example, Understanding):
+            features = self._understanding(example)
+        elif isinstance(example, Text):
+            features = self._text(example)
+        elif isinstance(example, Generation):
+            features = self._generation(example, rng)
+        else:
+            raise UserError(f"a source gave {type(example).__name__}, which is no example")
+        if features is None or not self._fits(features):
+            return self._reject()
+        self._in_a_row = 0
+        for name in ("target", "gen"):
+            features[f"{name}_weights"] *= np.float32(example.weight)
+            features[f"{name}_sources"] += np.int32(example.source)
+        return features
+
+    def _understanding(self, example: Understanding) -> seq.Features | None:
+        processor, turns = self._processor, example.turns
+        counts = [question.count(IMAGE) for question, _ in turns]
+        counts[0] = len(example.images) - sum(counts[1:])
+        if counts[0] < 0:
+            raise UserError(
+                f"the questions name {sum(counts[1:])} pictures, the example has "
+                f"{len(example.images)}"
+            )
+        first = processor.understanding_ids(turns[0][0], counts[0], example.system)
+        later = [
+            processor.next_question_ids(question, count)
+            for (question, _), count in zip(turns[1:], counts[1:], strict=True)
+        ]
+        ids = self._shortened(self._with_answers([first, *later], turns))
+        if not ids:
+            return None
+        shown = example.images[: sum(counts[: len(ids)])]
+        return self._conversation(ids, shown, seq.TASK_UND)
+
+    def _text(self, example: Text) -> seq.Features | None:
+        processor, turns = self._processor, example.turns
+        if not turns:
+            return self._plain_text(example.text)
+        question = turns[0][0]
+        if example.asks_to_draw:
+            first = processor.generation_ids(question)
+        else:
+            first = processor.text_ids(question, example.picture_words, example.system)
+        later = [processor.next_question_ids(question) for question, _ in turns[1:]]
+        ids = self._shortened(self._with_answers([first, *later], turns))
+        return self._conversation(ids, (), seq.TASK_TEXT) if ids else None
+
+    def _plain_text(self, text: str) -> seq.Features:
+        config, tokenizer = self._processor.config, self._processor.tokenizer
+        ids = [tokenizer.bos_id, *tokenizer.encode_text(text), tokenizer.eos_id]
+        if self._row and self._too_long == "truncate_answer":
+            room = min(self._row.tokens, self._row.targets + 1)
+            if len(ids) > room > 1:
+                ids = ids[:room]
+                self._count_truncated()
+        return seq.text_sequence(
+            ids, config.und_image_size, config.gen_image_size, num_codes=self._num_codes
+        )
+
+    def _generation(self, example: Generation, rng: np.random.Generator | None) -> seq.Features:
+        config, tokenizer = self._processor.config, self._processor.tokenizer
+        ids = self._processor.generation_ids(example.prompt)
+        draw = example.dropout_draw
+        if draw is None and self._condition_dropout:
+            if rng is None:
+                raise UserError("dropping prompts at random needs a random generator")
+            draw = rng.random()
+        if self._condition_dropout and draw < self._condition_dropout:
+            ids = self._processor.unconditional_ids(ids)
+        return seq.generation_sequence(
+            ids, tokenizer.image_id, config.num_codes, self._drawn(example), config.und_image_size
+        )
+
+    def _drawn(self, example: Generation) -> np.ndarray:
+        """The pixels, or the codes, of the picture to generate."""
+        config = self._processor.config
+        if self._codes != (example.codes is not None):
+            has, wanted = ("pictures", "codes") if self._codes else ("codes", "pictures")
+            raise UserError(
+                f"generation examples must all have pictures or all have codes: one has {has} among "
+                f"others with {wanted}"
+            )
+        if not self._codes:
+            return self._pixels(example.picture, config.gen_image_size, generation_pixels)
+        codes = np.asarray(example.codes)
+        if codes.shape != (config.num_codes,) or not np.issubdtype(codes.dtype, np.integer):
+            raise UserError(
+                f"the codes of a picture must be {config.num_codes} integers, not {codes.dtype} "
+                f"{list(codes.shape)}"
+            )
+        return codes.astype(np.int32)
+
+    def _conversation(self, turns: _Turns, images: Sequence[Picture], task: int) -> seq.Features:
+        config, side = self._processor.config, self._processor.config.und_image_size
+        pixels = [self._pixels(image, side, understanding_pixels) for image in images]
+        return seq.conversation(
+            turns,
+            self._processor.tokenizer.image_id,
+            np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8),
+            config.gen_image_size,
+            task,
+            self._num_codes,
+        )
+
+    def _with_answers(self, prompts: list[list[int]], turns: Sequence[tuple[str, str]]) -> _Turns:
+        answers = [self._processor.answer_ids(answer) for _, answer in turns]
+        return list(zip(prompts, answers, strict=True))
+
+    def _shortened(self, turns: _Turns) -> _Turns:
+        """The turns that fit a row, the last one with what fits of its answer; none if nothing does."""
+        if not self._row or self._too_long != "truncate_answer":
+            return turns
+        tokens, targets = self._row.tokens, self._row.targets
+        kept = []
+        for prompt, answer in turns:
+            room = min(tokens - len(prompt), targets)
+            if room < 1:
+                break
+            kept.append((prompt, answer[:room]))
+            tokens, targets = tokens - len(prompt) - len(kept[-1][1]), targets - len(kept[-1][1])
+        if kept and (len(kept) < len(turns) or len(kept[-1][1]) < len(turns[-1][1])):
+            self._count_truncated()
+        return kept
+
+    def _pixels(self, picture: Picture, side: int, resized) -> np.ndarray:
+        if self._blank:
+            return np.zeros((side, side, 3), np.uint8)
+        return resized(open_picture(picture), side)
+
+    @property
+    def _num_codes(self) -> int:
+        return self._processor.config.num_codes if self._codes else 0
+
+    def _fits(self, features: seq.Features) -> bool:
+        excess = self._row and self._row.excess(features)
+        if excess and self._too_long == "error":
+            raise SequenceTooLong(f"a sequence is longer than a row has room for ({excess})")
+        return not excess
+
+    def _reject(self) -> None:
+        with self._lock:
+            self.rejected += 1
+            self._in_a_row += 1
+        if self._in_a_row >= _IN_A_ROW:
+            raise SequenceTooLong(
+                f"{_IN_A_ROW} sequences, one after the other, are longer than a row has room for"
+            )
+
+    def _count_truncated(self) -> None:
+        with self._lock:
+            self.truncated += 1
+
+
+class PictureEncoder:
+    """Generation examples -> records of the image tokenizer: {"image": uint8 [h, w, 3]}."""
+
+    def __init__(self, processor: Processor):
+        self._side = processor.config.gen_image_size
+
+    def __call__(self, example: Generation) -> dict[str, np.ndarray]:
+        return {"image": generation_pixels(_picture_of(example), self._side)}
+
+
+class PairEncoder:
+    """Generation examples -> records of the contrastive objective.
+
+    {"image": uint8 [h, w, 3], "text": int32 [text_length]}, the prompt cut or padded with the pad id.
+    """
+
+    def __init__(self, processor: Processor, text_length: int):
+        self._processor, self._text_length = processor, text_length
+
+    def __call__(self, example: Generation) -> dict[str, np.ndarray]:
+        tokenizer, side = self._processor.tokenizer, self._processor.config.und_image_size
+        picture = _picture_of(example)
+        ids = tokenizer.encode_text(example.prompt)[: self._text_length]
+        text = np.full(self._text_length, tokenizer.pad_id, np.int32)
+        text[: len(ids)] = ids
+        return {"image": understanding_pixels(picture, side), "text": text}
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """A picture of an example as an RGB image.
+
+    Raises:
+      UserError: it is no picture, or cannot be read.
+    """
+    if callable(picture) and not isinstance(picture, Image.Image):
+        picture = picture()
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
+        return Image.fromarray(picture)
+    return load_image(picture)
+
+
+def _picture_of(example: Generation) -> Image.Image:
+    if not isinstance(example, Generation) or example.picture is None:
+        raise UserError("stage 0 trains on generation examples with pictures")
+    return open_picture(example.picture)

@@ -1,0 +1,48 @@
+"""What plugs in below a run by its name in a config: sources of examples, and word tokenizers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from janus_jax.data.examples import Source
+from janus_jax.errors import UserError, nearest
+from janus_jax.registry import Registry
+
+# Factories of sources: (task, seed=, **options) -> Source.
+SOURCES = Registry("source", {"emoji": "janus_jax.emoji.source:EmojiSource"})
+# Factories of tokenizers for models with a closed vocabulary: (**options) -> Tokenizer.
+TOKENIZERS = Registry("tokenizer", {"emoji": "janus_jax.emoji.tokenizer:word_tokenizer"})
+
+
+def make_source(
+    name: str, task: str, options: Mapping[str, Any], seed: int = 0, where: str = ""
+) -> Source:
+    """The source of a name.
+
+    Args:
+      name: in `SOURCES`.
+      task: which kind of example it gives, one of `TASKS` or `STAGE_0_TASKS`.
+      options: of this source.
+      seed: another seed is another order of the same data, or other data where it is made on the fly.
+      where: the field of the config that names it, for messages.
+
+    Raises:
+      UserError: no such source or option, an impossible value, or no examples.
+    """
+    prefix = f"{where}: " if where else ""
+    try:
+        factory = SOURCES.get(name)
+        known = inspect.signature(factory).parameters
+        for option in options:
+            if option not in known or option in ("task", "seed"):
+                raise UserError(
+                    f"source {name!r} has no option {option!r}.{nearest(option, known)}"
+                )
+        source = factory(task, seed=seed, **options)
+        if not len(source):
+            raise UserError(f"source {name!r} has no examples")
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
+    return source
