@@ -136,12 +136,13 @@ def _pack(
         name: np.zeros(tokens, np.int32)
         for name in ("tokens", "token_types", "segment_ids", "positions")
     }
-    kinds = ("target_ids", "target_positions", "target_tasks")
+    kinds = ("target_ids", "target_positions", "target_tasks", "target_sources")
     row |= {name: np.zeros(targets, np.int32) for name in kinds}
     row["target_weights"] = np.zeros(targets, np.float32)
     for name, size in (("und_images", und_size), ("gen_images", gen_size)):
         row[name] = np.zeros((room[name], size, size, 3), np.uint8)
     row["gen_starts"] = np.zeros(room["gen_images"], np.int32)
+    row["gen_sources"] = np.zeros(room["gen_images"], np.int32)
     row["gen_weights"] = np.zeros(room["gen_images"], np.float32)
     used = dict.fromkeys(("tokens", "targets", "und", "gen"), 0)
     for segment, part in enumerate(parts, 1):
