@@ -23,6 +23,7 @@ class DummySource:
       seed: another seed gives other examples.
       size: number of examples.
       longest: most words of a text.
+      turns: most turns about a picture.
       chat: text comes as conversations; None: every other one.
       codes: codes of a generated picture, if it comes as codes.
       weight: of the examples.
@@ -30,10 +31,20 @@ class DummySource:
     """
 
     def __init__(
-        self, task, seed=0, size=100_000, longest=12, chat=None, codes=0, weight=1.0, side=20
+        self,
+        task,
+        seed=0,
+        size=100_000,
+        longest=12,
+        turns=3,
+        chat=None,
+        codes=0,
+        weight=1.0,
+        side=20,
     ):
         if task not in _STREAMS:
             raise ValueError(task)
+        self._turns = turns
         self._task, self._seed, self._size, self._longest = task, seed, size, longest
         self._chat, self._codes, self._weight, self._side = chat, codes, weight, side
 
@@ -45,7 +56,10 @@ class DummySource:
         chat = bool(index % 2) if self._chat is None else self._chat
         common = {"weight": self._weight}
         if self._task == "und":
-            turns = [(self._words(rng), self._words(rng)) for _ in range(rng.integers(1, 4))]
+            turns = [
+                (self._words(rng), self._words(rng))
+                for _ in range(rng.integers(1, self._turns + 1))
+            ]
             return Understanding(images=[self._picture(rng)], turns=turns, **common)
         if self._task == "text" and chat:
             return Text(turns=[(self._words(rng), self._words(rng))], **common)

@@ -9,17 +9,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from dummies_data import TOKENIZER, DummySource
 
 from benchmarks import accelerator
 from benchmarks.on_device import setting, tables, training
 from janus_jax.config import PRESETS, Policy
-from janus_jax.data import PackedShape, mixed_batches
-from janus_jax.emoji import World, vocabulary
-from janus_jax.emoji.source import SceneMix, SceneSource
+from janus_jax.data import TASKS, PackedShape, SequenceEncoder, WeightedSource, mixed_batches
 from janus_jax.errors import RunError, UserError
 from janus_jax.inference import fuse_params
 from janus_jax.models import JanusModel, init_params
-from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.processing import Processor, ProcessorConfig
 
 TINY = PRESETS["janus-tiny"]
 
@@ -125,16 +124,14 @@ def test_random_weights_are_those_that_packing_makes():
 
 
 def test_rows_are_those_of_the_data_pipeline():
-    world = World(image_size=48, grid=3, objects="tiny")
     processor = Processor(
         ProcessorConfig.from_model(TINY, template="deepseek", system_prompt=""),
-        build_word_tokenizer(vocabulary(world)),
+        TOKENIZER,
     )
-    mix = SceneMix(tasks={"single_object": 1.0})
-    sources = {k: SceneSource(k, world, processor, mix, 0) for k in ("und", "text", "gen")}
+    sources = [WeightedSource(task, DummySource(task)) for task in TASKS]
     shape = training.row_shape(TINY)
     row = PackedShape(**shape)
-    batches = iter(mixed_batches(sources, (1, 1, 1), row, 2, seed=0, process=(0, 1), threads=1))
+    batches = iter(mixed_batches(sources, (1, 1, 1), SequenceEncoder(processor), row, 2))
     want = next(batches)
     batches.close()
     got, content = training.packed_rows(TINY, 2)

@@ -79,9 +79,7 @@ HARMLESS = [
     {"log__log_every": 7},
     {"log__sample_every": 2},
     {"log__stop_when_diverged": True},
-    {"eval__prompts": 9},
-    {"eval__questions": 9},
-    {"eval__cfg_weights": (1.0, 3.0)},
+    {"eval__benchmarks": ()},
     {"eval__after_stages": True},
     {"eval__note": "a note"},
     {"data__threads": 3},
@@ -119,6 +117,7 @@ def test_what_changes_no_result_is_accepted_and_recorded(fields, run):
     assert len(claims(run, **fields)) == len(records)
 
 
+MORE = {"name": "emoji", "task": "und", "weight": 1.0, "options": {}}
 REFUSED = [
     ({"seed": 1}, "config.seed was 0, now 1"),
     ({"stages__stage1__learning_rate": 1.0}, "config.stages.stage1.learning_rate was 0.005, now 1"),
@@ -128,11 +127,21 @@ REFUSED = [
     ({"stages__stage1__warmup_steps": 1}, "stage1.warmup_steps"),
     ({"stages__stage1__ema_decay": 0.5}, "stage1.ema_decay"),
     ({"stages__stage1__trainable": ("decoder",)}, "stage1.trainable"),
-    ({"stages__stage1__scenes__describe": 0.5}, "stage1.scenes.describe"),
-    ({"stages__stage1__scenes__tasks__counting": 1.0}, "stage1.scenes.tasks.counting"),
+    ({"stages__stage1__condition_dropout": 0.5}, "stage1.condition_dropout was 0.1, now 0.5"),
+    ({"stages__stage1__sources__und__weight": 0.5}, "stage1.sources.und.weight"),
+    (
+        {"stages__stage1__sources__und__options__describe": 0.5},
+        "stage1.sources.und.options.describe",
+    ),
+    (
+        {"stages__stage1__sources__und__options__kinds__counting": 1.0},
+        "stage1.sources.und.options.kinds.counting was 0.0, now 1.0",
+    ),
+    ({"stages__stage1__sources__more": MORE}, "stage1.sources.more was not there"),
     ({"stages__stage1__options__reduction": "sequence"}, "reduction was not there"),
     ({"data__row__tokens": 200}, "data.row.tokens was 160, now 200"),
-    ({"world__objects": "all"}, "world.objects"),
+    ({"data__too_long": "reject"}, "data.too_long was 'error', now 'reject'"),
+    ({"builtin_tokenizer__objects": "all"}, "builtin_tokenizer.objects"),
     ({"model__overrides__vq__ch": 32}, "model.overrides.vq.ch was 16, now 32"),
     ({"model__overrides__vq__z_channels": 128}, "z_channels was not there, now 128"),
     ({"policy__compute_dtype": "bfloat16"}, "compute_dtype"),
@@ -162,7 +171,8 @@ def test_a_field_of_a_newer_version_is_no_other_config(run, capsys):
     path = run / "config.json"
     fields = json.loads(path.read_text())
     del fields["log"]["stop_when_diverged"], fields["stages"]["stage1"]["ema_decay"]
-    del fields["policy"]["compute_dtype"], fields["stages"]["stage2"]["scenes"]["tasks"]["dense"]
+    del fields["policy"]["compute_dtype"]
+    del fields["stages"]["stage2"]["sources"]["und"]["options"]["kinds"]["dense"]
     path.write_text(json.dumps(fields))
     (record,) = claims(run)
     # The weight of a kind of scene that is new is 0, so that is no change at all.
@@ -256,7 +266,7 @@ DAMAGED = {
     "stage empty": damaged(lambda f: f["stages"].update(stage2={})),
     "steps null": damaged(lambda f: f["stages"]["stage2"].update(steps=None)),
     "no rate": damaged(lambda f: f["stages"]["stage1"].pop("learning_rate")),
-    "scenes null": damaged(lambda f: f["stages"]["stage1"].update(scenes=None)),
+    "sources null": damaged(lambda f: f["stages"]["stage1"].update(sources=None)),
     "no seed": damaged(lambda f: f.pop("seed")),
     "seed null": damaged(lambda f: f.update(seed=None)),
     "no model": damaged(lambda f: f.pop("model")),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from janus_jax import emoji as es
-from janus_jax.emoji.source import SceneMix, SceneSource
+from janus_jax.data import PairEncoder, PictureEncoder, SequenceEncoder
+from janus_jax.emoji.source import EmojiSource
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
 WORLD = es.World()
@@ -28,6 +29,18 @@ def scenes(task, count, held_out=False, seed=5):
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         yield es.random_scene(rng, WORLD, task, held_out), rng
+
+
+class Encoded:
+    """The arrays of a source's examples."""
+
+    def __init__(self, task, processor, **options):
+        self._examples = EmojiSource(task, **options)
+        encoders = {"pictures": PictureEncoder, "pairs": lambda p: PairEncoder(p, 64)}
+        self._encode = encoders.get(task, SequenceEncoder)(processor)
+
+    def __getitem__(self, index):
+        return self._encode(self._examples[index])
 
 
 def pairs(names):
@@ -318,8 +331,7 @@ def test_every_word_is_in_the_vocabulary(world):
 
 
 def test_records_depend_on_index_seed_and_stream_alone(processor):
-    mix = SceneMix({t: 1.0 for t in es.SCENE_KINDS})
-    make = lambda kind, seed=3: SceneSource(kind, WORLD, processor, mix, seed=seed)
+    make = lambda kind, seed=3: Encoded(kind, processor, seed=seed)
     for kind in ("und", "text", "gen", "pictures", "pairs"):
         mix_source = make(kind)
         first = [mix_source[i] for i in (7, 2, 7)]
@@ -339,23 +351,26 @@ def test_records_depend_on_index_seed_and_stream_alone(processor):
 def records(processor):
     """Kind -> the ids of some thousands of training records."""
     draw, every = dict.fromkeys(es.SCENE_KINDS, 1.0), dict.fromkeys((*es.SCENE_KINDS, "mixed"), 1.0)
-    mixes = {
-        "und": [SceneMix(draw), SceneMix(draw, 0.5, 0.5, questions=5, yes_no=0.5)],
-        "text": [
-            SceneMix(every),
-            SceneMix(every, detailed=0.3, questions=5, yes_no=0.5, chat=True),
+    choices = {
+        "und": [
+            dict(kinds=draw),
+            dict(kinds=draw, detailed=0.5, describe=0.5, questions=5, yes_no=0.5),
         ],
-        "gen": [SceneMix(draw), SceneMix(draw, detailed=1.0)],
-        "pairs": [SceneMix(every)],
+        "text": [
+            dict(kinds=every),
+            dict(kinds=every, detailed=0.3, questions=5, yes_no=0.5, chat=True),
+        ],
+        "gen": [dict(kinds=draw), dict(kinds=draw, detailed=1.0)],
+        "pairs": [dict(kinds=every)],
     }
     feature = {"pairs": "text"}
     return {
         kind: [
-            SceneSource(kind, WORLD, processor, mix, seed=11)[i][feature.get(kind, "tokens")]
-            for mix in options
+            Encoded(kind, processor, seed=11, **options)[i][feature.get(kind, "tokens")]
+            for options in choices[kind]
             for i in range(2000)
         ]
-        for kind, options in mixes.items()
+        for kind in choices
     }
 
 
@@ -395,8 +410,9 @@ def test_no_conversation_asks_for_both_objects_of_a_held_out_pair():
     world = es.World(96, 4, "all")
     processor = Processor(CONFIG, build_word_tokenizer(es.vocabulary(world)))
     tasks = dict.fromkeys(es.SCENES_OF_QUESTION["yes_no"], 1.0)
-    mix = SceneMix(tasks, describe=0.0, questions=6, yes_no=1.0, chat=True, drawings=0.0)
-    source = SceneSource("text", world, processor, mix, seed=11)
+    options = dict(describe=0.0, questions=6, yes_no=1.0, chat=True, drawings=0.0)
+    where = dict(image_size=96, grid=4, objects="all")
+    source = Encoded("text", processor, kinds=tasks, world=where, seed=11, **options)
     tokenizer, of_several_words = processor.tokenizer, 0
     names = {tokenizer.decode(tokenizer.encode(name)): name for name in world.names}
     for i in range(300):

@@ -19,6 +19,8 @@ from janus_jax.run.evaluate import Evaluator
 
 # From a config to objects
 
+UND, TEXT = (f"stages__stage2__sources__{task}" for task in ("und", "text"))
+
 
 def test_a_config_becomes_an_experiment():
     experiment = build(tiny(model__overrides={"decoder": {"width": 32}}))
@@ -43,9 +45,12 @@ def test_a_config_becomes_an_experiment():
         ({"model__overrides": {"decoder": {"width": -3}}}, "width"),
         ({"tokenizer": "missing/tokenizer.json"}, "missing/tokenizer.json"),
         ({"tokenizer": ""}, "--config.tokenizer"),
-        ({"world__grid": 5}, "grid"),
-        ({"world__image_size": 47}, "multiple"),
-        ({"world__objects": "tini"}, "objects"),
+        ({f"{UND}__options__world__grid": 5}, "grid"),
+        ({f"{UND}__options__world__image_size": 47}, "multiple"),
+        ({f"{UND}__options__world__objects": "tini"}, "objects"),
+        ({"builtin_tokenizer__name": "emojy"}, "builtin_tokenizer.*Did you mean 'emoji'"),
+        ({"builtin_tokenizer__objects": "tini"}, "builtin_tokenizer.*objects"),
+        ({"builtin_tokenizer__object": "tiny"}, r"builtin_tokenizer.*'object'"),
         ({"policy__compute_dtype": "float8"}, "compute_dtype"),
         ({"policy__remat": "some"}, "remat"),
         ({"policy__attention": "flash"}, "attention must be one of"),
@@ -54,10 +59,23 @@ def test_a_config_becomes_an_experiment():
         ({"stages__stage2__ratio": (0.0, 0.0, 0.0)}, "stage stage2: ratio"),
         ({"stages__stage2__ratio": (1.0, 2.0)}, "stage stage2: ratio"),
         ({"stages__stage2__steps": 0}, "stage stage2: steps"),
-        ({"stages__stage2__scenes__tasks": {"jumping": 1.0}}, "jumping"),
-        ({"stages__stage2__scenes__tasks": {"counting": 0.0}}, "tasks"),
-        ({"stages__stage2__scenes__detailed": 1.5}, "stage2.scenes.detailed"),
-        ({"stages__stage2__scenes__questions": 0}, "stage2.scenes.questions"),
+        ({f"{UND}__options__kinds": {"jumping": 1.0}}, "jumping"),
+        ({f"{UND}__options__kinds": {"counting": 0.0}}, "kinds"),
+        ({f"{UND}__options__detailed": 1.5}, r"stage2\.sources\.und: options\.detailed"),
+        ({f"{UND}__options__questions": 0}, r"stage2\.sources\.und: options\.questions"),
+        ({f"{UND}__name": "emojy"}, "stage2.sources.und: no source 'emojy'.*mean 'emoji'"),
+        ({f"{UND}__task": "understanding"}, r"stage2\.sources\.und\.task must be one of und"),
+        ({f"{UND}__weight": -1.0}, "source und: weight must be"),
+        ({f"{UND}__weight": 0.0}, "no source with a weight for the task 'und'"),
+        ({f"{UND}__wieght": 1.0}, r"und: no field 'wieght'\. Did you mean 'weight'"),
+        ({f"{UND}__options__descrbe": 1.0}, "no option 'descrbe'. Did you mean 'describe'"),
+        ({"stages__stage2__sources": {"und": {"name": "emoji"}}}, r"und\.task is missing"),
+        ({"stages__stage2__condition_dropout": 1.5}, r"stage2\.condition_dropout"),
+        ({"data__too_long": "drop"}, "data.too_long must be one of error, reject"),
+        # Configs of one's own that set what earlier versions had.
+        ({"world": {"grid": 3}}, "config.world has moved to"),
+        ({"eval__prompts": 3}, "config.eval.prompts has moved to config.eval.benchmarks"),
+        ({"stages__stage2__scenes": {}}, "config.stages.stage2.scenes has moved to"),
         (
             {"stage_order": ("stage0_vq",), "stages__stage0_vq__options__fixed_from": 6},
             "fixed_from",
@@ -67,17 +85,14 @@ def test_a_config_becomes_an_experiment():
         ({"processor__cfg_weight": float("nan")}, "processor.cfg_weight"),
         ({"processor__template": "llama"}, "llama"),
         ({"log__save_every": 0}, "save_every"),
-        ({"stages__stage2__scenes__yes_no": 1.5}, "yes_no"),
-        ({"stages__stage2__scenes__drawings": -0.1}, "drawings"),
+        ({f"{UND}__options__yes_no": 1.5}, "yes_no"),
+        ({f"{TEXT}__options__drawings": -0.1}, "drawings"),
         ({"seed": -1}, r"config\.seed must be from 0 to"),
         ({"seed": 2**40}, r"config\.seed must be from 0 to"),
         ({"data__threads": -1}, r"data\.threads"),
         ({"data__row__tokens": 0}, r"data\.row\.tokens"),
         ({"data__row__gen_images": -1}, r"data\.row\.gen_images"),
         ({"log__sample_every": -1}, "sample_every"),
-        ({"eval__prompts": -1}, r"eval\.prompts"),
-        ({"eval__prompts": 1, "eval__cfg_weights": ()}, "cfg_weights"),
-        ({"eval__cfg_weights": (float("nan"),)}, "cfg_weights"),
         ({"stage_order": ()}, "stage_order is empty"),
         ({"stage_order": ("stage9",)}, "no stage 'stage9'"),
         ({"stage_order": ("stage1", "stage1")}, "only once"),

@@ -8,10 +8,17 @@ import pytest
 from smoke import tiny
 
 from janus_jax import emoji as es
+from janus_jax.configs import emoji
 from janus_jax.emoji import make_prompts, make_questions
 from janus_jax.run import build
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
 from janus_jax.training import Stopped
+
+WORLD = es.World()
+
+
+def scored(*cfg_weights):
+    return emoji.benchmarks(emoji.WORLD, 6, cfg_weights)
 
 
 class Painter:
@@ -40,9 +47,9 @@ class Painter:
 
 
 def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkeypatch, tmp_path):
-    config = tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0, 3.0))
+    config = tiny(eval__benchmarks=scored(1.0, 2.0, 3.0))
     experiment = build(config)
-    painter = Painter(experiment.world)
+    painter = Painter(WORLD)
     evaluator = Evaluator(experiment, tmp_path)
     monkeypatch.setattr(evaluator, "_with", lambda params: painter)
     stage = experiment.stages[3]
@@ -62,7 +69,7 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
     # Tuned and scored on different prompts.
     tuned = {t for _, texts in painter.asked[:3] for t in texts}
     assert len(tuned & set(painter.asked[3][1])) < 0.5 * len(tuned)
-    _, asked = make_questions(experiment.world, "yes_no", 4)
+    _, asked = make_questions(WORLD, "yes_no", 4)
     wanted = np.mean([q.answer == "yes" for q in asked])
     assert entry["questions"]["yes_no"]["accuracy"] == wanted
     assert list((tmp_path / "samples").glob(f"{stage.name}_*.png"))
@@ -74,8 +81,8 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
 
 @pytest.mark.parametrize("after", [0, 2, 5])
 def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monkeypatch, tmp_path):
-    experiment = build(tiny(eval__prompts=6, eval__questions=4, eval__cfg_weights=(1.0, 2.0)))
-    painter, asked = Painter(experiment.world), []
+    experiment = build(tiny(eval__benchmarks=scored(1.0, 2.0)))
+    painter, asked = Painter(WORLD), []
     draw, answer = painter.generate_arrays, painter.answer_batch
     painter.generate_arrays = lambda texts, cfg_weight, progress: next(
         draw(texts, cfg_weight) for _ in progress([1])
@@ -97,7 +104,7 @@ def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monk
 
 
 def test_stages_that_cannot_draw_are_not_scored(tmp_path):
-    experiment = build(tiny(eval__prompts=6))
+    experiment = build(tiny(eval__benchmarks=scored()))
     evaluator = Evaluator(experiment, tmp_path)
     for stage in experiment.stages[:2]:
         evaluator.score(stage, {}, final=True, quiet=True)

@@ -76,5 +76,5 @@ def test_data_goes_on_where_it_was_or_in_an_order_not_seen(capsys):
     went_on, _ = taken(other, restarted)
     np.testing.assert_array_equal(taken(other, state, 6)[0][3:], went_on)
     # A field that an older version did not know is no difference.
-    del state["settings"]["scenes"]
+    del state["settings"]["sources"]
     np.testing.assert_array_equal(taken(experiment, state)[0], second)

@@ -7,15 +7,23 @@ import math
 import jax
 import numpy as np
 import pytest
+from dummies_data import TOKENIZER, DummySource
 
-from janus_jax import emoji as es
 from janus_jax.config import JANUS_TINY
-from janus_jax.data import PackedShape, mixed_batches, plain_batches
-from janus_jax.emoji.source import SceneMix, SceneSource
+from janus_jax.data import (
+    TASKS,
+    PackedShape,
+    PairEncoder,
+    PictureEncoder,
+    SequenceEncoder,
+    WeightedSource,
+    mixed_batches,
+    unpacked_batches,
+)
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, init_params
 from janus_jax.parallel import global_batch, make_mesh, shard_params, state_shardings
-from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.processing import Processor, ProcessorConfig
 from janus_jax.training import (
     TRAINABLE,
     MetricsLog,
@@ -29,8 +37,6 @@ from janus_jax.training import (
     split_params,
 )
 
-WORLD = es.World()
-TOKENIZER = build_word_tokenizer(es.vocabulary(WORLD))
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),
@@ -40,7 +46,6 @@ CONFIG = JANUS_TINY.replace(
 )
 MODEL = JanusModel(CONFIG)
 PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
-MIX = SceneMix(dict.fromkeys(es.SCENE_KINDS, 1.0))
 ROW = PackedShape(tokens=160, targets=96, und_images=2, gen_images=2)
 GROUPS = {"siglip", "und_adaptor", "gen_embed", "gen_adaptor", "image_head", "decoder", "vq"}
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
@@ -101,11 +106,13 @@ def start(name, params, mesh=ONE_DEVICE):
 
 def batches(name, seed=0):
     if name in ("vq", "siglip"):
-        kind = {"vq": "pictures", "siglip": "pairs"}[name]
-        source = SceneSource(kind, WORLD, PROCESSOR, MIX, seed=seed, text_length=24)
-        return iter(plain_batches(source, 4 if name == "vq" else 6, seed=seed))
-    sources = {k: SceneSource(k, WORLD, PROCESSOR, MIX, seed=seed) for k in ("und", "text", "gen")}
-    return iter(mixed_batches(sources, (2.0, 3.0, 5.0), ROW, 8, seed=seed))
+        task = {"vq": "pictures", "siglip": "pairs"}[name]
+        encode = PictureEncoder(PROCESSOR) if name == "vq" else PairEncoder(PROCESSOR, 24)
+        sources = [WeightedSource(task, DummySource(task, seed=seed, side=48))]
+        return iter(unpacked_batches(sources, encode, 4 if name == "vq" else 6, seed=seed))
+    sources = [WeightedSource(t, DummySource(t, seed=seed, side=48)) for t in TASKS]
+    encode = SequenceEncoder(PROCESSOR, ROW)
+    return iter(mixed_batches(sources, (2.0, 3.0, 5.0), encode, ROW, 8, seed=seed))
 
 
 def leaves(tree):
@@ -182,7 +189,7 @@ def test_the_full_size_configs_are_table_2(module, preset, template, stage3_step
         found = (s.steps, s.learning_rate, s.warmup_steps, s.batch_size, tuple(s.ratio))
         assert found == wanted, name
         assert tuple(s.trainable) == TRAINABLE[name] and s.objective == "janus"
-        assert s.ema_decay == 0 and s.scenes.condition_dropout == 0.1
+        assert s.ema_decay == 0 and s.condition_dropout == 0.1
         assert get_config(name).only_stage == name
     assert config.only_stage == "" and config.data.row.tokens == 4096
     with pytest.raises(ValueError, match="stage4"):

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dummies_data import TOKENIZER, DummySource
 
-from janus_jax import emoji as es
 from janus_jax.config import JANUS_TINY
-from janus_jax.data import PackedShape, pack
-from janus_jax.emoji.source import SceneMix, SceneSource
+from janus_jax.data import PackedShape, SequenceEncoder, pack
 from janus_jax.errors import RunError
 from janus_jax.models import JanusModel, init_params
-from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.processing import Processor, ProcessorConfig
 from janus_jax.training import (
     MetricsLog,
     Stage,
@@ -33,8 +32,6 @@ from janus_jax.training.vq import (
     vq_loss,
 )
 
-WORLD = es.World()
-TOKENIZER = build_word_tokenizer(es.vocabulary(WORLD))
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),
@@ -44,7 +41,6 @@ CONFIG = JANUS_TINY.replace(
 )
 MODEL = JanusModel(CONFIG)
 PROCESSOR = Processor(ProcessorConfig.from_model(CONFIG), TOKENIZER)
-MIX = SceneMix(dict.fromkeys(es.SCENE_KINDS, 1.0))
 ROW = PackedShape(tokens=160, targets=96, und_images=4, gen_images=3)
 ROWS = 6
 UND, TEXT, GEN = "und", "text", "gen"
@@ -73,16 +69,18 @@ def params():
 @pytest.fixture(scope="module")
 def sequences():
     """(kind, features): two to understand, plain text, chat, two to draw (one without its prompt)."""
-    source = lambda kind, **mix: SceneSource(
-        kind, WORLD, PROCESSOR, SceneMix(MIX.tasks, **mix), seed=1
-    )
+
+    def features(task, index, condition_dropout=0.0, **options):
+        encode = SequenceEncoder(PROCESSOR, condition_dropout=condition_dropout)
+        return encode(DummySource(task, seed=1, **options)[index], np.random.default_rng(0))
+
     return [
-        (UND, source("und", describe=1.0)[0]),
-        (GEN, source("gen", condition_dropout=0.0)[0]),
-        (TEXT, source("text")[2]),
-        (UND, source("und", describe=0.0)[4]),
-        (TEXT, source("text", chat=True)[3]),
-        (GEN, source("gen", condition_dropout=1.0)[5]),
+        (UND, features("und", 0, turns=1)),
+        (GEN, features("gen", 0)),
+        (TEXT, features("text", 2, chat=False)),
+        (UND, features("und", 4, turns=1)),
+        (TEXT, features("text", 3, chat=True)),
+        (GEN, features("gen", 5, condition_dropout=1.0)),
     ]
 
 

@@ -70,6 +70,8 @@ def _parse(argv: list[str]):
         rest = flags.FLAGS(argv)
         config = flag.value
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        if moved := _moved(argv):
+            raise UserError(moved) from error
         # A mistake inside a config file arrives as a whole traceback; its last line says it all.
         lines = str(error).replace("\\n", "\n").strip().splitlines()
         reason = lines[-1] if "Traceback" in str(error) else " ".join(lines)
@@ -79,10 +81,19 @@ def _parse(argv: list[str]):
     return config
 
 
+def _moved(argv: list[str]) -> str:
+    """Where a field of an earlier version went that the command line sets, in one line; else ""."""
+    from janus_jax.run.old_configs import where_it_went
+
+    fields = (f.lstrip("-").split("=")[0] for f in argv if f.startswith(("--config.", "-config.")))
+    found = (where_it_went(field.removeprefix("config.")) for field in fields)
+    return next((line for line in found if line), "")
+
+
 def _check_file(value: str) -> None:
     path = Path(value.split(":", 1)[0])
     if not path.is_file():
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.name != "common.py")
+        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.name.startswith("janus_"))
         raise UserError(f"no config file {path}.{nearest(str(path), known)}")
 
 
