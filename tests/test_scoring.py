@@ -69,7 +69,7 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
     # Tuned and scored on different prompts.
     tuned = {t for _, texts in painter.asked[:3] for t in texts}
     assert len(tuned & set(painter.asked[3][1])) < 0.5 * len(tuned)
-    _, asked = make_questions(WORLD, "yes_no", 4)
+    _, asked = make_questions(WORLD, "yes_no", 6)
     wanted = np.mean([q.answer == "yes" for q in asked])
     assert entry["questions"]["yes_no"]["accuracy"] == wanted
     assert list((tmp_path / "samples").glob(f"{stage.name}_*.png"))
