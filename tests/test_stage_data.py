@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from dummies_data import DummySource
 from smoke import tiny
 
+from janus_jax.data import SOURCES
 from janus_jax.errors import UserError
 from janus_jax.run import batches, build
 from janus_jax.run.stage_checks import check_stages
@@ -43,6 +45,42 @@ def test_a_sequence_that_no_row_can_hold_is_one_line_when_it_comes():
             next(iterator)
     assert "\n" not in str(error.value)
     iterator.close()
+
+
+def test_what_is_too_long_may_be_left_out_or_shortened(capsys):
+    for policy, said in (("reject", "left out"), ("truncate_answer", "shortened")):
+        fields = {"data__row__tokens": 60, "data__too_long": policy, "stage_order": ("stage0_lm",)}
+        experiment = build(tiny(**fields))
+        check_stages(experiment, experiment.stages)
+        iterator = batches(experiment, experiment.stages[0])
+        assert next(iterator)["tokens"].shape == (8, 60)
+        iterator.close()
+        error = capsys.readouterr().err
+        assert error.startswith("stage0_lm: of the sequences that were read") and said in error
+        assert len(error.splitlines()) == 1
+
+
+def test_rows_that_have_room_for_nothing_are_refused():
+    fields = {"data__row__tokens": 20, "data__too_long": "reject", "stage_order": ("stage1",)}
+    experiment = build(tiny(**fields))
+    with pytest.raises(UserError, match=r"no row of stage1 has room for any of the first 100"):
+        check_stages(experiment, experiment.stages)
+
+
+def test_data_with_codes_makes_batches_of_codes():
+    SOURCES.register("dummy/codes", lambda task, seed=0: DummySource(task, seed, codes=36))
+    config = tiny(stage_order=("stage1",))
+    config.stages.stage1.sources.gen = {"name": "dummy/codes", "task": "gen"}
+    experiment = build(config)
+    check_stages(experiment, experiment.stages)
+    iterator = batches(experiment, experiment.stages[0])
+    batch = next(iterator)
+    iterator.close()
+    assert batch["gen_codes"].shape == (8, 3, 36) and "gen_images" not in batch
+    labels = [source.label for source in experiment.stages[0].sources]
+    assert labels == ["gen", "text", "und"]  # by name, and so numbered
+    drawn, asked = batch["gen_weights"] > 0, batch["target_weights"] > 0
+    assert set(batch["gen_sources"][drawn]) == {0} and set(batch["target_sources"][asked]) == {2}
 
 
 def test_data_goes_on_where_it_was_or_in_an_order_not_seen(capsys):
