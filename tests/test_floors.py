@@ -15,6 +15,8 @@ FLOORS = {
     "untrusted": 0.05,
     "places": 0.1,
     "registry": 0.1,
+    "batch": 0.1,
+    "pixels": 0.1,
     "signals": 0.1,
     "config": 0.1,
     "models": 0.2,

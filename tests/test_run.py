@@ -16,6 +16,7 @@ from janus_jax.errors import RunError, UserError
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import Evaluator
+from janus_jax.training.objectives import siglip
 
 # From a config to objects
 
@@ -168,7 +169,7 @@ def trainer(monkeypatch):
 
     monkeypatch.setattr(training_run, "run_stage", trainer)
     monkeypatch.setattr(training_run, "init_params", zeros)
-    monkeypatch.setattr(training_run, "init_aux", lambda *_: {"head": jnp.zeros(2)})
+    monkeypatch.setattr(siglip, "init_heads", lambda *_: {"head": jnp.zeros(2)})
     monkeypatch.setattr(training_run, "write_report", lambda _: None)
     return trainer
 

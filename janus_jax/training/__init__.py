@@ -1,30 +1,26 @@
-"""Training: stages, losses, one step, the loop of a stage."""
+"""Training: stages, objectives, one step, the loop of a stage.
 
-from janus_jax.training.codebook_start import start_from_codebook
-from janus_jax.training.contrastive import init_aux
-from janus_jax.training.loop import Stopped, run_stage
-from janus_jax.training.losses import janus_loss
-from janus_jax.training.metrics import MetricsLog, read_metrics
-from janus_jax.training.optimizer import learning_rate, make_optimizer
-from janus_jax.training.stages import TRAINABLE, Stage, select_stages, split_params
-from janus_jax.training.step import TrainState, evaluated_params, init_state, make_step
+Names are imported when they are first used: a config needs the stages alone, and not JAX.
+"""
 
-__all__ = [
-    "TRAINABLE",
-    "MetricsLog",
-    "Stage",
-    "Stopped",
-    "TrainState",
-    "evaluated_params",
-    "init_aux",
-    "init_state",
-    "janus_loss",
-    "learning_rate",
-    "make_optimizer",
-    "make_step",
-    "read_metrics",
-    "run_stage",
-    "select_stages",
-    "split_params",
-    "start_from_codebook",
-]
+import importlib
+
+_MODULES = {
+    "codebook_start": ("start_from_codebook",),
+    "groups": ("merge_params", "split_params"),
+    "loop": ("Stopped", "run_stage"),
+    "metrics": ("MetricsLog", "read_metrics"),
+    "objectives": ("OBJECTIVES", "make_objective"),
+    "optimizer": ("learning_rate", "make_optimizer"),
+    "stages": ("TRAINABLE", "Stage", "select_stages"),
+    "state": ("TrainState", "check_trainable", "evaluated_params", "init_state"),
+    "step": ("make_step",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,8 +1,10 @@
-"""Stage 0: the image tokenizer. Reconstruction + codebook + commitment loss, and care for the codebook.
+"""Stage 0: the image tokenizer, with reconstruction, codebook and commitment loss.
 
 Loss of VQ-VAE (van den Oord et al. 2017) with the l2-normalised codes of LlamaGen (Sun et al. 2024). A
-codebook that starts from random numbers collapses to a few codes, so training starts as a plain
-auto-encoder, then places the codes on the encoder's outputs, and later moves codes that nothing uses.
+codebook that starts from random numbers collapses to a few codes, so training has three phases: a plain
+auto-encoder ("warmup"); then the codebook starts from k-means of the encoder's outputs and learns, and dead
+codes are reset now and then ("learn"); at last duplicates are merged, and the rest gets used to a codebook that
+is fixed ("fixed").
 """
 
 from __future__ import annotations
@@ -10,12 +12,112 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models import JanusModel
-from janus_jax.training.losses import Metrics, to_float
+from janus_jax.errors import UserError
+from janus_jax.models import JanusModel, Params
+from janus_jax.pixels import to_float
+from janus_jax.training.objectives import codebook as book
+from janus_jax.training.objectives.base import Batch, Metrics, Objective
+
+_RECENT = 8  # encoder outputs that are kept for each code
+
+
+class VQObjective(Objective):
+    """`vq_loss`, and the upkeep of the codebook.
+
+    Options: `commitment`; `warmup` and `fixed_from`, the steps at which the second and third phase begin;
+    `revive_every`, steps between resets of dead codes; `revive_below`, uses of a code per batch below which it
+    is dead; `redundant_above` and `merge_above`, cosines above which two codes are duplicates, when codes are
+    reset and when they are merged.
+
+    The extra state is "usage" float32 [codes], the average uses of a code per batch, and "recent" float32
+    [8 * codes, C], the last encoder outputs.
+    """
+
+    def __init__(self, options, pad_id=0):
+        super().__init__(options, pad_id)
+        self._change_codebook = jax.jit(
+            self._changed_codebook, donate_argnums=0, static_argnames="change"
+        )
+
+    def init(self, trainable):
+        try:
+            codebook = _codebook(trainable)
+        except KeyError:
+            raise UserError("the objective vq also needs vq/quantize/embedding to train") from None
+        norm = jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
+        return {
+            "usage": jnp.zeros(codebook.shape[0], jnp.float32),
+            # Until there are encoder outputs, the fresh codes themselves: a code must not become zero.
+            "recent": jnp.tile(codebook / norm, (_RECENT, 1)).astype(jnp.float32),
+        }
+
+    def loss(self, model, params, batch, phase):
+        return vq_loss(model, params, batch, phase != "warmup", self.options["commitment"])
+
+    def after_update(self, before, after, phase):
+        # Not by its gradient alone: momentum would pull merged codes apart again.
+        return _with_codebook(after, _codebook(before)) if phase == "fixed" else after
+
+    def update_extra(self, extra, aux, phase):
+        recent = jnp.concatenate([extra["recent"], aux["z"]])[-len(extra["recent"]) :]
+        if phase == "warmup":
+            return extra | {"recent": recent}, {}
+        usage = book.update_usage(extra["usage"], aux["codes"])
+        used = jnp.mean((usage > 0.05).astype(jnp.float32))
+        return extra | {"recent": recent, "usage": usage}, {"codes_used": used}
+
+    def before_step(self, state, done):
+        warmup, fixed = self.options["warmup"], self.options["fixed_from"]
+        if done == warmup:
+            state = self._change_codebook(state, change="init")
+        if done == fixed:
+            state = self._change_codebook(state, change="merge")
+        elif warmup < done < fixed and (done - warmup) % self.options["revive_every"] == 0:
+            state = self._change_codebook(state, change="reset")
+        return state
+
+    def phase(self, done):
+        if done < self.options["warmup"]:
+            return "warmup"
+        return "learn" if done < self.options["fixed_from"] else "fixed"
+
+    def phase_starts(self):
+        starts = (self.options.get("warmup"), self.options.get("fixed_from"))
+        return tuple(s + 1 for s in starts if isinstance(s, int))
+
+    def _changed_codebook(self, state, change: str):
+        threshold = self.options.get("revive_below", 0.05)
+        key = jax.random.fold_in(jax.random.key(0), state.step)
+        codebook = _codebook(state.trainable)
+        usage, recent = state.extra["usage"], state.extra["recent"]
+        if change == "init":
+            codebook = book.kmeans_init(recent, codebook.shape[0], key)
+            usage = jnp.full(codebook.shape[0], 10.0 * threshold)
+        elif change == "reset":
+            redundant = self.options.get("redundant_above", 0.98)
+            codebook, usage, _ = book.reset_dead_codes(
+                codebook, usage, recent, key, threshold, redundant
+            )
+        else:
+            redundant = self.options.get("merge_above", 0.985)
+            codebook = book.merge_duplicates(codebook, usage, redundant)
+        return state.replace(
+            trainable=_with_codebook(state.trainable, codebook),
+            ema=_with_codebook(state.ema, codebook) if state.ema else {},
+            extra={"usage": usage, "recent": recent},
+        )
+
+
+def _codebook(params: Params) -> jax.Array:
+    return params["vq"]["quantize"]["embedding"]
+
+
+def _with_codebook(params: Params, codebook: jax.Array) -> Params:
+    return params | {"vq": params["vq"] | {"quantize": {"embedding": codebook}}}
 
 
 def vq_loss(
-    model: JanusModel, params: dict, batch: dict[str, jax.Array], quantize: bool, commitment: float
+    model: JanusModel, params: Params, batch: Batch, quantize: bool, commitment: float
 ) -> tuple[jax.Array, tuple[Metrics, dict[str, jax.Array]]]:
     """Loss of a batch of pictures, uint8 [B, h, w, 3].
 
@@ -43,74 +145,3 @@ def vq_loss(
         "tokens": jnp.float32(z.shape[0]),
     }
     return loss, (metrics, {"z": z, "codes": out["codes"].reshape(-1)})
-
-
-def place_codes(z: jax.Array, size: int, key: jax.Array, iterations: int = 10) -> jax.Array:
-    """Spherical k-means of encoder outputs `z` [M, C] (l2-normalised): a codebook [size, C]."""
-    codebook = z[jax.random.permutation(key, z.shape[0])[:size]]
-
-    def step(codebook, _):
-        nearest = jnp.argmax(z @ codebook.T, axis=-1)
-        sums = jax.ops.segment_sum(z, nearest, size)
-        norm = jnp.linalg.norm(sums, axis=-1, keepdims=True)
-        return jnp.where(norm > 1e-6, sums / jnp.maximum(norm, 1e-6), codebook), None
-
-    return jax.lax.scan(step, codebook, None, length=iterations)[0]
-
-
-def revive_codes(
-    codebook: jax.Array,
-    usage: jax.Array,
-    z: jax.Array,
-    key: jax.Array,
-    threshold: float,
-    redundant: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Moves codes that do no work onto encoder outputs that no code fits well.
-
-    A code does no work if its average use fell below `threshold`, or if a code used more lies so close to
-    it that the two mean the same. Such doubles crowd where pictures are plain: which of them a flat patch
-    gets is chance, and the language model would have to learn that chance.
-
-    Args:
-      codebook: [size, C]; usage: running average of uses per batch, float32 [size]; z: [M, C],
-        l2-normalised.
-      redundant: cosine above which two codes are doubles.
-
-    Returns:
-      (codebook, usage, moved): usage of moved codes is reset so that they get time to be found.
-    """
-    unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
-    order = jnp.arange(len(usage))
-    more = usage[None] > usage[:, None]
-    more |= (usage[None] == usage[:, None]) & (order[None] < order[:, None])
-    idle = (usage < threshold) | jnp.any((unit @ unit.T > redundant) & more, axis=-1)
-    # Where the nearest working code is far, a new one helps most; where it is near, it is a double.
-    cosine = jnp.max(jnp.where(idle[None], -1.0, z @ unit.T), axis=-1)
-    misfit = jnp.where(cosine > redundant, -jnp.inf, jnp.log(jnp.maximum(1.0 - cosine, 1e-6)))
-    chosen = jax.random.categorical(key, misfit, shape=(codebook.shape[0],))
-    codebook = jnp.where(idle[:, None], z[chosen].astype(codebook.dtype), codebook)
-    return codebook, jnp.where(idle, 10.0 * threshold, usage), jnp.sum(idle)
-
-
-def merge_doubles(codebook: jax.Array, usage: jax.Array, redundant: float) -> jax.Array:
-    """Gives every code the vector of the most used code that means the same, if there is one.
-
-    Of equal vectors the quantiser takes the first, so a patch that had several codes keeps one. Doubles
-    come back as long as the codebook trains (patches pull codes towards them): this is its last change.
-
-    Args:
-      codebook: [size, C]; usage: float32 [size]; redundant: cosine above which two codes are doubles.
-    """
-    unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
-    near = unit @ unit.T > redundant
-    best = jnp.argmax(jnp.where(near, usage[None], -1.0), axis=-1)
-    for _ in range(3):  # a double of a double
-        best = best[best]
-    return codebook[best]
-
-
-def update_usage(usage: jax.Array, codes: jax.Array, decay: float = 0.99) -> jax.Array:
-    """Running average of how often each code is used per batch; codes int32 [M]."""
-    counts = jnp.zeros_like(usage).at[codes].add(1.0)
-    return decay * usage + (1.0 - decay) * counts
