@@ -1,4 +1,4 @@
-"""How image codes enter and leave a decoder that has never seen them: by their place in the codebook.
+"""Embeddings and head of image codes that start from the codebook, for a decoder that has never seen codes.
 
 Only for a tokenizer that was trained from nothing in the same run; released models bring their own tables.
 """

@@ -12,7 +12,7 @@ from janus_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
-    """AdamW as the paper sets it (Janus-Pro, section 3.1), unless `Stage.options["optimizer"]` says otherwise.
+    """AdamW as the paper sets it (Janus-Pro, section 3.1); `Stage.options["optimizer"]` may set others.
 
     Attributes:
       b1, b2: decay of the two moments.

@@ -1,6 +1,6 @@
 """What one stage of training is: what it trains, how fast, on which mixture.
 
-Janus-Pro (arXiv 2501.17811), Table 2 and section 2.2. Stage 0 is ours: it makes the parts that the paper
+Janus-Pro (arXiv 2501.17811), Table 2 and section 2.2. Stage 0 is not in it: it makes the parts that the paper
 takes ready-made (image tokenizer, understanding encoder, language model), for models too small to have any.
 """
 

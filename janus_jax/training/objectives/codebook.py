@@ -29,7 +29,7 @@ def reset_dead_codes(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Moves dead codes onto encoder outputs that no code fits well.
 
-    A code is dead if its average use fell below `threshold`, or if a code used more lies so close to it that
+    A code is dead if its average use fell below `threshold`, or if a code used more is so close to it that
     the two mean the same. Such duplicates crowd where pictures are flat: which of them a flat patch gets is
     chance, and the language model would have to learn that chance.
 
