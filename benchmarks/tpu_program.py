@@ -80,7 +80,7 @@ def packed(
 ) -> Weights:
     """Shapes of `weights.fuse_params`, and where each lies, without the weights."""
     model = models.JanusModel(config, policy)
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="touch")["params"])
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
     weights = jax.eval_shape(
         lambda p: fuse_params(p, config, policy, int8=int8, platform="tpu"), params
     )

@@ -14,7 +14,8 @@ from janus_jax.checkpoints import StageCheckpoints
 from janus_jax.errors import RunError, UserError
 from janus_jax.parallel import make_mesh
 from janus_jax.training import MetricsLog, Stage, Stopped, run_stage
-from janus_jax.training.divergence import MANY, DivergenceWatch, phase_starts
+from janus_jax.training.divergence import MANY, DivergenceWatch
+from janus_jax.training.objectives import phase_starts
 
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 

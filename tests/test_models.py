@@ -68,7 +68,7 @@ def test_parameter_counts_of_the_released_models(config, expected):
 
 def test_init_agrees_with_flax(params):
     model = JanusModel(TINY)
-    reference = jax.eval_shape(lambda key: model.init(key, method="touch"), jax.random.key(0))
+    reference = jax.eval_shape(lambda key: model.init(key, method="init_all"), jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, reference["params"])
     kernel = params["decoder"]["layers_1"]["mlp"]["down_proj"]["kernel"]
     branch = (2 * TINY.decoder.layers) ** -0.5  # residual branches start smaller
@@ -168,7 +168,7 @@ def test_bfloat16_policy_keeps_float32_parameters_and_logits(params):
 
 def test_unknown_remat_is_refused(params):
     with pytest.raises(ValueError, match="remat must be one of"):
-        JanusModel(TINY, remat="some").init(jax.random.key(0), method="touch")
+        JanusModel(TINY, remat="some").init(jax.random.key(0), method="init_all")
 
 
 def test_wrong_image_size_is_refused(params):

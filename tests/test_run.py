@@ -16,6 +16,7 @@ from janus_jax.errors import RunError, UserError
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import Evaluator
+from janus_jax.training.objectives import siglip
 
 # From a config to objects
 
@@ -147,6 +148,18 @@ def test_what_a_later_stage_cannot_do_is_said_before_anything_is_there(trainer, 
     assert trainer.ran == [] and not (tmp_path / "run").exists()
 
 
+def test_a_pattern_that_no_parameter_matches_is_an_error_before_anything_is_there(
+    trainer, tmp_path
+):
+    fields = {"stages__stage2__trainable": ("decoder/layer/**", "und_adaptor")}
+    with pytest.raises(
+        UserError, match=r"stages\.stage2\.trainable: .*Did you mean 'decoder/layers"
+    ):
+        train(tiny(**fields), tmp_path / "run", quiet=True)
+    assert trainer.ran == [] and not (tmp_path / "run").exists()
+    build(tiny(stages__stage2__trainable=("**/kernel", "decoder/final_norm")))
+
+
 # Stages in order
 
 
@@ -183,7 +196,7 @@ def trainer(monkeypatch):
 
     monkeypatch.setattr(training_run, "run_stage", trainer)
     monkeypatch.setattr(training_run, "init_params", zeros)
-    monkeypatch.setattr(training_run, "init_aux", lambda *_: {"head": jnp.zeros(2)})
+    monkeypatch.setattr(siglip, "init_heads", lambda *_: {"head": jnp.zeros(2)})
     monkeypatch.setattr(training_run, "write_report", lambda _: None)
     return trainer
 

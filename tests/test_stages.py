@@ -29,13 +29,13 @@ from janus_jax.training import (
     MetricsLog,
     Stage,
     evaluated_params,
-    init_aux,
     init_state,
     make_step,
     run_stage,
     select_stages,
     split_params,
 )
+from janus_jax.training.objectives.siglip import init_heads
 
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
@@ -69,7 +69,7 @@ def params():
         return norm + 0.1 * rng.standard_normal(leaf.shape, np.float32)
 
     tree = jax.tree_util.tree_map_with_path(draw, shapes)
-    aux = jax.jit(lambda key: init_aux(MODEL, key, 24))(jax.random.key(1))
+    aux = jax.jit(lambda key: init_heads(MODEL, key, 24))(jax.random.key(1))
     return tree | {"aux": jax.device_get(aux)}
 
 

@@ -19,18 +19,18 @@ from janus_jax.processing import Processor, ProcessorConfig
 from janus_jax.training import (
     MetricsLog,
     Stage,
-    janus_loss,
     learning_rate,
     make_optimizer,
 )
 from janus_jax.training.metrics import check_finite
-from janus_jax.training.vq import (
-    merge_doubles,
-    place_codes,
-    revive_codes,
+from janus_jax.training.objectives.codebook import (
+    kmeans_init,
+    merge_duplicates,
+    reset_dead_codes,
     update_usage,
-    vq_loss,
 )
+from janus_jax.training.objectives.janus import janus_loss
+from janus_jax.training.objectives.vq import vq_loss
 
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
@@ -297,7 +297,7 @@ def test_placed_codes_sit_on_the_outputs():
     rng = np.random.default_rng(0)
     centres = unit(rng.standard_normal((8, 4)))
     z = unit(np.repeat(centres, 50, 0) + 0.02 * rng.standard_normal((400, 4))).astype(np.float32)
-    codebook = np.asarray(place_codes(jnp.array(z), 16, jax.random.key(0)))
+    codebook = np.asarray(kmeans_init(jnp.array(z), 16, jax.random.key(0)))
     assert codebook.shape == (16, 4)
     np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, atol=1e-5)
     fit = (z @ codebook.T).max(-1)
@@ -311,7 +311,7 @@ def test_codes_that_nothing_uses_move_onto_outputs():
     codebook = unit(rng.standard_normal((10, 4))).astype(np.float32)
     z = unit(rng.standard_normal((60, 4))).astype(np.float32)
     usage = np.array([3, 0, 2, 0.01, 1, 1, 1, 1, 1, 0.049], np.float32)
-    moved, used, count = jax.jit(revive_codes)(codebook, usage, z, jax.random.key(0), 0.05, 2.0)
+    moved, used, count = jax.jit(reset_dead_codes)(codebook, usage, z, jax.random.key(0), 0.05, 2.0)
     idle = [1, 3, 9]
     kept = [i for i in range(10) if i not in idle]
     assert int(count) == 3
@@ -326,7 +326,7 @@ def test_of_two_codes_alike_the_one_used_less_moves():
     codebook = np.array([[1, 0], [0.9999, 0.01], [0, 1], [0, -1], [0, -1]], np.float32)
     usage = np.array([1, 2, 1, 3, 3], np.float32)
     z = np.array([[-1, 0]] * 4, np.float32)
-    moved, _, count = jax.jit(revive_codes)(codebook, usage, z, jax.random.key(0), 0.05, 0.985)
+    moved, _, count = jax.jit(reset_dead_codes)(codebook, usage, z, jax.random.key(0), 0.05, 0.985)
     assert int(count) == 2  # 0 for 1; of 3 and 4 only one
     np.testing.assert_array_equal(np.asarray(moved)[[0, 4]], [[-1, 0], [-1, 0]])
     np.testing.assert_array_equal(np.asarray(moved)[1:4], codebook[1:4])
@@ -337,7 +337,7 @@ def test_doubles_get_the_vector_that_is_used_most():
     radians = np.deg2rad(angles)
     codebook = np.stack([np.cos(radians), np.sin(radians)], -1).astype(np.float32)
     usage = np.array([1, 2, 3, 4, 1, 2, 2], np.float32)
-    merged = np.asarray(merge_doubles(codebook, usage, math.cos(math.radians(7))))
+    merged = np.asarray(merge_duplicates(codebook, usage, math.cos(math.radians(7))))
     wanted = codebook[[3, 3, 3, 3, 4, 5, 5]]  # a double of a double, too; of equals the first
     np.testing.assert_array_equal(merged, wanted)
 

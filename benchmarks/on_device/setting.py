@@ -77,7 +77,7 @@ def packed_weights(config: JanusConfig, policy: Policy, int8: bool = False) -> A
     from janus_jax.inference import fuse_params
 
     model = models.JanusModel(config, policy)
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="touch")["params"])
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
     shapes = jax.eval_shape(lambda p: fuse_params(p, config, policy, int8=int8), params)
     return fill(shapes)
 

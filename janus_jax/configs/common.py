@@ -11,19 +11,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.configs import standin
 from janus_jax.errors import nearest
-
-# What each stage trains, as patterns of parameter paths; a name alone is the whole group. The embedding
-# table of the image codes belongs to the generation adaptor: it starts from random numbers, so it must
-# train from stage 1 on.
-ADAPTORS = ("gen_adaptor", "gen_embed", "image_head", "und_adaptor")
-TRAINABLE = {
-    "vq": ("vq",),
-    "siglip": ("aux", "siglip"),
-    "lm": ("decoder",),
-    "stage1": ADAPTORS,
-    "stage2": (*ADAPTORS, "decoder"),
-    "stage3": (*ADAPTORS, "decoder", "siglip"),
-}
+from janus_jax.freeze_sets import TRAINABLE
 
 
 def stage(objective: str, trainable: str, sources: dict[str, Any], **fields: Any) -> ConfigDict:

@@ -25,6 +25,7 @@ from janus_jax.inference.cpu import compiler_options
 from janus_jax.inference.fused_params import Weights
 from janus_jax.inference.logits import SamplingParams, StaticSampling, apply_cfg, fold_in, sample
 from janus_jax.parallel import BATCH_AXES
+from janus_jax.pixels import to_uint8
 
 DECODE_CHUNK = 16  # pictures that the VQ decoder handles at once: bounds its activations
 WINDOW = 128  # steps between two growths of the cache: attention reads no more than that too much
@@ -269,8 +270,7 @@ class ImageEngine:
         params = {"params": {"vq": weights["vq"]}}
 
         def decode(codes: jax.Array) -> jax.Array:
-            pixels = self._model.apply(params, codes, method="decode_codes")
-            return jnp.clip((pixels.astype(jnp.float32) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
+            return to_uint8(self._model.apply(params, codes, method="decode_codes"))
 
         if codes.shape[0] <= DECODE_CHUNK or self._mesh is not None:
             return decode(codes)

@@ -22,6 +22,7 @@ from janus_jax.inference import decoder, kv_cache
 from janus_jax.inference.cpu import compiler_options
 from janus_jax.inference.fused_params import Weights
 from janus_jax.inference.logits import SamplingParams, StaticSampling, fold_in, sample
+from janus_jax.pixels import to_float
 
 BLOCK = 16  # tokens between two looks at whether all rows are done
 
@@ -112,8 +113,9 @@ class TextEngine:
 
     def _features(self, weights: Weights, pixels: jax.Array) -> jax.Array:
         """Pictures uint8 [U, H, W, 3] -> tokens for the decoder [U, P, D]."""
-        pixels = (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
-        features = self._model.apply({"params": weights["vision"]}, pixels, method="embed_images")
+        features = self._model.apply(
+            {"params": weights["vision"]}, to_float(pixels), method="embed_images"
+        )
         return features.astype(self._dtype)
 
     def _prefill(
@@ -144,7 +146,7 @@ class TextEngine:
         """
         x = decoder.embed_text(weights, ids)
         if features is not None:
-            x = fill_slots(x, features.reshape(-1, features.shape[-1]), sources)
+            x = models.merge_features(x, features.reshape(1, -1, features.shape[-1]), sources)
         T, length = ids.shape[1], state.valid.shape[1]
         start = state.index
         valid = jax.lax.dynamic_update_slice(state.valid, mask, (0, start))
@@ -222,15 +224,3 @@ def _grow(state: State, length: int) -> State:
     extra = length - state.valid.shape[1]
     valid = jnp.pad(state.valid, ((0, 0), (0, extra)))
     return state._replace(cache=kv_cache.grow(state.cache, length), valid=valid)
-
-
-def fill_slots(embeds: jax.Array, features: jax.Array, sources: jax.Array) -> jax.Array:
-    """Puts image features at the image slots.
-
-    Args:
-      embeds: [B, T, D] text embeddings.
-      features: [N, D].
-      sources: int32 [B, T], the number of the feature, -1 where the text stays.
-    """
-    shown = features[jnp.maximum(sources, 0)].astype(embeds.dtype)
-    return jnp.where(sources[..., None] >= 0, shown, embeds)

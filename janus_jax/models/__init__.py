@@ -6,6 +6,7 @@ from janus_jax.models.blocks import REMAT
 from janus_jax.models.decoder import Cache, Decoder, init_cache
 from janus_jax.models.init import Params, init_params
 from janus_jax.models.janus import JanusModel
+from janus_jax.models.merging import merge_features
 from janus_jax.models.packed_attention import BACK_ENDS, Segments, packed_attention
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.stacking import stack_layers, unstack_layers
@@ -26,6 +27,7 @@ __all__ = [
     "causal_mask",
     "init_cache",
     "init_params",
+    "merge_features",
     "packed_attention",
     "segment_mask",
     "stack_layers",

@@ -170,7 +170,7 @@ class Decoder(nn.Module):
           positions: [B, T] integer rotary positions.
           mask: [B, T, S] bool, True = attend; S = T without a cache. `Segments` for packed rows.
           cache: keys and values so far (`init_cache`); needs unrolled layers.
-          cache_index: scalar slot of the cache where this call's first key goes.
+          cache_index: scalar, where in the cache this call's first key goes.
 
         Returns:
           Hidden states after the final norm [B, T, D], and the updated cache (None without one).

@@ -38,7 +38,7 @@ def init_params(model: JanusModel, key: jax.Array) -> Params:
     `out_shardings`.
     """
     scanned = model.clone(config=model.config.replace(scan_layers=True))
-    shapes = jax.eval_shape(lambda key: scanned.init(key, method="touch")["params"], key)
+    shapes = jax.eval_shape(lambda key: scanned.init(key, method="init_all")["params"], key)
     leaves, tree = jax.tree.flatten_with_path(shapes)
     params = jax.tree.unflatten(tree, _draw(leaves, key))
     return params if model.config.scan_layers else unstack_layers(params, model.config)

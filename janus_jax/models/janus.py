@@ -6,16 +6,26 @@ is a pure function of (params, inputs): `model.apply({"params": params}, ..., me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
+from einops import rearrange
 
+from janus_jax.batch import TOKEN_GEN, TOKEN_UND
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.models.adaptor import Adaptor, ImageHead
 from janus_jax.models.decoder import Cache, Decoder
 from janus_jax.models.layers import Embed
+from janus_jax.models.merging import merge_features, sources_in_order
+from janus_jax.models.packed_attention import Segments
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.vqgan import VQModel
+from janus_jax.pixels import to_float
+
+Batch = Mapping[str, jax.Array]
 
 
 class JanusModel(nn.Module):
@@ -78,7 +88,7 @@ class JanusModel(nn.Module):
           positions: [B, T] integer.
           mask: [B, T, S] bool, True = attend; S = T without a cache. `Segments` for packed rows.
           cache: from `init_cache`; unrolled layers only.
-          cache_index: scalar slot where this call's keys start.
+          cache_index: scalar, where in the cache this call's keys start.
 
         Returns:
           Hidden states after the final norm [B, T, D] and the updated cache (None without one).
@@ -105,7 +115,71 @@ class JanusModel(nn.Module):
         """Auto-encodes pixels for tokenizer training; see `VQModel.__call__`."""
         return self.vq(pixels, quantize)
 
-    def touch(self) -> None:
+    def target_codes(self, batch: Batch) -> jax.Array:
+        """Codes int32 [B, G, N] of the pictures that a batch generates; N is 0 where it generates none.
+
+        They are `gen_codes` if the batch has them; else the image tokenizer encodes `gen_images`, without a
+        gradient.
+        """
+        if "gen_codes" in batch:
+            return batch["gen_codes"]
+        images = batch["gen_images"]
+        if not images.size:
+            return jnp.zeros((*images.shape[:2], 0), jnp.int32)
+        codes = self.encode_codes(rearrange(to_float(images), "B G h w c -> (B G) h w c"))
+        codes = rearrange(codes, "(B G) N -> B G N", B=images.shape[0])
+        return jax.lax.stop_gradient(codes)
+
+    def hidden(self, batch: Batch) -> jax.Array:
+        """The forward pass of training: hidden states [B, T, D] of packed rows, after the final norm.
+
+        Ids, pictures to understand and codes of pictures to generate are embedded and merged by
+        `token_types`. The last code of a picture feeds nothing.
+
+        Args:
+          batch: see `janus_jax.batch`; what belongs to targets is not read.
+        """
+        embeds, types = self.embed_text(batch["tokens"]), batch["token_types"]
+        if batch["und_images"].size:
+            images = rearrange(to_float(batch["und_images"]), "B U h w c -> (B U) h w c")
+            features = rearrange(
+                self.embed_images(images), "(B U) P D -> B (U P) D", B=types.shape[0]
+            )
+            embeds = merge_features(embeds, features, sources_in_order(types == TOKEN_UND))
+        codes = self.target_codes(batch)
+        if codes.size:
+            features = rearrange(self.embed_codes(codes[..., :-1]), "B G N D -> B (G N) D")
+            embeds = merge_features(embeds, features, sources_in_order(types == TOKEN_GEN))
+        segments = Segments(batch["segment_ids"], self.attention)
+        return self.decode(embeds, batch["positions"], segments)[0]
+
+    def target_log_probs(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of a batch's targets; each head runs only at the positions it is needed.
+
+        Code 0 of a picture is predicted at its `<begin_of_image>`, code i + 1 where code i is fed.
+
+        Args:
+          batch: see `janus_jax.batch`.
+
+        Returns:
+          Of `target_ids`, float32 [B, M], and of the codes of the pictures to generate, float32 [B, G, N].
+          Padding has some value, too: weight it by `target_weights` and `gen_weights`.
+        """
+        codes = self.target_codes(batch)
+        hidden = self.hidden({**batch, "gen_codes": codes})
+        rows = jnp.arange(hidden.shape[0])
+        at_targets = hidden[rows[:, None], batch["target_positions"]]
+        text = -optax.softmax_cross_entropy_with_integer_labels(
+            self.text_logits(at_targets), batch["target_ids"]
+        )
+        if not codes.size:
+            return text, jnp.zeros(codes.shape)
+        steps = batch["gen_starts"][..., None] + jnp.arange(codes.shape[-1])
+        at_codes = hidden[rows[:, None, None], jnp.minimum(steps, hidden.shape[1] - 1)]
+        image = -optax.softmax_cross_entropy_with_integer_labels(self.image_logits(at_codes), codes)
+        return text, image
+
+    def init_all(self) -> None:
         """Runs every sub-module once on zeros, so that `init` creates every parameter."""
         size = self.config.siglip.image_size
         self.embed_images(jnp.zeros((1, size, size, 3)))

@@ -77,8 +77,8 @@ class Dense(nn.Module):
 class Embed(nn.Module):
     """Table lookup: integer ids [...] -> [..., features].
 
-    Ids outside [0, num_embeddings) are clamped, so slots that are overwritten later may hold any
-    id.
+    Ids outside [0, num_embeddings) are clamped, so positions that are overwritten later may hold
+    any id.
     """
 
     num_embeddings: int

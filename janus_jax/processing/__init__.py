@@ -1,12 +1,11 @@
 """What the model reads and writes: tokens, chat prompts, pictures."""
 
+from janus_jax.pixels import to_float, to_uint8
 from janus_jax.processing.chat import UNDERSTANDING_SYSTEM_PROMPT
 from janus_jax.processing.image import (
     generation_pixels,
     grid,
     load_image,
-    to_float,
-    to_uint8,
     understanding_pixels,
 )
 from janus_jax.processing.processor import Processor, ProcessorConfig

@@ -324,18 +324,6 @@ def generation_pixels(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def to_float(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [...] -> float32 in [-1, 1]: x / 255, then mean and std 0.5."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    return (scaled - np.float32(0.5)) / np.float32(0.5)
-
-
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Float [...] in [-1, 1] -> uint8, truncated like the official script, not rounded."""
-    pixels = np.asarray(pixels, np.float32)
-    return np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
-
-
 def grid(images: Sequence[Image.Image | np.ndarray], columns: int | None = None) -> Image.Image:
     """Pictures of one size, row by row, on white; `columns` defaults to a near-square grid."""
     if not images:

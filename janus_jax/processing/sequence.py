@@ -26,10 +26,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from janus_jax.batch import TASK_TEXT, TASK_UND, TOKEN_GEN, TOKEN_TEXT, TOKEN_UND
 from janus_jax.errors import UserError
-
-TOKEN_TEXT, TOKEN_UND, TOKEN_GEN = 0, 1, 2
-TASK_UND, TASK_TEXT = 0, 1
 
 Features = dict[str, np.ndarray]
 Turn = tuple[Sequence[int], Sequence[int]]  # ids of a prompt, and of its answer

@@ -13,6 +13,7 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
 from janus_jax.run.old_configs import check_moved
 from janus_jax.training import TRAINABLE
+from janus_jax.training.groups import WILDCARDS
 
 
 def check_config(config: ConfigDict) -> None:
@@ -60,11 +61,11 @@ def _check_numbers(config: ConfigDict) -> None:
         for weight in stage.ratio:
             _range(f"stages.{name}.ratio", weight, 0)
         groups = {group for freeze_set in TRAINABLE.values() for group in freeze_set}
-        for group in stage.trainable:
-            if group not in groups:
+        for group in (str(pattern).split("/")[0] for pattern in stage.trainable):
+            if group not in groups and not set(WILDCARDS) & set(group):
                 raise UserError(
                     f"config.stages.{name}.trainable: no parameter group {group!r}."
-                    + nearest(str(group), groups)
+                    + nearest(group, groups)
                 )
         _check_options(name, stage)
 

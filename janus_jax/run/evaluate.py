@@ -27,18 +27,18 @@ from janus_jax.emoji import (
 )
 from janus_jax.errors import UserError
 from janus_jax.inference import Janus
+from janus_jax.models import Params
 from janus_jax.parallel import first_only, is_first
 from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, sound_scores, write_json
-from janus_jax.training import Stage, Stopped
+from janus_jax.training import Stage, Stopped, make_objective
 from janus_jax.untrusted import is_file, printable
 
 TILE = 144  # pixels of one picture in a grid that people look at
 # Guidance is chosen on prompts of this seed, and scored on others.
 TUNING_SEED = 1_000_033
 
-Params = dict[str, Any]
 StopFn = Callable[[], signal.Signals | None]
 
 # What is written to a run directory and its samples/.
@@ -95,7 +95,7 @@ class Evaluator:
             tasks = [t for t in es.SCENE_KINDS if t in drawn] or list(es.SCENE_KINDS)
             per_task = 24 // len(tasks)
             prompts = [p.text for t in tasks for p in make_prompts(world, t, per_task, seed=1)]
-            pictures = self._with(params).generate_arrays(prompts)
+            pictures = self._with(stage, params).generate_arrays(prompts)
             self._write_grid(stage, step, pictures, 6, prompts)
 
     def reconstruct(self, params: Params, pictures: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ class Evaluator:
                 world, lambda x: self.reconstruct(params, x), max(settings.prompts, 2)
             )
         else:
-            janus = self._with(params)
+            janus = self._with(stage, params)
             count = settings.prompts if final else max(settings.prompts // 2, 2)
             weight = self._experiment.config.processor.cfg_weight
             if final and len(settings.cfg_weights) > 1:
@@ -242,8 +242,8 @@ class Evaluator:
         if is_first():
             write_json(self._run_dir / "questions.json", shown)
 
-    def _with(self, params: Params) -> Janus:
-        params = {k: v for k, v in params.items() if k != "aux"}
+    def _with(self, stage: Stage, params: Params) -> Janus:
+        params = make_objective(stage.objective, stage.options).strip(params)
         if self._janus is None:
             experiment = self._experiment
             self._janus = Janus(

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from janus_jax.run.curves import Steps
-from janus_jax.training.divergence import DivergenceWatch, phase_starts
+from janus_jax.training.divergence import DivergenceWatch
+from janus_jax.training.objectives import phase_starts
 
 
 def divergences(stages: Mapping[str, Steps], settings: Mapping[str, Any]) -> str:

@@ -21,14 +21,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
-from janus_jax.models import init_params
+from janus_jax.models import Params, init_params
 from janus_jax.parallel import (
     first_only,
     is_first,
@@ -56,14 +55,14 @@ from janus_jax.run.stage_data import batches
 from janus_jax.signals import StopSignals
 from janus_jax.training import (
     Stage,
-    init_aux,
+    check_trainable,
+    make_objective,
     make_step,
     run_stage,
     select_stages,
     start_from_codebook,
 )
-
-Params = dict[str, Any]
+from janus_jax.training.objectives.base import Objective
 
 
 def train(
@@ -93,6 +92,7 @@ def train(
     stages = select_stages(list(experiment.stages), config.only_stage)
     first_only(lambda: _check_start(experiment, run_dir, stages[0]))
     check_allowed(allow_change, config)
+    check_trainable(experiment.model, stages)
     check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
     initial = _initial(experiment, run_dir, stages[0])
     with contextlib.ExitStack() as stack:
@@ -203,7 +203,7 @@ class _Run:
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter
-        return {k: v for k, v in params.items() if k != "aux"}
+        return _objective(stage).strip(params)
 
 
 def _stop(signals: StopSignals | None) -> Callable[[], signal.Signals | None]:
@@ -217,11 +217,9 @@ def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params
     """What some stages add to the parameters they start from (to their shapes, where only those matter)."""
     config = experiment.config
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
-    if stage.objective == "siglip" and "aux" not in params:
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        length = stage.options.get("text_length", 64)
-        make = lambda k: init_aux(experiment.model, k, length)
-        params = params | {"aux": jax.eval_shape(make, key) if abstract else make(key)}
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    make = lambda k: _objective(stage).extra_params(experiment.model, k)
+    params = (jax.eval_shape(make, key) if abstract else make(key)) | params
     if stage.name == "stage1" and any(s.objective == "vq" for s in experiment.stages):
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
         params = params if abstract else start_from_codebook(params, key)
@@ -341,5 +339,8 @@ def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | N
         newest = saved.restore_newest_params()
     if newest is None or newest[0] != stage.steps:
         return None
-    params = newest[1]
-    return {k: v for k, v in params.items() if k != "aux"}
+    return _objective(stage).strip(newest[1])
+
+
+def _objective(stage: Stage) -> Objective:
+    return make_objective(stage.objective, stage.options)

@@ -1,4 +1,4 @@
-"""How image codes enter and leave a decoder that has never seen them: by their place in the codebook.
+"""Embeddings and head of image codes that start from the codebook, for a decoder that has never seen codes.
 
 Only for a tokenizer that was trained from nothing in the same run; released models bring their own tables.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from janus_jax.training.stages import Params
+from janus_jax.models import Params
 
 _NEVER = -10.0  # logit of a code that cannot occur
 
@@ -19,7 +19,7 @@ def start_from_codebook(params: Params, key: jax.Array) -> Params:
     Codes that look alike start alike: the embedding is the codebook at unit size, and the head scores a
     code by the product of its vector with a random projection of the hidden state, plus half of what it had.
     What is learnt about one code then moves those next to it, so rare ones come early. A code whose vector an
-    earlier one has, too (`vq.merge_doubles`), is never chosen by the quantiser, so the head starts without it.
+    earlier one has, too (`merge_duplicates`), is never chosen by the quantiser, so the head starts without it.
 
     Args:
       params: full tree; codebook [V, c], embedding of codes [V, c], kernel of the head [D, V], bias [V].
@@ -35,8 +35,8 @@ def start_from_codebook(params: Params, key: jax.Array) -> Params:
     projection = jnp.linalg.qr(jax.random.normal(key, (width, dim)))[0]  # orthonormal columns
     kernel = projection @ unit.T + 0.5 * head["kernel"]
     same = jnp.all(codebook[:, None] == codebook[None], axis=-1)
-    double = jnp.any(jnp.tril(same, -1), axis=-1)
-    bias = jnp.where(double, _NEVER, head["bias"])
+    duplicate = jnp.any(jnp.tril(same, -1), axis=-1)
+    bias = jnp.where(duplicate, _NEVER, head["bias"])
     return params | {
         "gen_embed": {"embedding": unit * dim**0.5},
         "image_head": params["image_head"] | {"head": head | {"kernel": kernel, "bias": bias}},

@@ -11,9 +11,9 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
+from janus_jax.training.objectives import phase_starts
 from janus_jax.training.stages import Stage
 
 WINDOW = 50  # steps of a running median
@@ -79,14 +79,6 @@ class DivergenceWatch:
         self._recent.append(value)
         self._best = min(self._best, _median(self._recent))
         self._spread = _spread(self._recent)
-
-
-def phase_starts(objective: str, options: Mapping[str, Any]) -> tuple[int, ...]:
-    """Steps at which an objective's loss begins to mean something else."""
-    if objective != "vq":
-        return ()
-    starts = (options.get("warmup"), options.get("fixed_from"))
-    return tuple(s + 1 for s in starts if isinstance(s, int))
 
 
 def watch(stage: Stage) -> DivergenceWatch:

@@ -15,19 +15,22 @@ from tqdm import tqdm
 
 from janus_jax.checkpoints import StageCheckpoints, finished_steps
 from janus_jax.errors import RunError, UserError
+from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
 from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
+from janus_jax.training.groups import split_params
 from janus_jax.training.metrics import MetricsLog, check_finite, progress_bar, set_losses
 from janus_jax.training.soundness import unsound
-from janus_jax.training.stages import Params, Stage
-from janus_jax.training.step import StepFn, TrainState, evaluated_params, init_state
+from janus_jax.training.stages import Stage
+from janus_jax.training.state import TrainState, evaluated_params, init_state
+from janus_jax.training.step import StepFn
 
 SampleFn = Callable[[int, Params], None]
 StopFn = Callable[[], signal.Signals | None]
 
 
 class Stopped(Exception):
-    """A stage that was asked to stop has saved and did. `by` is the signal, `step` the one saved."""
+    """A stage was asked to stop, and has saved. `by` is the signal, `step` the one saved."""
 
     def __init__(self, stage: str, step: int, by: signal.Signals):
         super().__init__(f"stopped by {by.name}, {stage} step {step} is saved")
@@ -77,14 +80,14 @@ def run_stage(
     Raises:
       RunError: a loss, gradient or parameter is not finite, or the run has diverged; what is saved is
         sound.
-      Stopped: `stop` said so.
+      Stopped: `stop` returned a signal.
       UserError: the disk is full, or the checkpoints belong to another architecture.
     """
     with StageCheckpoints(directory, verify=verify) as checkpoints:
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
-        progress = _Progress(stage, done, log, quiet, stop_when_diverged)
+        monitor = _Monitor(stage, done, log, quiet, stop_when_diverged)
         try:
             while done < stage.steps:
                 # Order matters: fetch, step, record, check, save (after the check: a saved step is
@@ -94,12 +97,12 @@ def run_stage(
                 waited = time.perf_counter() - began
                 state, metrics = step_fn(state, frozen, global_batch(batch, mesh), done)
                 done += 1
-                progress.pending.append((done, began, waited, metrics))
+                monitor.pending.append((done, began, waited, metrics))
                 asked = stop()
                 save = done == stage.steps or done % save_every == 0 or asked is not None
                 sample = on_sample is not None and sample_every and done % sample_every == 0
-                if save or sample or len(progress.pending) >= log_every:
-                    progress.record()
+                if save or sample or len(monitor.pending) >= log_every:
+                    monitor.record()
                 if save:
                     params = evaluated_params(state, frozen)
                     saved = _saved_state(state)
@@ -111,14 +114,14 @@ def run_stage(
                 if sample:
                     on_sample(done, evaluated_params(state, frozen))
         except RunError as error:
-            raise RunError(_advice(error, stage, directory, progress.diverged_at)) from error
+            raise RunError(_advice(error, stage, directory, monitor.diverged_at)) from error
         finally:
-            progress.close()
+            monitor.close()
         return params
 
 
-class _Progress:
-    """What a stage says of itself: metrics, the bar, and whether the loss is where it should be."""
+class _Monitor:
+    """Metrics and progress bar of a stage, and whether its loss diverges."""
 
     def __init__(self, stage: Stage, done: int, log: MetricsLog, quiet: bool, strict: bool):
         self.pending: list[tuple[int, float, float, dict[str, jax.Array]]] = []
@@ -128,7 +131,7 @@ class _Progress:
         for record in log.read() if done else []:
             if record["stage"] == stage.name:
                 self._watch.add(record["step"], record["loss"])
-        self._named: Divergence | None = None
+        self._reported: Divergence | None = None
 
     def record(self) -> None:
         """Fetches the metrics of the steps since the last time, checks and writes them."""
@@ -152,7 +155,7 @@ class _Progress:
         set_losses(self._bar, rows[-1], rate, waited / elapsed)
         for (done, *_), row in zip(pending, rows, strict=True):
             self._watch.add(done, row["loss"])
-        self._name_divergence()
+        self._report_divergence()
 
     @property
     def diverged_at(self) -> int | None:
@@ -162,11 +165,11 @@ class _Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def _name_divergence(self) -> None:
+    def _report_divergence(self) -> None:
         now, name = self._watch.now, self._stage.name
-        if now is self._named:
+        if now is self._reported:
             return
-        self._named = now
+        self._reported = now
         self._bar.set_description(f"{name} (DIVERGED)" if now else name)
         if now is None:
             tqdm.write(f"{name}: the loss is back where it was", file=sys.stderr)
@@ -177,20 +180,20 @@ class _Progress:
 
 
 def _advice(error: RunError, stage: Stage, directory: Path, diverged_at: int | None) -> str:
-    """The same command would only meet the same numbers: says what to change, and how."""
+    """The message of an error with what to change: the same command would only meet the same numbers."""
     field = f"stages.{stage.name}.learning_rate"
     saved = finished_steps(directory)
-    spoilt = [s for s in saved if diverged_at is not None and s >= diverged_at]
-    sound = [s for s in saved if s not in spoilt]
+    diverged = [s for s in saved if diverged_at is not None and s >= diverged_at]
+    sound = [s for s in saved if s not in diverged]
     if sound:
-        since = " before that" if spoilt else ""
+        since = " before that" if diverged else ""
         again = f"To go on from step {sound[-1]}, the last one saved{since},"
     else:
         again = f"To begin {stage.name} again from its first step,"
-    move = " and ".join(str(directory / str(s)) for s in spoilt)
+    move = " and ".join(str(directory / str(s)) for s in diverged)
     return (
         f"{error}. {again} with a lower rate (a tenth, or lower still), "
-        f"{f'move {move} away and ' if spoilt else ''}add --config.{field}="
+        f"{f'move {move} away and ' if diverged else ''}add --config.{field}="
         f"{stage.learning_rate / 10:.3g} --allow_change={field} to the same command"
     )
 
@@ -212,8 +215,7 @@ def _start(stage, params, batches, checkpoints, mesh) -> tuple[TrainState, Param
         state, frozen = init_state(stage, params)
         return jax.device_put(state, state_shardings(state, mesh)), frozen, params
     _, params, saved = newest
-    frozen = {k: v for k, v in params.items() if k not in stage.trainable}
-    trainable = {k: v for k, v in params.items() if k in stage.trainable}
+    trainable, frozen = split_params(params, stage.trainable)
     fields = dict(saved)
     if stage.ema_decay:
         # The saved parameters are the average; the weights that train are part of the state.

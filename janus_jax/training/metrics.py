@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: metrics.jsonl, TensorBoard, a progress bar."""
+"""The metrics of a run while it trains: metrics.jsonl, TensorBoard, a progress bar."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def _largest(tree: Any) -> jax.Array:
 
 
 def unsound(*trees: Any) -> str | None:
-    """Says what makes trees of arrays no good to save: the largest value is not finite, or absurd."""
+    """Why trees of arrays must not be saved: their largest value is not finite, or absurd. None if they may."""
     largest = float(_largest(trees))
     if not math.isfinite(largest):
         return "the parameters are not finite"

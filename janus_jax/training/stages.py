@@ -1,6 +1,6 @@
 """What one stage of training is: what it trains, how fast, on which mixture.
 
-Janus-Pro (arXiv 2501.17811), Table 2 and section 2.2. Stage 0 is ours: it makes the parts that the paper
+Janus-Pro (arXiv 2501.17811), Table 2 and section 2.2. Stage 0 is not in it: it makes the parts that the paper
 takes ready-made (image tokenizer, understanding encoder, language model), for models too small to have any.
 """
 
@@ -12,20 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from janus_jax.errors import UserError, nearest
-
-Params = dict[str, Any]
-
-# Top-level parameter groups that each stage trains. The embedding table of the image codes belongs to the
-# generation adaptor: it starts from random numbers, so it must train from stage 1 on.
-ADAPTORS = ("gen_adaptor", "gen_embed", "image_head", "und_adaptor")
-TRAINABLE = {
-    "vq": ("vq",),
-    "siglip": ("aux", "siglip"),
-    "lm": ("decoder",),
-    "stage1": ADAPTORS,
-    "stage2": (*ADAPTORS, "decoder"),
-    "stage3": (*ADAPTORS, "decoder", "siglip"),
-}
+from janus_jax.training.objectives import OBJECTIVES
+from janus_jax.training.optimizer_options import optimizer_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +48,8 @@ class Stage:
 
     Attributes:
       name: unique in a run; also the name of its checkpoint folder.
-      objective: "vq", "siglip" or "janus": which loss.
-      trainable: top-level parameter groups; all others are frozen.
+      objective: of `objectives.OBJECTIVES`, such as "vq", "siglip" or "janus": which loss.
+      trainable: patterns of parameter paths (see `groups`), such as "decoder"; all others are frozen.
       steps: optimizer steps; where a stage is stopped early (Janus-Pro-7B stage 2), the last one done.
       learning_rate: constant after `warmup_steps` of linear warm-up.
       batch_size: rows per step, over all hosts.
@@ -69,7 +57,8 @@ class Stage:
       ema_decay: of the average of the weights that is evaluated and handed on; 0 keeps no average.
       sources: where its examples come from; a task without a share in `ratio` needs none.
       condition_dropout: share of generation examples whose prompt is dropped (Janus paper, footnote 2).
-      options: what only this objective reads, e.g. {"commitment": 0.25} for "vq".
+      options: what this objective reads, e.g. {"commitment": 0.25} for "vq"; and under "optimizer" what
+        `OptimizerOptions` has.
     """
 
     name: str
@@ -86,9 +75,10 @@ class Stage:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.objective not in ("vq", "siglip", "janus"):
+        if self.objective not in OBJECTIVES.names:
             raise UserError(
-                f"stage {self.name}: objective must be vq, siglip or janus, not {self.objective!r}"
+                f"stage {self.name}: objective must be one of {', '.join(OBJECTIVES.names)}, not "
+                f"{self.objective!r}.{nearest(str(self.objective), OBJECTIVES.names)}"
             )
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"stage {self.name}: steps and batch_size must be at least 1")
@@ -97,19 +87,12 @@ class Stage:
             raise UserError(f"stage {self.name}: ratio must be three weights, not all zero")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"stage {self.name}: ema_decay must be in [0, 1)")
-
-
-def split_params(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
-    """Splits the top level of a parameter tree into (trainable, frozen).
-
-    Raises:
-      UserError: a group of `trainable` is not in `params`.
-    """
-    for group in trainable:
-        if group not in params:
-            raise UserError(f"no parameter group {group!r} to train.{nearest(group, params)}")
-    chosen = {k: v for k, v in params.items() if k in trainable}
-    return chosen, {k: v for k, v in params.items() if k not in trainable}
+        if not self.trainable:
+            raise UserError(f"stage {self.name}: trainable names no parameters")
+        try:
+            optimizer_options(self.options)
+        except UserError as error:
+            raise UserError(f"stage {self.name}: options.optimizer: {error}") from None
 
 
 def select_stages(stages: list[Stage], only: str) -> list[Stage]:

@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from janus_jax.models import JanusModel, causal_mask, init_cache
+from janus_jax.pixels import to_uint8
 
 Arrays = dict[str, np.ndarray]
 FIRST, LAST = "gen_cfg_logits_first", "gen_cfg_logits_last"
@@ -94,7 +95,7 @@ class Recomputer:
             "picture": lambda: self._draw(recorded, "gen_prompt_ids", "gen_codes_greedy"),
             "short picture": lambda: self._draw(recorded, "short_prompt_ids", "short_codes_greedy"),
             "pixels": lambda: {
-                "gen_pixels_uint8": _to_bytes(self._paint(recorded["gen_codes_greedy"]))
+                "gen_pixels_uint8": to_uint8(self._paint(recorded["gen_codes_greedy"]))
             },
         }
         steps = parts(recorded, self._model.config.vq.num_codes)
@@ -249,11 +250,6 @@ class Recomputer:
             self._advance(min(BLOCK, steps - start))
         cut = lambda x: np.concatenate(x)[:steps].T
         return cut(tokens), cut(margins), hidden, first, last
-
-
-def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Truncated, not rounded, as the official script does."""
-    return np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
 
 
 def _channels_last(x: np.ndarray) -> jax.Array:

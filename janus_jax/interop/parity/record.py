@@ -26,6 +26,7 @@ from janus_jax.interop.configs.official import SIGLIP_MODELS, VQ_MODELS
 from janus_jax.interop.conversion.convert import to_torch
 from janus_jax.interop.conversion.names import HF
 from janus_jax.interop.conversion.source import Source
+from janus_jax.pixels import to_uint8
 
 CFG_WEIGHT, PAD_ID = 5.0, 3
 _PROMPT, _SHORT, _ANSWER = 9, 5, 12
@@ -256,7 +257,7 @@ def _record(torch: Any, parts: _Parts, source: Source, rng: np.random.Generator)
         out |= {key: prompts, codes_key: numpy(drawn)}
     out |= {"gen_cfg_logits_first": numpy(first), "gen_cfg_logits_last": numpy(last)}
     shown = numpy(pixels(drawn)).transpose(0, 2, 3, 1)
-    out["gen_pixels_uint8"] = np.clip((shown + 1) / 2 * 255, 0, 255).astype(np.uint8)
+    out["gen_pixels_uint8"] = to_uint8(shown)
     return out
 
 

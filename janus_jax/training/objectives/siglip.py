@@ -9,9 +9,23 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
-from janus_jax.models import JanusModel
-from janus_jax.training.losses import Metrics, to_float
+from janus_jax.checkpoints.model_dir import EXTRAS
+from janus_jax.models import JanusModel, Params
+from janus_jax.pixels import to_float
+from janus_jax.training.objectives.base import Batch, Metrics, Objective
+
+
+class SigLIPObjective(Objective):
+    """`siglip_loss`. Options: `text_length`, ids of a text, 64 by default."""
+
+    def extra_params(self, model, key):
+        return {EXTRAS: init_heads(model, key, self.options.get("text_length", 64))}
+
+    def loss(self, model, params, batch, phase):
+        loss, metrics = siglip_loss(model, params, batch, self.pad_id)
+        return loss, (metrics, {})
 
 
 class TextTower(nn.Module):
@@ -69,7 +83,7 @@ def _mean(x: jax.Array, used: jax.Array) -> jax.Array:
     return jnp.sum(x * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1.0)
 
 
-def init_aux(model: JanusModel, key: jax.Array, text_length: int, embed_dim: int = 128) -> dict:
+def init_heads(model: JanusModel, key: jax.Array, text_length: int, embed_dim: int = 128) -> Params:
     """Parameters of what only this loss needs: text tower, pooling head, temperature and bias."""
     tower, pooling = _tower(model, embed_dim), _pooling(model, embed_dim)
     keys = jax.random.split(key)
@@ -85,23 +99,23 @@ def init_aux(model: JanusModel, key: jax.Array, text_length: int, embed_dim: int
 
 
 def siglip_loss(
-    model: JanusModel, params: dict, batch: dict[str, jax.Array], pad_id: int
+    model: JanusModel, params: Params, batch: Batch, pad_id: int
 ) -> tuple[jax.Array, Metrics]:
     """Sigmoid loss of a batch: image uint8 [B, h, w, 3], text int32 [B, T] padded with `pad_id`.
 
     Returns:
       (loss, metrics): `loss` and `accuracy`, the share of pictures that find their text in the batch.
     """
-    aux = params["aux"]
+    heads = params[EXTRAS]
     features = model.apply({"params": params}, to_float(batch["image"]), method="siglip_features")
-    embed_dim = aux["pooling"]["head"]["kernel"].shape[-1]
+    embed_dim = heads["pooling"]["head"]["kernel"].shape[-1]
     pooling, tower = _pooling(model, embed_dim), _tower(model, embed_dim)
-    image = pooling.apply({"params": aux["pooling"]}, features.astype(jnp.float32))
-    text = tower.apply({"params": aux["text_tower"]}, batch["text"], batch["text"] != pad_id)
+    image = pooling.apply({"params": heads["pooling"]}, features.astype(jnp.float32))
+    text = tower.apply({"params": heads["text_tower"]}, batch["text"], batch["text"] != pad_id)
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-    logits = unit(image) @ unit(text).T * jnp.exp(aux["log_scale"]) + aux["bias"]
-    labels = 2.0 * jnp.eye(logits.shape[0]) - 1.0
-    loss = -jnp.mean(jnp.sum(jax.nn.log_sigmoid(labels * logits), axis=-1))
+    logits = unit(image) @ unit(text).T * jnp.exp(heads["log_scale"]) + heads["bias"]
+    labels = jnp.eye(logits.shape[0])
+    loss = jnp.mean(jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1))
     found = jnp.argmax(logits, axis=-1) == jnp.arange(logits.shape[0])
     return loss, {
         "loss": loss,

@@ -1,0 +1,16 @@
+"""Which parameters each stage trains: Janus-Pro (arXiv 2501.17811), figure 3 and section 2.2.
+
+Patterns of parameter paths, as `training.groups` reads them; configs name them, so JAX is not imported here.
+"""
+
+# The paper's freeze sets: the parameter groups that each stage trains. The embedding table of the image codes
+# belongs to the generation adaptor: it starts from random numbers, so it must train from stage 1 on.
+ADAPTORS = ("gen_adaptor", "gen_embed", "image_head", "und_adaptor")
+TRAINABLE = {
+    "vq": ("vq",),
+    "siglip": ("aux", "siglip"),
+    "lm": ("decoder",),
+    "stage1": ADAPTORS,
+    "stage2": (*ADAPTORS, "decoder"),
+    "stage3": (*ADAPTORS, "decoder", "siglip"),
+}

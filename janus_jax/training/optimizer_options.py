@@ -1,0 +1,54 @@
+"""The numbers of AdamW that a stage may set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from janus_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW as the paper sets it (Janus-Pro, section 3.1); `Stage.options["optimizer"]` may set others.
+
+    Attributes:
+      b1, b2: decay of the two moments.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled, times the learning rate.
+      clip_norm: largest norm of all gradients together.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            low, high = (0, 1) if field.name in ("b1", "b2") else (0, math.inf)
+            open_low = field.name in ("eps", "clip_norm")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not low <= value < high or (open_low and value == low):
+                wanted = "in [0, 1)" if high == 1 else "> 0" if open_low else ">= 0"
+                raise UserError(f"{field.name} must be a finite number {wanted}, not {value!r}")
+
+
+def optimizer_options(options: Mapping[str, Any]) -> OptimizerOptions:
+    """Of the options of a stage.
+
+    Raises:
+      UserError: an unknown name or an impossible value.
+    """
+    values = dict(options.get("optimizer", {}))
+    known = [field.name for field in dataclasses.fields(OptimizerOptions)]
+    for name in values:
+        if name not in known:
+            raise UserError(
+                f"no option {name!r} of the optimizer ({', '.join(known)}).{nearest(name, known)}"
+            )
+    return OptimizerOptions(**values)

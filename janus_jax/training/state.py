@@ -1,0 +1,81 @@
+"""What a training step changes, and how a stage starts and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from janus_jax.errors import UserError
+from janus_jax.models import JanusModel, Params, init_params
+from janus_jax.training.groups import merge_params, split_params
+from janus_jax.training.objectives import make_objective
+from janus_jax.training.optimizer import make_optimizer
+from janus_jax.training.stages import Stage
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      trainable: parameters this stage trains.
+      opt_state: of the optimizer.
+      ema: average of `trainable`; {} where the stage keeps none.
+      extra: of the objective (`Objective.init`), else {}.
+    """
+
+    step: jax.Array
+    trainable: Params
+    opt_state: Any
+    ema: Params
+    extra: dict[str, jax.Array]
+
+
+def init_state(stage: Stage, params: Params) -> tuple[TrainState, Params]:
+    """(state at step 0, frozen parameters) for a stage that starts from `params`.
+
+    Raises:
+      UserError: a pattern of `stage.trainable` matches nothing, or the objective needs others.
+    """
+    trainable, frozen = split_params(params, stage.trainable)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        opt_state=make_optimizer(stage).init(trainable),
+        # A copy: the step donates its buffers, and two leaves must not share one.
+        ema=jax.tree.map(jnp.copy, trainable) if stage.ema_decay else {},
+        extra=make_objective(stage.objective, stage.options).init(trainable),
+    )
+    return state, frozen
+
+
+def evaluated_params(state: TrainState, frozen: Params) -> Params:
+    """The full tree to sample from and to hand on: the average where there is one."""
+    return merge_params(frozen, state.ema or state.trainable)
+
+
+def ema_decay(stage: Stage, step: jax.Array) -> jax.Array:
+    """Decay of the average after `step` steps: it warms up, so that the first weights are soon forgotten."""
+    return jnp.minimum(stage.ema_decay, (1.0 + step) / (10.0 + step))
+
+
+def check_trainable(model: JanusModel, stages: Iterable[Stage]) -> None:
+    """Starts every stage on shapes alone.
+
+    Raises:
+      UserError: the parameters that a stage names do not exist, or its objective needs others.
+    """
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda key: init_params(model, key), key)
+    for stage in stages:
+        objective = make_objective(stage.objective, stage.options)
+        extra = jax.eval_shape(lambda key, o=objective: o.extra_params(model, key), key)
+        try:
+            jax.eval_shape(lambda params, s=stage: init_state(s, params), {**shapes, **extra})
+        except UserError as error:
+            raise UserError(f"config.stages.{stage.name}.trainable: {error}") from None
