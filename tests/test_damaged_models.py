@@ -20,7 +20,7 @@ from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, init_params
 from janus_jax.run import build
 from janus_jax.run.claim import claim
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.scoring import Evaluator
 from janus_jax.training import MetricsLog, read_metrics
 
 

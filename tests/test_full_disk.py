@@ -14,7 +14,7 @@ from janus_jax.checkpoints import finished_steps, storage, write_text
 from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import build, claim
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.scoring import Evaluator
 from janus_jax.run.files import write_json
 from janus_jax.training import MetricsLog
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from janus_jax.errors import UserError
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.scoring import Evaluator
 from janus_jax.run.report import write_report
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -311,7 +311,7 @@ def places(value, path=()):
 @pytest.fixture
 def quick(monkeypatch):
     """No curves: they take most of a report's time."""
-    monkeypatch.setattr("janus_jax.run.report.draw_curves", lambda stages, path: None)
+    monkeypatch.setattr("janus_jax.run.report.run.draw_curves", lambda stages, path: None)
 
 
 def read_scores(run):

@@ -15,7 +15,7 @@ from janus_jax.configs import janus_pro_1b
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.scoring import Evaluator
 
 # From a config to objects
 

@@ -10,7 +10,7 @@ from smoke import tiny
 from janus_jax import emoji as es
 from janus_jax.emoji import make_prompts, make_questions
 from janus_jax.run import build
-from janus_jax.run.evaluate import TUNING_SEED, Evaluator
+from janus_jax.run.scoring import TUNING_SEED, Evaluator
 from janus_jax.training import Stopped
 
 

@@ -47,7 +47,7 @@ from janus_jax.run.claim import (
     plain,
     progress,
 )
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.scoring import Evaluator
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.report import write_report
 from janus_jax.run.shared_log import SharedLog

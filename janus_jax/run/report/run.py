@@ -16,9 +16,9 @@ import numpy as np
 
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
-from janus_jax.run import report_files as files
-from janus_jax.run.curves import Steps, draw_curves
-from janus_jax.run.report_notes import changes, divergences
+from janus_jax.run.report import files
+from janus_jax.run.report.curves import Steps, draw_curves
+from janus_jax.run.report.notes import changes, divergences
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
