@@ -10,7 +10,7 @@ def tiny(arg="smoke", **fields):
     config = janus_tiny.get_config(arg)
     config.mesh.fsdp = 1
     config.stage_order = STAGES
-    config.eval.prompts = 0
+    config.eval.benchmarks = ()
     for path, value in fields.items():
         *parts, last = path.split("__")
         node = config

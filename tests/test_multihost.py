@@ -202,7 +202,7 @@ def start(workdir: Path, *extra: str, count: int = 2) -> list[subprocess.Popen]:
         "--config.stage_order=('stage2',)",
         "--config.stages.stage2.batch_size=2",
         "--config.log.log_every=1",
-        "--config.eval.prompts=0",
+        "--config.eval.benchmarks=()",
         "--quiet",
         f"--workdir={workdir}",
         *extra,

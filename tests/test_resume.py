@@ -20,7 +20,7 @@ ARGS = [
     "--config.stages.stage2.batch_size=2",
     "--config.log.save_every=4",
     "--config.log.log_every=1",
-    "--config.eval.prompts=0",
+    "--config.eval.benchmarks=()",
     "--quiet",
 ]
 

@@ -62,7 +62,18 @@ def base(name: str, preset: str) -> ConfigDict:
                 verify=True,
                 stop_when_diverged=False,
             ),
-            eval=dict(after_stages=False, prompts=0, questions=0, cfg_weights=(5.0,), note=""),
+            eval=dict(
+                after_stages=False,
+                # No prompts: it only gives those of the sample grids.
+                benchmarks=(
+                    dict(
+                        name="emoji/geneval",
+                        prompts=0,
+                        world=dict(image_size=384, grid=4, objects="all"),
+                    ),
+                ),
+                note="",
+            ),
         )
     )
 

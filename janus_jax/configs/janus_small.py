@@ -33,5 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # A multi-word name makes a longer caption; sixteen cells make a longer map.
     config.stages.stage0_siglip.options.text_length = 64
     config.log.update(save_every=2_000, log_every=20, sample_every=2_000)
-    config.eval.update(prompts=200, questions=200)
+    config.eval.benchmarks = janus_tiny.benchmarks(
+        config.world.to_dict(), 200, cfg_weights=(1.0, 1.25, 1.5, 2.0)
+    )
     return common.pick(config, arg)

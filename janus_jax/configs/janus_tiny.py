@@ -28,6 +28,18 @@ DRAW = {
 TALK = {"detailed": 0.5, "questions": 3, "chat": True, "drawings": 0.0}
 
 
+WORLD = dict(image_size=48, grid=3, objects="tiny")
+
+
+def benchmarks(world: dict, count: int, cfg_weights: tuple[float, ...] = ()) -> tuple[dict, ...]:
+    """What is scored: `count` pictures or questions of each kind, guidance chosen among `cfg_weights`."""
+    return (
+        dict(name="emoji/geneval", prompts=count, world=world, cfg_weights=cfg_weights),
+        dict(name="emoji/questions", questions=count, world=world),
+        dict(name="emoji/judge", pictures=count, world=world),
+    )
+
+
 def get_config(arg: str = "") -> ConfigDict:
     config = common.base("janus_tiny", preset="janus-tiny")
     config.tokenizer = "builtin"
@@ -129,7 +141,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.log.update(save_every=250, log_every=10, sample_every=250)
     config.eval = dict(
-        after_stages=True, prompts=50, questions=50, cfg_weights=(1.0, 1.25, 1.5, 2.0), note=""
+        after_stages=True,
+        benchmarks=benchmarks(WORLD, 50, cfg_weights=(1.0, 1.25, 1.5, 2.0)),
+        note="",
     )
     if arg == "smoke":
         return _smoke(config)
@@ -150,7 +164,7 @@ def _smoke(config: ConfigDict) -> ConfigDict:
         config.stages[name].update(steps=6, warmup_steps=0 if name == "stage3" else 2)
     config.stages.stage0_vq.options.update(warmup=2, revive_every=2, fixed_from=5)
     config.log.update(save_every=6, log_every=3, sample_every=0)
-    config.eval.update(prompts=2, questions=2, cfg_weights=(1.5,), after_stages=False)
+    config.eval.update(benchmarks=benchmarks(WORLD, 2), after_stages=False)
     config.eval.note = "smoke run: a few steps a stage, the scores mean nothing"
     return config
 

@@ -50,12 +50,6 @@ def _check_numbers(config: ConfigDict) -> None:
         _range(f"data.row.{field}", config.data.row[field], 1)
     for field in ("und_images", "gen_images"):
         _range(f"data.row.{field}", config.data.row[field], 0)
-    for field in ("prompts", "questions"):
-        _range(f"eval.{field}", config.eval[field], 0)
-    if config.eval.prompts and not config.eval.cfg_weights:
-        raise UserError("config.eval.cfg_weights: give at least one weight")
-    for weight in config.eval.cfg_weights:
-        _range("eval.cfg_weights", weight, 0)
     _check_order(config)
     for name in config.stage_order:
         stage = config.stages[name]
@@ -97,6 +91,8 @@ def _check_options(name: str, stage: ConfigDict) -> None:
         _range(f"{where}.commitment", options["commitment"], 0)
     if stage.objective == "siglip":
         _range(f"{where}.text_length", options.get("text_length", 64), 1)
+    if not isinstance(options.get("init_gen_embed_from_codebook", False), bool):
+        raise UserError(f"config.{where}.init_gen_embed_from_codebook must be True or False")
     if options.get("reduction", "token") not in ("token", "sequence"):
         raise UserError(f"config.{where}.reduction must be token or sequence")
 

@@ -17,18 +17,17 @@ import numpy as np
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
 from janus_jax.run.report import files
+from janus_jax.run.report.benchmarks import RunScores, highlight, highlights, score_sections
 from janus_jax.run.report.curves import Steps, draw_curves
+from janus_jax.run.report.markdown import one_line, table
 from janus_jax.run.report.notes import changes, divergences
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
 # Fields of metrics.jsonl that are no result.
 _NO_RESULT = {"stage", "step", "loss", "grad_norm", "tokens", "tokens_per_s", "data_wait"}
-_NO_SCORE = "-"
-_STAGE_HEADER = (
-    "stage|steps|training, s|tokens/s|loss|at the end|mini-GenEval, one object|mini-GenEval, mean|"
-    "questions, mean"
-)
+_NOTHING = "-"
+_STAGE_HEADER = ("stage", "steps", "training, s", "tokens/s", "loss", "at the end")
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -53,19 +52,15 @@ def write_report(run_dir: str | Path) -> Path:
     order = [name for name in dict.fromkeys(order) if name in stages or name in scores]
     stages = {n: stages[n] for n in order if n in stages}
     name = config.get("name", run_dir.resolve().name)
-    scored = next((n for n in reversed(order) if "mini_geneval" in scores.get(n, {})), None)
-    final = scores[scored] if scored else {}
-    judge = next((scores[n]["judge"] for n in order if "judge" in scores.get(n, {})), {})
+    run_scores = RunScores(order, scores, config["eval"])
     sections = [
         f"# Run {name}",
         _note(config),
         divergences(stages, config["stages"]),
-        _stage_table(order, stages, scores, config["stages"]),
+        _stage_table(order, stages, run_scores, config["stages"]),
         files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
         files.part(run_dir / "samples", "", _samples, run_dir, order),
-        _drawing(final, judge, scored),
-        _guidance(final),
-        _questions(final, scored),
+        *score_sections(run_scores, run_dir / "scores.json"),
         _asked(files.read_questions(run_dir)),
         _changes(run_dir),
     ]
@@ -92,47 +87,46 @@ def _changes(run_dir: Path) -> str:
     header = ["when", "after the saved steps", "field", "was", "now", "changes the result"]
     return (
         "## Changes\n\nThe config was not the same all the time; what is above is the newest one."
-        f"\n\n{_table(header, rows)}"
+        f"\n\n{table(header, rows)}"
     )
 
 
 def _note(config: Mapping[str, Any]) -> str:
     note = config["eval"].get("note", "")
-    return f"> **{_cell(note)}**" if note else ""
+    return f"> **{one_line(note)}**" if note else ""
 
 
 def _stage_table(
-    order: Sequence[str], stages: Mapping[str, Steps], scores: Mapping, settings: Mapping
+    order: Sequence[str], stages: Mapping[str, Steps], scores: RunScores, settings: Mapping
 ) -> str:
-    rows = []
+    rows, shown = [], highlights(scores)
     for name in order:
-        steps, entry = stages.get(name, []), scores.get(name, {})
-        drawn, asked = entry.get("mini_geneval", {}), entry.get("questions", {})
-        row = [name, *[_NO_SCORE] * 5]
+        steps, entry = stages.get(name, []), scores.entry(name)
+        row = [name, *[_NOTHING] * 5]
         if steps:
             rates = [s["tokens_per_s"] for s in steps if "tokens_per_s" in s]
-            rate = f"{np.median(rates):.0f}" if rates else _NO_SCORE
+            rate = f"{np.median(rates):.0f}" if rates else _NOTHING
             loss = f"{steps[0]['loss']:.3f} -> {_last(steps, 'loss'):.3f}"
             done, of = steps[-1]["step"], settings.get(name, {}).get("steps")
             done = done if of in (None, done) else f"{done} of {of}"
-            row = [name, done, _NO_SCORE, rate, loss, _results(steps)]
+            row = [name, done, _NOTHING, rate, loss, _results(steps)]
         if "train_seconds" in entry:
             row[2] = f"{entry['train_seconds']:.0f}"
-        row += [_score(drawn, kind, "plain") for kind in ("single_object", "mean")]
-        rows.append([*row, _score(asked, "mean", "accuracy")])
+        rows.append([*row, *(highlight(entry, h) for h in shown)])
     if not rows:
         return ""
     train, score = (
-        sum(entry.get(k, 0.0) for entry in scores.values()) / 60
+        sum(entry.get(k, 0.0) for entry in scores.entries) / 60
         for k in ("train_seconds", "scoring_seconds")
     )
+    header = [*_STAGE_HEADER, *(h.heading for h in shown)]
     text = (
-        f"## Stages\n\n{_table(_STAGE_HEADER.split('|'), rows)}\n\n"
+        f"## Stages\n\n{table(header, rows)}\n\n"
         f"Loss: the first step's -> the mean of the last {LAST}. Training time has the checkpoints and "
         "sample grids in it; of a stage that was interrupted, only what came after."
     )
     text += f" Training took {train:.1f} minutes, scoring {score:.1f}." if train else ""
-    peak = max((entry.get("peak_memory_gib", 0.0) for entry in scores.values()), default=0.0)
+    peak = max((entry.get("peak_memory_gib", 0.0) for entry in scores.entries), default=0.0)
     return text + (f" Peak memory of the process: {peak:.2f} GiB." if peak else "")
 
 
@@ -148,7 +142,7 @@ def _results(steps: Steps) -> str:
     """What else a stage reports, such as the loss by task, as means over the last steps."""
     fields = [f for f in steps[-1] if f not in _NO_RESULT and any(s.get(f) for s in steps)]
     shown = [f"{f.removeprefix('loss_')} {_last(steps, f):.3f}" for f in sorted(fields)]
-    return ", ".join(shown) or _NO_SCORE
+    return ", ".join(shown) or _NOTHING
 
 
 def _samples(run_dir: Path, order: Sequence[str]) -> str:
@@ -167,87 +161,13 @@ def _samples(run_dir: Path, order: Sequence[str]) -> str:
     text = f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
     prompts = files.read_prompts(path.with_suffix(".json"))
     if len(prompts) < 2:  # one for the whole grid
-        return "\n\n".join([text, *map(_cell, prompts)])
+        return "\n\n".join([text, *map(one_line, prompts)])
     # The tiles are square, so the grid's shape says how many are in a row.
     count = len(prompts)
     columns = min(range(1, count + 1), key=lambda c: abs(c / -(-count // c) - shape))
     lines = [prompts[i : i + columns] for i in range(0, count, columns)]
     lines[-1] += [""] * (columns - len(lines[-1]))
-    return f"{text}\n\nAsked for, picture by picture:\n\n{_table([''] * columns, lines)}"
-
-
-def _drawing(final: Mapping[str, Any], judge: Mapping[str, Any], stage: str | None) -> str:
-    """mini-GenEval by kind, next to what a perfect model would get with this image tokenizer."""
-    columns = {
-        "drawn": final.get("mini_geneval"),
-        "drawn, held out": final.get("mini_geneval_held_out"),
-        "ceiling": judge.get("reconstructed"),
-        "ceiling, held out": judge.get("reconstructed_held_out"),
-        "true scenes": judge.get("true"),
-        "wrong prompts": judge.get("shuffled"),
-    }
-    columns = {k: v for k, v in columns.items() if v}
-    if not columns:
-        return ""
-    kinds = dict.fromkeys(k for part in columns.values() for k in part if k != "mean")
-    rows = [[k, *(_both(part, k) for part in columns.values())] for k in [*kinds, "mean"]]
-    text = "## Drawing: mini-GenEval\n\n"
-    if stage:
-        text += f"After {stage}, drawn at random with guidance {final.get('cfg_weight', 'unknown')}"
-        text += f" and temperature {final.get('temperature', 1.0)}. "
-    text += (
-        "Each cell: share of pictures that show what the prompt asks for / that show nothing else as "
-        "well. Held out: combinations that training never showed."
-    )
-    if judge:
-        text += (
-            " Ceiling: true scenes through the image tokenizer, so about what a perfect model would "
-            "get. True scenes and wrong prompts check the judge: they should be 1 and about 0."
-        )
-    return f"{text}{_error(final.get('mini_geneval', {}))}\n\n{_table(['kind', *columns], rows)}"
-
-
-def _guidance(final: Mapping[str, Any]) -> str:
-    sweep = final.get("guidance")
-    if not sweep:
-        return ""
-    kinds = [k for k in next(iter(sweep.values())) if k != "mean"]
-    rows = []
-    for weight, scores in sorted(sweep.items(), key=lambda item: float(item[0])):
-        chosen = float(weight) == final.get("cfg_weight")
-        cells = [_score(scores, "mean", "plain"), _score(scores, "mean", "strict")]
-        cells += [_score(scores, k, "plain") for k in kinds]
-        rows.append([f"**{weight}**" if chosen else weight, *cells])
-    return (
-        "### Guidance\n\nThe weight with the best mean (bold) was chosen on prompts that are not "
-        f"scored above.\n\n{_table(['weight', 'mean', 'mean, strict', *kinds], rows)}"
-    )
-
-
-def _questions(final: Mapping[str, Any], stage: str | None) -> str:
-    """Accuracy by kind, next to always giving the commonest answer; yes/no as POPE does."""
-    columns = {"seen": final.get("questions"), "held out": final.get("questions_held_out")}
-    columns = {k: v for k, v in columns.items() if v}
-    if not columns:
-        return ""
-    kinds = dict.fromkeys(k for part in columns.values() for k in part if k != "mean")
-    fields = ("accuracy", "majority")
-    cells = lambda kind: [_score(part, kind, f) for part in columns.values() for f in fields]
-    rows = [[kind, *cells(kind)] for kind in [*kinds, "mean"]]
-    header = ["kind", *(f"{f}, {c}" for c in columns for f in fields)]
-    text = (
-        f"## Understanding: questions\n\nAfter {stage}, on scenes drawn at random for this. "
-        "Held out: with combinations that training never showed, where a kind's scenes have any. "
-        "Majority: always giving the commonest right answer."
-        f"{_error(final.get('questions', {}))}\n\n{_table(header, rows)}"
-    )
-    fields = ("precision", "recall", "f1")
-    yes_no = {c: part.get("yes_no", {}) for c, part in columns.items()}
-    yes_no = {c: s for c, s in yes_no.items() if all(s.get(f) is not None for f in fields)}
-    if yes_no:
-        rows = [[c, *(f"{s[f]:.2f}" for f in fields)] for c, s in yes_no.items()]
-        text += f'\n\nYes/no questions, of "yes":\n\n{_table(["scenes", *fields], rows)}'
-    return text
+    return f"{text}\n\nAsked for, picture by picture:\n\n{table([''] * columns, lines)}"
 
 
 def _asked(questions: Sequence[Mapping[str, Any]]) -> str:
@@ -258,33 +178,4 @@ def _asked(questions: Sequence[Mapping[str, Any]]) -> str:
         picture, right = f'<img src="{q["image"]}" width="96">', "yes" if q["right"] else "no"
         rows.append([picture, q["question"], q["answer"], q["truth"], right])
     header = ["picture", "question", "answer", "truth", "right"]
-    return f"### Some questions with their answers\n\n{_table(header, rows)}"
-
-
-def _error(scores: Mapping[str, Any]) -> str:
-    """How far chance alone moves a score of so few pictures: the standard error at one half."""
-    counts = [s["count"] for s in scores.values() if (s.get("count") or 0) > 0]
-    if not counts:
-        return ""
-    count = min(counts)
-    return f" {count} of each kind: one standard error is up to {0.5 / count**0.5:.2f}."
-
-
-def _score(scores: Mapping[str, Any], kind: str, field: str) -> str:
-    value = scores.get(kind, {}).get(field)
-    return _NO_SCORE if value is None else f"{value:.2f}"
-
-
-def _both(scores: Mapping[str, Any], kind: str) -> str:
-    if kind not in scores:
-        return _NO_SCORE
-    return f"{_score(scores, kind, 'plain')} / {_score(scores, kind, 'strict')}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    return f"### Some questions with their answers\n\n{table(header, rows)}"
