@@ -93,7 +93,6 @@ def test_a_config_becomes_an_experiment():
         ({"eval__benchmarks": ({"name": "emoji/judge", "world": {"gird": 3}},)}, "mean 'grid'"),
         ({"eval__benchmarks": ({"name": "emoji/judge", "world": {"grid": 5}},)}, "world.grid must"),
         ({"eval__benchmarks": ({"prompts": 3},)}, r"benchmarks\[0\] must be a dict with a name"),
-        ({"eval__benchmarks": {"name": "emoji/judge"}}, "must be a tuple of dicts"),
         ({"stage_order": ()}, "stage_order is empty"),
         ({"stage_order": ("stage9",)}, "no stage 'stage9'"),
         ({"stage_order": ("stage1", "stage1")}, "only once"),
