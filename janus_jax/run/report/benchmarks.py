@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from janus_jax.errors import UserError
 from janus_jax.evaluation import BENCHMARKS
 from janus_jax.evaluation.tables import (
     BenchmarkReport,
@@ -34,6 +35,7 @@ class RunScores:
         self, order: Sequence[str], scores: Mapping[str, Any], settings: Mapping[str, Any]
     ):
         self._order, self._scores, self._settings = order, scores, settings
+        self.reports = list(_reports())
 
     @property
     def entries(self) -> list[Mapping[str, Any]]:
@@ -70,7 +72,7 @@ def highlights(scores: RunScores) -> list[Highlight]:
     chosen, scored = scores.benchmarks, set(scores.tables)
     return [
         h
-        for name, report in _reports()
+        for name, report in scores.reports
         for h in report.highlights
         if chosen is None or name in chosen or h.table in scored
     ]
@@ -85,7 +87,7 @@ def highlight(entry: Mapping[str, Any], wanted: Highlight) -> str:
 def score_sections(scores: RunScores, path: Path) -> list[str]:
     """The parts of a report that show scores; what is damaged in `path` is left out with a warning."""
     sections, shown = [], set()
-    for _, report in _reports():
+    for _, report in scores.reports:
         shown |= set(report.tables)
         sections += files.part(path, [], lambda report=report: report.sections(scores))
     for name in scores.tables:
@@ -119,10 +121,15 @@ def _any_table(scores: RunScores, name: str) -> list[Section]:
 def _reports() -> Iterator[tuple[str, BenchmarkReport]]:
     """The reports of all benchmarks that are known by name, without those that cannot be imported."""
     for name in BENCHMARKS.names:
-        factory = files.part(f"benchmark {name}", None, BENCHMARKS.get, name)
-        report = getattr(factory, "report", None)
-        if report is not None:
+        if report := files.part(f"benchmark {name}", None, _report, name):
             yield name, report
+
+
+def _report(name: str) -> BenchmarkReport | None:
+    try:
+        return getattr(BENCHMARKS.get(name), "report", None)
+    except ImportError as error:
+        raise UserError(f"cannot import it: {error}") from error
 
 
 def _is_dict(value: Any) -> bool:
