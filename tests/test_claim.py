@@ -19,7 +19,7 @@ from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import build, train
 from janus_jax.run import claim as claim_module
-from janus_jax.run.claim import check_shared, claim, lock
+from janus_jax.run.claim import check_shared, init_or_verify_run_dir, lock
 
 ORDER = ("stage0_lm", "stage1", "stage2")
 
@@ -50,7 +50,7 @@ def begun(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("begun") / "run"
     made = config(init_from="tests/./data")
     with lock(run_dir):
-        claim(run_dir, made, build(made))
+        init_or_verify_run_dir(run_dir, made, build(made))
     save(run_dir, "stage0_lm", 6)
     save(run_dir, "stage1", 4)
     return run_dir
@@ -65,7 +65,7 @@ def claims(run, allow=(), **fields):
     """Claims `run` with changed fields; returns what changes.jsonl then says."""
     made = config(**{"init_from": "tests/./data", **fields})
     with lock(run):
-        claim(run, made, build(made), allow)
+        init_or_verify_run_dir(run, made, build(made), allow)
     path = run / "changes.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -80,6 +80,8 @@ HARMLESS = [
     {"log__sample_every": 2},
     {"log__stop_when_diverged": True},
     {"eval__benchmarks": ()},
+    {"eval__benchmarks": ({"name": "emoji/questions", "questions": 9},)},
+    {"eval__benchmarks": ({"name": "emoji/geneval", "cfg_weights": (1.0, 3.0)},)},
     {"eval__after_stages": True},
     {"eval__note": "a note"},
     {"data__threads": 3},
@@ -297,7 +299,7 @@ def test_a_record_of_a_change_has_a_line_of_its_own(before, run):
     (run / "changes.jsonl").write_text(before)
     made = config(init_from="tests/./data", name="other")
     with lock(run):
-        claim(run, made, build(made))
+        init_or_verify_run_dir(run, made, build(made))
     lines = (run / "changes.jsonl").read_text().splitlines()
     assert lines[:-1] == before.splitlines()
     assert json.loads(lines[-1])["changes"] == {"name": ["janus_tiny_smoke", "other"]}

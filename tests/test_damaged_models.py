@@ -19,8 +19,8 @@ from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, init_params
 from janus_jax.run import build
-from janus_jax.run.claim import claim
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.claim import init_or_verify_run_dir
+from janus_jax.run.scores import ScoreStore
 from janus_jax.training import MetricsLog, read_metrics
 
 
@@ -147,8 +147,8 @@ def test_damaged_small_files_are_one_line_that_says_what_to_do(tmp_path, text):
     config.mesh.fsdp = 1
     experiment = build(config)
     for name, read, advice in (
-        ("config.json", lambda: claim(tmp_path, config, experiment), "--workdir"),
-        ("scores.json", Evaluator(experiment, tmp_path).read_scores, "move it away"),
+        ("config.json", lambda: init_or_verify_run_dir(tmp_path, config, experiment), "--workdir"),
+        ("scores.json", ScoreStore(tmp_path).read, "move it away"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=rf"{name} .*{advice}") as error:
@@ -197,6 +197,6 @@ def test_checking_is_no_part_of_what_a_run_is(tmp_path):
     config = janus_tiny.get_config("smoke")
     config.mesh.fsdp = 1
     experiment = build(config)
-    claim(tmp_path, config, experiment)
+    init_or_verify_run_dir(tmp_path, config, experiment)
     config.log.verify = False
-    claim(tmp_path, config, experiment)
+    init_or_verify_run_dir(tmp_path, config, experiment)

@@ -13,11 +13,11 @@ from janus_jax.emoji import (
     make_prompts,
     make_questions,
     mini_geneval,
-    pope,
     prove_judge,
     question_accuracy,
     score_pictures,
 )
+from janus_jax.evaluation import pope
 
 WORLD = es.World()
 

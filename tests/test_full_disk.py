@@ -14,8 +14,7 @@ from janus_jax.checkpoints import finished_steps, storage, write_text
 from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import build, claim
-from janus_jax.run.evaluate import Evaluator
-from janus_jax.run.files import write_json
+from janus_jax.run.files import remove_leftovers, write_json
 from janus_jax.training import MetricsLog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +111,7 @@ def take(run_dir):
     config = janus_tiny.get_config("smoke")
     config.mesh.fsdp = 1
     with claim.lock(run_dir):
-        claim.claim(run_dir, config, build(config))
+        claim.init_or_verify_run_dir(run_dir, config, build(config))
 
 
 @pytest.mark.parametrize("leftover", [None, ".config.json.77.tmp", "config.tmp"])
@@ -207,6 +206,6 @@ def test_what_killed_writers_left_is_removed_when_a_run_is_opened(tmp_path):
         path.unlink()
     directory.mkdir()
     link.symlink_to(tmp_path / "scores.json")
-    Evaluator(build(janus_tiny.get_config("smoke")), tmp_path)
+    remove_leftovers(tmp_path)
     assert all(path.exists() for path in [*kept, directory, link])
     assert [p for p in left if p.exists()] == [directory, link]

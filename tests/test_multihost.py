@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from janus_jax.checkpoints import StageCheckpoints
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.parallel import first_only, initialize, multihost
 
@@ -196,13 +198,15 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(workdir: Path, *extra: str, count: int = 2) -> list[subprocess.Popen]:
+def start(
+    workdir: Path, *extra: str, count: int = 2, scored: bool = False
+) -> list[subprocess.Popen]:
     args = [
         "--config=configs/janus_tiny.py:smoke",
         "--config.stage_order=('stage2',)",
         "--config.stages.stage2.batch_size=2",
         "--config.log.log_every=1",
-        "--config.eval.benchmarks=()",
+        *([] if scored else ["--config.eval.benchmarks=()"]),
         "--quiet",
         f"--workdir={workdir}",
         *extra,
@@ -265,6 +269,55 @@ def test_two_processes_stop_and_go_on_as_if_nothing_had_happened(tmp_path):
     )
     assert losses(run)[: saved + 3] == losses(tmp_path / "whole")
     assert len(losses(run)) == saved + 5
+
+
+def scores(workdir: Path) -> dict:
+    """scores.json without what depends on the machine."""
+    found = json.loads((workdir / "scores.json").read_text())
+    machine = ("train_seconds", "scoring_seconds", "peak_memory_gib")
+    return {n: {k: v for k, v in e.items() if k not in machine} for n, e in found.items()}
+
+
+def files_of(workdir: Path) -> dict[str, bytes]:
+    """Every file of a run that is no checkpoint, but those with times or places in them, by name."""
+    found = (p for p in workdir.rglob("*") if p.is_file() and "checkpoints" not in p.parts)
+    other = ("tensorboard", "metrics.jsonl", "scores.json", "report", ".lock", "changes.jsonl")
+    files = {str(p.relative_to(workdir)): p.read_bytes() for p in found}
+    return {name: data for name, data in files.items() if not name.startswith(other)}
+
+
+def parameters(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    with StageCheckpoints(workdir / "checkpoints" / "stage2") as checkpoints:
+        params = checkpoints.restore_params(step)
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victims", [(0, 1), (1,)], ids=["both", "one"])
+def test_a_job_that_was_killed_ends_as_one_that_was_not(victims, tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    processes = start(run, "--config.stages.stage2.steps=5000", "--config.log.save_every=3")
+    wait_for_steps(run, 7, processes)
+    for victim in victims:
+        processes[victim].send_signal(signal.SIGKILL)
+    codes, _ = end(processes)
+    assert all(codes[victim] == -signal.SIGKILL for victim in victims) and 0 not in codes
+    last = losses(run)[-1][0] + 2
+    args = (f"--config.stages.stage2.steps={last}", "--config.log.save_every=3")
+    assert end(start(run, *args, scored=True))[0] == [0, 0]
+    assert end(start(whole, *args, scored=True))[0] == [0, 0]
+    assert [step for step, _ in losses(run)] == list(range(1, last + 1))  # each once
+    assert losses(run) == losses(whole)
+    found, wanted = parameters(run, last), parameters(whole, last)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    # What the first process alone writes: scores, grids, pictures of questions.
+    assert scores(run) == scores(whole) and "questions_held_out" in scores(run)["stage2"]
+    assert files_of(run) == files_of(whole)
+    assert f"samples/stage2_{last:06d}.png" in files_of(run)
+    assert len(list((whole / "tensorboard").iterdir())) == 1
+    assert (run / "report.md").exists() and not list(run.rglob("*.tmp"))
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from janus_jax.errors import UserError
-from janus_jax.run.evaluate import Evaluator
 from janus_jax.run.report import write_report
+from janus_jax.run.scores import ScoreStore
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 HELD_OUT = ("two_object", "colors", "position", "color_attr")
@@ -311,13 +311,11 @@ def places(value, path=()):
 @pytest.fixture
 def quick(monkeypatch):
     """No curves: they take most of a report's time."""
-    monkeypatch.setattr("janus_jax.run.report.draw_curves", lambda stages, path: None)
+    monkeypatch.setattr("janus_jax.run.report.run.draw_curves", lambda stages, path: None)
 
 
 def read_scores(run):
-    evaluator = object.__new__(Evaluator)
-    evaluator._run_dir = run
-    return evaluator.read_scores()
+    return ScoreStore(run).read()
 
 
 def check_report(run, capfd):

@@ -15,7 +15,7 @@ from janus_jax.configs import janus_pro_1b
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
-from janus_jax.run.evaluate import Evaluator
+from janus_jax.run.scoring import Evaluator
 from janus_jax.training.objectives import siglip
 
 # From a config to objects
@@ -94,6 +94,24 @@ def test_a_config_becomes_an_experiment():
         ({"data__row__tokens": 0}, r"data\.row\.tokens"),
         ({"data__row__gen_images": -1}, r"data\.row\.gen_images"),
         ({"log__sample_every": -1}, "sample_every"),
+        (
+            {"eval__benchmarks": ({"name": "emoji/genevl"},)},
+            r"eval\.benchmarks\[0\]: no benchmark 'emoji/genevl'.*Did you mean 'emoji/geneval'",
+        ),
+        ({"eval__benchmarks": ({"name": "emoji/geneval", "prompts": -1},)}, "prompts must be"),
+        ({"eval__benchmarks": ({"name": "emoji/questions", "questions": 1.5},)}, "questions must"),
+        (
+            {"eval__benchmarks": ({"name": "emoji/geneval", "cfg_weights": (float("nan"),)},)},
+            "cfg_weights must be",
+        ),
+        ({"eval__benchmarks": ({"name": "emoji/geneval", "cfg_weights": 3.0},)}, "cfg_weights"),
+        (
+            {"eval__benchmarks": ({"name": "emoji/judge", "picture": 3},)},
+            "no option 'picture'.*Did you mean 'pictures'",
+        ),
+        ({"eval__benchmarks": ({"name": "emoji/judge", "world": {"gird": 3}},)}, "mean 'grid'"),
+        ({"eval__benchmarks": ({"name": "emoji/judge", "world": {"grid": 5}},)}, "world.grid must"),
+        ({"eval__benchmarks": ({"prompts": 3},)}, r"benchmarks\[0\] must be a dict with a name"),
         ({"stage_order": ()}, "stage_order is empty"),
         ({"stage_order": ("stage9",)}, "no stage 'stage9'"),
         ({"stage_order": ("stage1", "stage1")}, "only once"),

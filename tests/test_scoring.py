@@ -8,17 +8,21 @@ import pytest
 from smoke import tiny
 
 from janus_jax import emoji as es
-from janus_jax.configs import emoji
 from janus_jax.emoji import make_prompts, make_questions
+from janus_jax.emoji.benchmarks import TUNING_SEED
 from janus_jax.run import build
-from janus_jax.run.evaluate import TUNING_SEED, Evaluator
+from janus_jax.run.predictors import Predictors
+from janus_jax.run.scores import ScoreStore
+from janus_jax.run.scoring import Evaluator
 from janus_jax.training import Stopped
 
-WORLD = es.World()
 
-
-def scored(*cfg_weights):
-    return emoji.benchmarks(emoji.WORLD, 6, cfg_weights)
+def benchmarks(prompts=6, questions=4, cfg_weights=(1.0, 2.0)):
+    return (
+        {"name": "emoji/geneval", "prompts": prompts, "cfg_weights": cfg_weights},
+        {"name": "emoji/questions", "questions": questions},
+        {"name": "emoji/judge", "pictures": prompts},
+    )
 
 
 class Painter:
@@ -47,13 +51,13 @@ class Painter:
 
 
 def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkeypatch, tmp_path):
-    config = tiny(eval__benchmarks=scored(1.0, 2.0, 3.0))
+    config = tiny(eval__benchmarks=benchmarks(cfg_weights=(1.0, 2.0, 3.0)))
     experiment = build(config)
-    painter = Painter(WORLD)
+    painter = Painter(es.World())
     evaluator = Evaluator(experiment, tmp_path)
-    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
+    monkeypatch.setattr(Predictors, "_model", lambda self, params: painter)
     stage = experiment.stages[3]
-    evaluator.record_time(stage.name, 2.0)
+    ScoreStore(tmp_path).record_time(stage.name, 2.0)
     evaluator.score(stage, {}, final=True, quiet=True)
     entry = json.loads((tmp_path / "scores.json").read_text())[stage.name]
     assert entry["cfg_weight"] == 2.0 and entry["train_seconds"] == 2.0
@@ -69,7 +73,7 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
     # Tuned and scored on different prompts.
     tuned = {t for _, texts in painter.asked[:3] for t in texts}
     assert len(tuned & set(painter.asked[3][1])) < 0.5 * len(tuned)
-    _, asked = make_questions(WORLD, "yes_no", 6)
+    _, asked = make_questions(es.World(), "yes_no", 4)
     wanted = np.mean([q.answer == "yes" for q in asked])
     assert entry["questions"]["yes_no"]["accuracy"] == wanted
     assert list((tmp_path / "samples").glob(f"{stage.name}_*.png"))
@@ -81,8 +85,8 @@ def test_the_final_score_uses_the_guidance_that_did_best_on_other_prompts(monkey
 
 @pytest.mark.parametrize("after", [0, 2, 5])
 def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monkeypatch, tmp_path):
-    experiment = build(tiny(eval__benchmarks=scored(1.0, 2.0)))
-    painter, asked = Painter(WORLD), []
+    experiment = build(tiny(eval__benchmarks=benchmarks()))
+    painter, asked = Painter(es.World()), []
     draw, answer = painter.generate_arrays, painter.answer_batch
     painter.generate_arrays = lambda texts, cfg_weight, progress: next(
         draw(texts, cfg_weight) for _ in progress([1])
@@ -96,25 +100,25 @@ def test_scoring_stops_between_two_batches_and_leaves_no_half_scores(after, monk
         return signal.SIGTERM if len(asked) > after else None
 
     evaluator = Evaluator(experiment, tmp_path, stop)
-    monkeypatch.setattr(evaluator, "_with", lambda params: painter)
+    monkeypatch.setattr(Predictors, "_model", lambda self, params: painter)
     stage = experiment.stages[3]
     with pytest.raises(Stopped, match="stopped by SIGTERM, stage2 step 6 is saved"):
         evaluator.score(stage, {}, final=True, quiet=True)
-    assert len(asked) == after + 1 and evaluator.read_scores() == {}
+    assert len(asked) == after + 1 and ScoreStore(tmp_path).read() == {}
 
 
 def test_stages_that_cannot_draw_are_not_scored(tmp_path):
-    experiment = build(tiny(eval__benchmarks=scored()))
+    experiment = build(tiny(eval__benchmarks=benchmarks()))
     evaluator = Evaluator(experiment, tmp_path)
     for stage in experiment.stages[:2]:
         evaluator.score(stage, {}, final=True, quiet=True)
-    assert evaluator.read_scores() == {}
+    assert ScoreStore(tmp_path).read() == {}
 
 
 def test_reconstructions_come_in_any_number(tmp_path):
     experiment = build(tiny())
-    evaluator = Evaluator(experiment, tmp_path)
-    evaluator._reconstruct = lambda params, x: x  # any number is cut into equal batches
+    predictors = Predictors(experiment)
+    predictors._reconstruct = lambda params, x: x  # any number is cut into equal batches
     pictures = np.random.default_rng(0).integers(0, 255, (103, 48, 48, 3)).astype(np.uint8)
-    found = evaluator.reconstruct({}, pictures)
+    found = predictors.reconstruct({}, pictures)
     assert found.shape == pictures.shape and np.abs(found.astype(int) - pictures).max() <= 1

@@ -65,7 +65,7 @@ def base(name: str, preset: str) -> ConfigDict:
                 verify=True,
                 stop_when_diverged=False,
             ),
-            eval=dict(after_stages=False, benchmarks=(), note=""),
+            eval=dict(after_stages=False, benchmarks=standin.benchmarks(), note=""),
         )
     )
 

@@ -27,3 +27,8 @@ def sources(stage: str) -> dict[str, dict[str, Any]]:
 def tokenizer() -> dict[str, Any]:
     """Words of the stand-in, for a model that learns from nothing."""
     return emoji.tokenizer(WORLD)
+
+
+def benchmarks() -> tuple[dict[str, Any], ...]:
+    """Nothing is scored (no prompts), but the sample grids have something to draw."""
+    return (dict(name="emoji/geneval", prompts=0, world=dict(WORLD)),)

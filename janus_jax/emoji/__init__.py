@@ -34,7 +34,7 @@ from janus_jax.emoji.language import (
     thing,
     vocabulary,
 )
-from janus_jax.emoji.questions import make_questions, plain, pope, question_accuracy
+from janus_jax.emoji.questions import make_questions, question_accuracy
 from janus_jax.emoji.scene import (
     OPPOSITE,
     RELATIONS,
@@ -79,9 +79,7 @@ __all__ = [
     "mini_geneval",
     "picture_in_words",
     "place",
-    "plain",
     "plural",
-    "pope",
     "prove_judge",
     "question",
     "question_accuracy",

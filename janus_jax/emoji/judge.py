@@ -2,7 +2,7 @@
 
 The world is closed, so no detector is needed: every cell of the picture is compared with every sprite in
 every tint on the picture's background, and the nearest wins. How good this judge is, is itself measured
-(`evaluation.geneval.prove_judge`).
+(`geneval.prove_judge`).
 """
 
 from __future__ import annotations

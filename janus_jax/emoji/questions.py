@@ -5,7 +5,6 @@ Yes/no questions are also scored as POPE does (Li et al. 2023): precision, recal
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from janus_jax.emoji.language import QUESTION_KINDS, SCENES_OF_QUESTION, Question, question
 from janus_jax.emoji.scene import random_scene, render
 from janus_jax.emoji.world import World
+from janus_jax.evaluation.metrics import accuracy, majority, normalize_answer, pope
 
 Answer = Callable[[np.ndarray, Sequence[str]], list[str]]
 
@@ -50,32 +50,14 @@ def question_accuracy(
     scores: dict[str, dict[str, float]] = {}
     for kind in QUESTION_KINDS:
         pictures, questions = make_questions(world, kind, per_kind, held_out, seed)
-        answers = [plain(a) for a in answer(pictures, [q.text for q in questions])]
-        truth = [plain(q.answer) for q in questions]
-        right = [a == t for a, t in zip(answers, truth, strict=True)]
-        commonest = Counter(truth).most_common(1)[0][1]
+        answers = [normalize_answer(a) for a in answer(pictures, [q.text for q in questions])]
+        truth = [normalize_answer(q.answer) for q in questions]
         scores[kind] = {
-            "accuracy": float(np.mean(right)),
-            "majority": commonest / len(truth),
+            "accuracy": accuracy(answers, truth),
+            "majority": majority(truth),
             "count": len(truth),
         }
         if kind == "yes_no":
             scores[kind] |= pope(answers, truth)
     mean = {k: float(np.mean([s[k] for s in scores.values()])) for k in ("accuracy", "majority")}
     return scores | {"mean": mean}
-
-
-def pope(answers: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
-    """Precision, recall and F1 of "yes"; an answer that is neither yes nor no counts as not "yes"."""
-    said = np.array([a == "yes" for a in answers])
-    true = np.array([t == "yes" for t in truth])
-    hits = float((said & true).sum())
-    precision = hits / max(float(said.sum()), 1.0)
-    recall = hits / max(float(true.sum()), 1.0)
-    f1 = 2 * precision * recall / max(precision + recall, 1e-9)
-    return {"precision": precision, "recall": recall, "f1": f1}
-
-
-def plain(text: str) -> str:
-    """An answer without case, surplus blanks and a final full stop, for comparing."""
-    return " ".join(text.lower().split()).rstrip(" .")

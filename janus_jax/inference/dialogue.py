@@ -17,6 +17,7 @@ from janus_jax.inference.batching import bucket, left_pad, padded_size
 from janus_jax.inference.fused_params import Weights
 from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.text_engine import BLOCK, TextEngine
+from janus_jax.parallel import to_host
 from janus_jax.processing import image_positions
 
 ROOM = 64  # slots are given in multiples of this
@@ -159,10 +160,10 @@ class Dialogue:
             )
             self._index += T
             self._fed = list(map(len, self.said))
-            drawn = np.asarray(answer.last)[:, None]
+            drawn = to_host(answer.last)[:, None]
             complete = True
             yield drawn
-            while not np.asarray(answer.done).all():
+            while not to_host(answer.done).all():
                 complete = False
                 self._make_room(BLOCK)
                 self._state, answer, new = self._engine.block(
@@ -175,7 +176,7 @@ class Dialogue:
                     mode=self._mode,
                 )
                 self._index += BLOCK
-                new = np.asarray(new)
+                new = to_host(new)
                 drawn = np.concatenate([drawn, new], axis=1)
                 complete = True
                 yield new

@@ -15,6 +15,7 @@ from janus_jax.inference.batching import left_pad, padded_size
 from janus_jax.inference.fused_params import Weights
 from janus_jax.inference.image_engine import ImageEngine, Prompts, deduplicate_prompts
 from janus_jax.inference.logits import SamplingParams, StaticSampling
+from janus_jax.parallel import to_host
 
 GREY = 127  # of what is not drawn yet
 
@@ -87,7 +88,7 @@ class ImageGenerator:
         """Pixels uint8 [len(batch), H, W, 3], in one program."""
         prompts, keys = self.arrange(batch, most, mode.guided, key)
         _, pixels = self._engine.draw(self._weights, prompts, keys, knobs, mode=mode)
-        return np.asarray(pixels)[: len(batch)]
+        return to_host(pixels)[: len(batch)]
 
     def draw_seen(
         self,
@@ -105,11 +106,11 @@ class ImageGenerator:
         T, total = prompts.ids.shape[1], self._num_codes
         state, new = engine.start(weights, prompts, keys, knobs, mode=mode)
         codes = np.zeros((keys.shape[0], total), np.int32)
-        codes[:, :1] = new
+        codes[:, :1] = to_host(new)
         done = 1
 
         def pixels() -> np.ndarray:
-            return _hide(np.asarray(engine.pixels(weights, codes))[: len(batch)], done, total)
+            return _hide(to_host(engine.pixels(weights, codes))[: len(batch)], done, total)
 
         yield Preview(first, len(batch), done, total, pixels)
         for begin, steps, length in plan_blocks(T, total, every, engine.window):
@@ -119,7 +120,7 @@ class ImageGenerator:
                 weights, state, begin, keys, knobs, T, steps=steps, mode=mode
             )
             done = begin + steps
-            codes[:, begin:done] = new
+            codes[:, begin:done] = to_host(new)
             yield Preview(first, len(batch), done, total, pixels)
 
 

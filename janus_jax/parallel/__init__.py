@@ -14,6 +14,7 @@ from janus_jax.parallel.multihost import (
     initialize,
     is_first,
     stop_together,
+    to_host,
     who_lacks,
 )
 from janus_jax.parallel.rules import (
@@ -39,5 +40,6 @@ __all__ = [
     "shard_params",
     "state_shardings",
     "stop_together",
+    "to_host",
     "who_lacks",
 ]

@@ -221,6 +221,17 @@ def first_only(work: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
+def to_host(array: Any) -> np.ndarray:
+    """The whole of an array as numpy, also where other processes hold parts of it.
+
+    All processes that hold a part must call it, at the same place.
+    """
+    split = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if split and not array.is_fully_replicated:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def who_lacks(mine: bool) -> list[int]:
     """The processes in which `mine` is false, the same answer in all; all must ask, at the same place."""
     if jax.process_count() == 1:

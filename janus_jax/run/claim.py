@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ _ALWAYS_OF_STAGE = {
     "sources": dict,
 }
 # Scores that are out of date when one of these has changed.
-SCORED_BY = ("eval.benchmarks processor.cfg_weight processor.temperature").split()
+_SCORED_BY = "eval.benchmarks processor.cfg_weight processor.temperature".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +85,10 @@ def lock(run_dir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, it holds something else than a run, or it cannot be written.
     """
-    with _naming(run_dir, "read"):
+    with _one_line_errors(run_dir, "read"):
         if run_dir.is_dir():
             _check_holds_run(run_dir)
-    with _naming(run_dir, "write to"):
+    with _one_line_errors(run_dir, "write to"):
         if run_dir.exists() and not run_dir.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def lock(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def claim(
+def init_or_verify_run_dir(
     run_dir: Path,
     config: ConfigDict,
     experiment: Experiment,
@@ -119,13 +119,13 @@ def claim(
       UserError: the directory holds a run with another config; the message names the field.
     """
     check_allowed(allow, config)
-    fields, path, changes = plain(config), run_dir / CONFIG, None
-    with _naming(run_dir, "read"):
+    fields, path, changes = jsonable(config), run_dir / CONFIG, None
+    with _one_line_errors(run_dir, "read"):
         if path.exists():
             old = _read_config(path)
             changes = differences(old, fields)
             _check_changes(changes, run_dir, old, fields, experiment, allow)
-    with _naming(run_dir, "write to"):
+    with _one_line_errors(run_dir, "write to"):
         if changes is not None:
             before_writing(changes)
             _record(run_dir, changes, fields, allow)
@@ -142,7 +142,7 @@ def claim(
 
 def check_allowed(allow: tuple[str, ...], config: ConfigDict) -> None:
     """Raises UserError for an `--allow_change` of a field that the config does not have."""
-    known = _names(plain(config))
+    known = _names(jsonable(config))
     for name in allow:
         if name not in known:
             raise UserError(
@@ -161,8 +161,8 @@ def check_shared(run_dir: Path) -> None:
     with contextlib.ExitStack() as stack:
 
         def put() -> list[str]:
-            with _naming(run_dir, "write to"):
-                # A name that nobody has looked for: the answer to that is remembered by network disks.
+            with _one_line_errors(run_dir, "write to"):
+                # A name that was never looked up: network disks remember that a file was missing.
                 file = stack.enter_context(
                     tempfile.NamedTemporaryFile(dir=run_dir, prefix=".shared-", suffix=".tmp")
                 )
@@ -186,7 +186,7 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
+def jsonable(config: ConfigDict) -> dict[str, Any]:
     """A config as JSON holds it; which stage to run is no part of what the run is."""
     fields = json.loads(config.copy_and_resolve_references().to_json_best_effort())
     fields.pop("only_stage", None)
@@ -207,6 +207,14 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
     ]
 
 
+def outdates_scores(changes: Iterable[Change]) -> bool:
+    """Whether scores from before some changes are none of what the config asks for now.
+
+    A field that is new in this version is no change: older runs keep their scores.
+    """
+    return any(_within(c.path, _SCORED_BY) and c.old != ABSENT for c in changes)
+
+
 def progress(run_dir: Path, names: list[str]) -> dict[str, int]:
     """Newest saved step of every stage that has one."""
     found = {n: checkpoints.finished_steps(run_dir / "checkpoints" / n) for n in names}
@@ -221,9 +229,9 @@ def _check_changes(
     experiment: Experiment,
     allow: tuple[str, ...],
 ) -> None:
-    judge = _Judge(run_dir, old, new, experiment)
-    bad = [(c, reason) for c in changes if (reason := judge.reason(c)) is not None]
-    refused = [(c, r) for c, r in bad if not (_within(c.path, allow) and judge.allowable(c))]
+    rules = _ChangeRules(run_dir, old, new, experiment)
+    bad = [(c, reason) for c in changes if (reason := rules.reason(c)) is not None]
+    refused = [(c, r) for c, r in bad if not (_within(c.path, allow) and rules.allowable(c))]
     if not refused:
         return
     shown = ", ".join(f"{c}{f' {reason}' if reason else ''}" for c, reason in refused[:3])
@@ -231,7 +239,7 @@ def _check_changes(
     names = ",".join(c.path for c, _ in refused)
     way = (
         f"; to change it in this run from its last checkpoint on, add --allow_change={names}"
-        if all(judge.allowable(c) for c, _ in refused)
+        if all(rules.allowable(c) for c, _ in refused)
         else ""
     )
     raise UserError(
@@ -240,7 +248,7 @@ def _check_changes(
     )
 
 
-class _Judge:
+class _ChangeRules:
     """Which changes of a config leave what a directory holds as good as it was."""
 
     def __init__(self, run_dir: Path, old: Mapping, new: Mapping, experiment: Experiment):
@@ -421,7 +429,7 @@ def _wrong(fields: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str = ""
 
 
 @contextlib.contextmanager
-def _naming(run_dir: Path, doing: str) -> Iterator[None]:
+def _one_line_errors(run_dir: Path, doing: str) -> Iterator[None]:
     """Turns what the system says about an unusable place into one line; `doing`: "read" or "write to"."""
     try:
         yield

@@ -94,6 +94,8 @@ def _check_options(name: str, stage: ConfigDict) -> None:
         _range(f"{where}.commitment", options["commitment"], 0)
     if stage.objective == "siglip":
         _range(f"{where}.text_length", options.get("text_length", 64), 1)
+    if not isinstance(options.get("init_gen_embed_from_codebook", False), bool):
+        raise UserError(f"config.{where}.init_gen_embed_from_codebook must be True or False")
     if options.get("reduction", "token") not in ("token", "sequence"):
         raise UserError(f"config.{where}.reduction must be token or sequence")
 

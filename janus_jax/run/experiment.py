@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.data import STAGE_0_TASKS, TASKS, TOKENIZERS, make_source
 from janus_jax.errors import UserError, nearest
+from janus_jax.evaluation import Benchmark, build_benchmarks
 from janus_jax.models import JanusModel
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
@@ -30,6 +31,7 @@ class Experiment:
     processor: Processor
     mesh: jax.sharding.Mesh
     stages: tuple[Stage, ...]
+    benchmarks: tuple[Benchmark, ...] = ()
 
     @property
     def janus_config(self) -> JanusConfig:
@@ -58,6 +60,7 @@ def build(config: ConfigDict) -> Experiment:
         processor=Processor(processor_config, tokenizer),
         mesh=make_mesh(**config.mesh),
         stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
+        benchmarks=build_benchmarks(config.eval.benchmarks),
     )
 
 

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
 from janus_jax.errors import UserError
+from janus_jax.evaluation import DRAW, RECONSTRUCT
 from janus_jax.models import Params, init_params
 from janus_jax.parallel import (
     first_only,
@@ -36,19 +37,21 @@ from janus_jax.parallel import (
     stop_together,
 )
 from janus_jax.run.claim import (
-    SCORED_BY,
     Change,
     check_allowed,
     check_shared,
-    claim,
     differences,
+    init_or_verify_run_dir,
+    jsonable,
     lock,
-    plain,
+    outdates_scores,
     progress,
 )
-from janus_jax.run.evaluate import Evaluator
 from janus_jax.run.experiment import Experiment, build
+from janus_jax.run.files import remove_leftovers
 from janus_jax.run.report import write_report
+from janus_jax.run.scores import ScoreStore
+from janus_jax.run.scoring import Evaluator, abilities, scored_after
 from janus_jax.run.shared_log import SharedLog
 from janus_jax.run.stage_checks import check_stages
 from janus_jax.run.stage_data import batches
@@ -101,7 +104,7 @@ def train(
         stop = _stop(signals)
         # A process that is alone needs no asking: it ends at once where nothing is to save.
         evaluator = Evaluator(experiment, run_dir, stop if jax.process_count() > 1 else None)
-        first_only(lambda: _claim(run_dir, experiment, stages, evaluator, allow_change))
+        first_only(lambda: _prepare(run_dir, experiment, stages, allow_change))
         log = SharedLog(run_dir)
         stack.callback(log.close)
         run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
@@ -114,7 +117,7 @@ def train(
 
 def _check_same(config: ConfigDict) -> None:
     """Raises UserError in a process that was started with another config than the first one."""
-    mine = plain(config) | {"only_stage": config.only_stage}
+    mine = jsonable(config) | {"only_stage": config.only_stage}
     if different := differences(first_only(lambda: mine), mine):
         raise UserError(
             f"process {jax.process_index()} must have the same config as process 0, whose "
@@ -122,26 +125,21 @@ def _check_same(config: ConfigDict) -> None:
         )
 
 
-def _claim(
-    run_dir: Path,
-    experiment: Experiment,
-    stages: list[Stage],
-    evaluator: Evaluator,
-    allow: tuple[str, ...],
+def _prepare(
+    run_dir: Path, experiment: Experiment, stages: list[Stage], allow: tuple[str, ...]
 ) -> None:
-    """Claims the directory; what a change of the config has made out of date is scored again."""
-    config = experiment.config
-    scored = [
-        s.name for s in stages if s is stages[-1] or config.eval.after_stages or s.objective == "vq"
-    ]
+    """Makes a locked directory that of this run; what a change of the config outdates is scored again."""
+    remove_leftovers(run_dir)
+    scored = [s.name for s in stages if scored_after(experiment, s, last=s is stages[-1])]
+    scores = any(b.scored for b in experiment.benchmarks)
 
     def forget(changes: list[Change]) -> None:
         _check_used(experiment, run_dir, stages)
         paths = {c.path for c in changes}
-        again = config.eval.benchmarks and not paths.isdisjoint(SCORED_BY)
-        evaluator.forget([n for n in scored if again or f"stages.{n}.steps" in paths])
+        again = scores and outdates_scores(changes)
+        ScoreStore(run_dir).forget([n for n in scored if again or f"stages.{n}.steps" in paths])
 
-    claim(run_dir, config, experiment, allow, before_writing=forget)
+    init_or_verify_run_dir(run_dir, experiment.config, experiment, allow, before_writing=forget)
 
 
 class _Run:
@@ -165,7 +163,7 @@ class _Run:
         self, stage: Stage, params: Params | None, initial: Params | None, last: bool
     ) -> Params:
         """The parameters that a stage ends with; `params` are those of the one before, if they are known."""
-        config, evaluator = self._experiment.config, self._evaluator
+        evaluator = self._evaluator
         finished = _finished(self._experiment, self._run_dir, stage)
         if finished is None:
             if params is None or _has_steps(self._run_dir, stage):
@@ -173,10 +171,10 @@ class _Run:
             began = time.perf_counter()
             with self._signals.deferred() if self._signals else contextlib.nullcontext():
                 params = self._train(stage, params)
-            evaluator.record_time(stage.name, time.perf_counter() - began)
+            ScoreStore(self._run_dir).record_time(stage.name, time.perf_counter() - began)
         else:
             params = shard_params(finished, self._experiment.mesh)
-        if last or config.eval.after_stages or stage.objective == "vq":
+        if scored_after(self._experiment, stage, last):
             evaluator.score(stage, params, final=last, quiet=self._quiet)
         return params
 
@@ -220,10 +218,22 @@ def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     make = lambda k: _objective(stage).extra_params(experiment.model, k)
     params = (jax.eval_shape(make, key) if abstract else make(key)) | params
-    if stage.name == "stage1" and any(s.objective == "vq" for s in experiment.stages):
+    if _starts_from_codebook(experiment, stage):
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
         params = params if abstract else start_from_codebook(params, key)
     return params
+
+
+def _starts_from_codebook(experiment: Experiment, stage: Stage) -> bool:
+    """Whether a stage's image-code embedding and head start from the codebook.
+
+    `options.init_gen_embed_from_codebook` says so; without it, the first stage that learns to draw does,
+    in a run that trains its own image tokenizer.
+    """
+    if (chosen := stage.options.get("init_gen_embed_from_codebook")) is not None:
+        return bool(chosen)
+    drawing = [s for s in experiment.stages if DRAW in abilities(s)]
+    return stage in drawing[:1] and any(RECONSTRUCT in abilities(s) for s in experiment.stages)
 
 
 def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
@@ -310,7 +320,7 @@ def _starting_params(
         )
     if initial is not None:
         return shard_params(initial, experiment.mesh)
-    if stage.name == "stage1" and is_first():
+    if stage.objective == "janus" and "decoder" not in stage.trainable and is_first():
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",
             file=sys.stderr,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from janus_jax.run.curves import Steps
+from janus_jax.run.report.curves import Steps
 from janus_jax.training.divergence import DivergenceWatch
 from janus_jax.training.objectives import phase_starts
 

@@ -15,8 +15,8 @@ from janus_jax import checkpoints
 from janus_jax.checkpoints import storage
 from janus_jax.errors import UserError, one_line
 from janus_jax.processing import load_image
-from janus_jax.run.curves import Steps
-from janus_jax.run.files import sound_scores
+from janus_jax.run.report.curves import Steps
+from janus_jax.run.scores import sound_scores
 from janus_jax.training import read_metrics
 from janus_jax.training.metrics import is_number
 from janus_jax.untrusted import is_file, printable, understanding

@@ -1,0 +1,78 @@
+"""Pictures for people in samples/: grids of what a model draws, and questions with their answers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from janus_jax import checkpoints
+from janus_jax.evaluation import GalleryItem
+from janus_jax.parallel import is_first
+from janus_jax.processing import grid
+from janus_jax.run.files import write_json
+
+TILE = 144  # pixels of one picture in a grid that people look at
+
+
+def write_grid(
+    run_dir: Path,
+    name: str,
+    pictures: Sequence[np.ndarray],
+    columns: int,
+    prompts: Sequence[str],
+) -> None:
+    """Writes samples/NAME.png with `prompts` in a .json next to it, in the first process.
+
+    Args:
+      run_dir: of the run.
+      name: STAGE_STEP.
+      pictures: uint8 [h, w, 3] each.
+      columns: of the grid.
+      prompts: one a picture, or one for the whole grid.
+    """
+    if not is_first():
+        return
+    path = _directory(run_dir) / f"{name}.png"
+    tiles = [Image.fromarray(p) for p in pictures]
+    side = max(TILE, tiles[0].width)
+    tiles = [t.resize((side, side), Image.Resampling.NEAREST) for t in tiles]
+    _save_png(grid(tiles, columns), path)
+    write_json(path.with_suffix(".json"), {"prompts": list(prompts)})
+
+
+def write_gallery(run_dir: Path, items: Sequence[GalleryItem]) -> None:
+    """Writes questions.json and the pictures that it shows, in the first process."""
+    if not is_first():
+        return
+    directory = _directory(run_dir)
+    shown = []
+    for item in items:
+        path = directory / f"{item.name}.png"
+        tile = Image.fromarray(item.picture).resize((TILE, TILE), Image.Resampling.NEAREST)
+        _save_png(tile, path)
+        shown.append(
+            {
+                "image": f"{directory.name}/{path.name}",
+                "question": item.question,
+                "answer": item.answer,
+                "truth": item.truth,
+                "right": item.right,
+            }
+        )
+    write_json(run_dir / "questions.json", shown)
+
+
+def _directory(run_dir: Path) -> Path:
+    directory = run_dir / "samples"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def _save_png(picture: Image.Image, path: Path) -> None:
+    png = io.BytesIO()
+    picture.save(png, format="PNG")
+    checkpoints.write_bytes(path, png.getvalue())
