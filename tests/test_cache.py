@@ -16,7 +16,7 @@ from janus_jax.checkpoints import load_model
 from janus_jax.errors import UserError
 from janus_jax.interop import load_checkpoint, our_directory
 from janus_jax.interop.conversion import cache as cache_module
-from janus_jax.interop.conversion.place import building
+from janus_jax.interop.conversion.output_dir import building
 from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_ours
 from janus_jax.processing import build_word_tokenizer

@@ -10,7 +10,7 @@ import pytest
 
 from janus_jax.errors import UserError
 from janus_jax.interop.conversion import place
-from janus_jax.interop.conversion.place import building, check_place, is_busy, remove_left
+from janus_jax.interop.conversion.output_dir import building, check_place, is_busy, remove_left
 from janus_jax.places import check_directory, check_file, user_cache, write_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,7 +203,7 @@ def test_a_mount_point_is_filled(here):
 
 BUILDER = """
 import sys, time
-from janus_jax.interop.conversion.place import building
+from janus_jax.interop.conversion.output_dir import building
 with building(sys.argv[1], lambda path: True) as new:
     new.mkdir()
     (new / "janus.json").write_text("new")

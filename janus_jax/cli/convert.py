@@ -138,7 +138,7 @@ def main() -> None:
     # After the flags, so that --help and bad flags answer at once.
     from janus_jax.interop.conversion.cache import part_of_run
     from janus_jax.interop.conversion.hub import local_directory
-    from janus_jax.interop.conversion.place import check_place
+    from janus_jax.interop.conversion.output_dir import check_place
     from janus_jax.interop.conversion.source import open_source
     from janus_jax.interop.conversion.write import check_apart, may_be_replaced
     from janus_jax.interop.parity.compare import read_recording

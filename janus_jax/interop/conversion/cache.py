@@ -19,7 +19,7 @@ from janus_jax.console import printable
 from janus_jax.errors import UserError, one_line
 from janus_jax.interop.conversion.convert import nest
 from janus_jax.interop.conversion.hub import is_hub_id, local_directory, repository_directory
-from janus_jax.interop.conversion.place import is_busy, remove_left
+from janus_jax.interop.conversion.output_dir import is_busy, remove_left
 from janus_jax.interop.conversion.source import Source, is_ours, is_torch, open_source
 from janus_jax.interop.conversion.write import write_ours
 from janus_jax.places import probe, user_cache

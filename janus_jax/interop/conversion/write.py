@@ -1,6 +1,6 @@
 """Writing an opened model: to a directory of ours, or to one that PyTorch programs read.
 
-All build the directory somewhere else and move it at the end (`place.py`); what is interrupted never loads.
+All build the directory somewhere else and move it at the end (`output_dir.py`); what is interrupted never loads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from janus_jax.interop.configs.processor import processor_files
 from janus_jax.interop.conversion.convert import nest, to_torch
 from janus_jax.interop.conversion.lazy import LazyArray, save_lazily
 from janus_jax.interop.conversion.names import NameTable
-from janus_jax.interop.conversion.place import building, check_place, contents
+from janus_jax.interop.conversion.output_dir import building, check_place, contents
 from janus_jax.interop.conversion.source import Source, is_ours
 from janus_jax.processing import ProcessorConfig, Tokenizer
 
