@@ -38,7 +38,7 @@ from janus_jax.config import JANUS_PRO_1B, JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.interop.configs.hf import config_to_hf
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.interop.conversion.write import write_ours
+from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import ProcessorConfig
 
 CONFIG = ("janus.json", "config")
@@ -180,7 +180,7 @@ def valid(tmp_path_factory):
     """A directory of PyTorch's, and the same one of ours."""
     base = tmp_path_factory.mktemp("valid")
     source = open_source(make_torch_model(base / "torch"))
-    write_ours(source, base / "ours", *source.processor())
+    write_native(source, base / "ours", *source.processor())
     return base
 
 

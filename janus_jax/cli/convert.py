@@ -67,13 +67,13 @@ def parse_flags() -> argparse.Namespace:
 def convert(source, flags: argparse.Namespace) -> None:
     """Writes the model to --dst and says what is in it."""
     from janus_jax.interop.conversion.names import TABLES
-    from janus_jax.interop.conversion.write import summary, write_ours, write_torch
+    from janus_jax.interop.conversion.write import summary, write_native, write_torch
 
     processor, tokenizer = source.processor(Path(flags.tokenizer) if flags.tokenizer else None)
     rows, label = summary(source.arrays), f"{source.format} -> {flags.to}"
     with tqdm(total=rows[-1][2], unit="B", unit_scale=True, desc=label) as bar:
         if flags.to == "janus_jax":
-            write_ours(source, Path(flags.dst), processor, tokenizer, bar.update)
+            write_native(source, Path(flags.dst), processor, tokenizer, bar.update)
         else:
             table = TABLES[flags.to]
             write_torch(source, Path(flags.dst), table, processor, tokenizer, bar.update)
@@ -138,7 +138,7 @@ def main() -> None:
     # After the flags, so that --help and bad flags answer at once.
     from janus_jax.interop.conversion.cache import part_of_run
     from janus_jax.interop.conversion.hub import local_directory
-    from janus_jax.interop.conversion.output_dir import check_place
+    from janus_jax.interop.conversion.output_dir import check_output_dir
     from janus_jax.interop.conversion.source import open_source
     from janus_jax.interop.conversion.write import check_apart, may_be_replaced
     from janus_jax.interop.parity.compare import read_recording
@@ -150,7 +150,7 @@ def main() -> None:
         )
     if flags.dst:  # before anything is downloaded or computed
         check_apart(flags.src, flags.dst)
-        check_place(flags.dst, may_be_replaced if flags.to == "janus_jax" else None)
+        check_output_dir(flags.dst, may_be_replaced if flags.to == "janus_jax" else None)
     recorded = None
     if flags.parity and not (flags.record and same_path(flags.parity, flags.record)):
         recorded = read_recording(flags.parity)  # a bad one, too, is told before the work

@@ -1,7 +1,7 @@
 """Reading and writing the PyTorch formats."""
 
 from janus_jax.interop.configs.official import config_from_official
-from janus_jax.interop.conversion.cache import load_checkpoint, our_directory
+from janus_jax.interop.conversion.cache import load_checkpoint, native_directory
 from janus_jax.interop.conversion.convert import params_from_torch, params_to_torch
 from janus_jax.interop.conversion.names import HF, OFFICIAL, TABLES, NameTable
 
@@ -12,7 +12,7 @@ __all__ = [
     "NameTable",
     "config_from_official",
     "load_checkpoint",
-    "our_directory",
+    "native_directory",
     "params_from_torch",
     "params_to_torch",
 ]

@@ -154,11 +154,11 @@ def config_to_hf(config: JanusConfig, image_token_id: int, dtype: str) -> dict[s
 
 def check_vq(config: JanusConfig, where: str) -> None:
     """Raises a UserError if the image tokenizer has parts that the PyTorch models lack."""
-    vq, plain = config.vq, VQConfig(image_size=config.vq.image_size)
+    vq, default = config.vq, VQConfig(image_size=config.vq.image_size)
     for field in ("norm_groups", "patch_size"):
-        if getattr(vq, field) != getattr(plain, field):
+        if getattr(vq, field) != getattr(default, field):
             raise UserError(
-                f"{where} cannot build {config.name}: vq.{field} must be {getattr(plain, field)}, "
+                f"{where} cannot build {config.name}: vq.{field} must be {getattr(default, field)}, "
                 f"not {getattr(vq, field)}"
             )
 
