@@ -147,7 +147,8 @@ def _find(name: str) -> Path | tuple[Source, Path | None]:
     if not (directory / "tokenizer.json").is_file() and (directory / "config.json").is_file():
         raise UserError(
             f"{directory}/tokenizer.json does not exist; copy the tokenizer.json of the release there, "
-            f"or convert it once: convert_torch_weights.py --src {name} --dst DIR --tokenizer FILE"
+            f"or convert it once: janus-convert (or python convert_torch_weights.py) --src {name} "
+            "--dst DIR --tokenizer FILE"
         )
     return open_source(directory, name=label), place
 

@@ -26,15 +26,30 @@ from janus_jax.interop.configs.official import config_to_official
 from janus_jax.interop.configs.processor import processor_files
 from janus_jax.interop.conversion.convert import nest, to_torch
 from janus_jax.interop.conversion.lazy import LazyArray, save_lazily
-from janus_jax.interop.conversion.names import NameTable
+from janus_jax.interop.conversion.names import TABLES, NameTable
 from janus_jax.interop.conversion.output_dir import check_output_dir, contents, write_output_dir
-from janus_jax.interop.conversion.source import Source, is_native
+from janus_jax.interop.conversion.source import NATIVE, Source, is_native
 from janus_jax.processing import ProcessorConfig, Tokenizer
 
 SHARD_BYTES = 2 * 10**9
 
 # Called with the bytes of every array as it is done.
 Progress = Callable[[int], None]
+
+
+def write_model(
+    source: Source,
+    directory: Path,
+    to: str,
+    processor: ProcessorConfig,
+    tokenizer: Tokenizer,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Writes a model in the format `to`: "janus_jax", "official" or "hf"; see the functions below."""
+    if to == NATIVE:
+        write_native(source, directory, processor, tokenizer, progress)
+    else:
+        write_torch(source, directory, TABLES[to], processor, tokenizer, progress)
 
 
 def write_native(
@@ -118,6 +133,16 @@ def may_be_replaced(directory: Path) -> bool:
             "and would delete; move it, or choose another place"
         )
     return True
+
+
+def check_destination(source: str | Path, directory: str | Path, to: str) -> None:
+    """Checks, before anything is downloaded or computed, that `write_model` can write to a directory.
+
+    Raises:
+      UserError: it lies in the model that is read, is taken by something else, or cannot be written.
+    """
+    check_apart(source, directory)
+    check_output_dir(directory, may_be_replaced if to == NATIVE else None)
 
 
 def check_apart(source: str | Path, directory: str | Path) -> None:

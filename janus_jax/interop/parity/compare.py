@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,19 @@ def check_parity(
             )
         rows.append(_compare(key, actual, expected, exact, tolerance, recompute.margins.get(key)))
     return rows
+
+
+def as_json(
+    rows: list[Row], dtype: str, tolerance: float, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The result of `check_parity`, JSON-ready: "ok", the settings, "seconds" by part, and all "keys"."""
+    return {
+        "dtype": dtype,
+        "tolerance": tolerance,
+        "ok": all(row.ok is not False for row in rows),
+        "seconds": {part: round(value, 3) for part, value in seconds.items()},
+        "keys": [dataclasses.asdict(row) for row in rows],
+    }
 
 
 def _compare(

@@ -46,7 +46,7 @@ class _Parts:
     vq: Any  # encoder, quant_conv, quantize, post_quant_conv, decoder
 
 
-def record(source: Source, path: Path, seed: int = 0) -> str:
+def write_recording(source: Source, path: Path, seed: int = 0) -> str:
     """Writes an `expected.npz` for random inputs, computed by PyTorch in float32.
 
     Args:
