@@ -15,7 +15,7 @@ FLOORS = {
     "console": -0.1,
     "errors": 0.0,
     "untrusted": 0.05,
-    "files": 0.1,
+    "files": 0.07,
     "places": 0.1,
     "registry": 0.1,
     "signals": 0.1,

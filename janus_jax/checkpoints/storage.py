@@ -23,7 +23,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from janus_jax.errors import UserError
-from janus_jax.files import ACCESS_ERRORS, DamagedError, access_error, is_disk_full, unreadable
+from janus_jax.files import (
+    ACCESS_ERRORS,
+    DamagedError,
+    access_error,
+    is_disk_full,
+    read_json_lines,  # noqa: F401
+    unreadable,
+)
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of everything Orbax has not finished
 

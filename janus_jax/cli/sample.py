@@ -23,8 +23,7 @@ from tqdm import tqdm
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
-from janus_jax.files import atomic_write
-from janus_jax.places import check_directory, make_directory
+from janus_jax.places import check_directory, make_directory, write_file
 from janus_jax.processing import grid, load_image
 from janus_jax.untrusted import read_json
 
@@ -93,7 +92,7 @@ def progress(items: list) -> tqdm:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    atomic_write(path, lambda temporary: picture.save(temporary, "PNG"))
+    write_file(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
 class Growing:
@@ -240,7 +239,7 @@ def answer(janus, flags: argparse.Namespace, asked: Image.Image) -> dict:
 def write_record(path: Path, record: dict) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     # Lone surrogates stand for bytes of a name that is no UTF-8; "\\udcff" is JSON for one.
-    atomic_write(path, text.encode(errors="backslashreplace"))
+    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def earlier_calls(path: Path, files: list[str]) -> list[dict]:

@@ -12,10 +12,9 @@ from PIL import Image
 
 from janus_jax.console import printable
 from janus_jax.errors import UserError, about_place, one_line
-from janus_jax.files import atomic_write
 from janus_jax.inference import Janus
 from janus_jax.inference.logits import make_sampling_params
-from janus_jax.places import check_directory, make_directory
+from janus_jax.places import check_directory, make_directory, write_file
 from janus_jax.processing import load_image
 
 HELP = """Type a message. Commands:
@@ -129,7 +128,7 @@ class Terminal:
         seed = (self._seed + self._drawn) % 2**32
         for picture in self._janus.generate(prompt, self._pictures, seed=seed, **self._drawing):
             path = self._free_file()
-            atomic_write(path, lambda temporary, p=picture: p.save(temporary, format="PNG"))
+            write_file(path, lambda temporary, p=picture: p.save(temporary, format="PNG"))
             self._files += 1
             self._write(f"{printable(path)}\n")
         self._drawn += 1

@@ -22,10 +22,9 @@ from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
 from janus_jax.errors import UserError, nearest
-from janus_jax.files import atomic_write, is_leftover, write_json
 from janus_jax.parallel import first_only, who_lacks
 from janus_jax.run.experiment import Experiment
-from janus_jax.run.files import read_json
+from janus_jax.run.files import read_json, write_json
 
 LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
@@ -344,7 +343,7 @@ def _record(
     before = path.read_bytes() if path.exists() else b""
     # After half a line, which a kill may have left, a new one.
     gap = b"\n" if before and not before.endswith(b"\n") else b""
-    atomic_write(path, before + gap + json.dumps(record).encode() + b"\n")
+    checkpoints.write_bytes(path, before + gap + json.dumps(record).encode() + b"\n")
     for change in changes:
         if change.path in record["allowed"] or change.old == ABSENT:
             print(f"changed in this run: {change}", file=sys.stderr)
@@ -353,7 +352,7 @@ def _record(
 def _check_holds_run(run_dir: Path) -> None:
     """Raises UserError if something is in there, and no run; what a full disk or a kill left of one is no
     thing."""
-    names = {p.name for p in run_dir.iterdir() if not is_leftover(p)} - {LOCK}
+    names = {p.name for p in run_dir.iterdir() if not checkpoints.is_leftover(p)} - {LOCK}
     if not names or CONFIG in names:
         return
     if any((run_dir / "checkpoints").glob("*/*/params")) or {"stages.json", METRICS} <= names:

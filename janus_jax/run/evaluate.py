@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from janus_jax import checkpoints
 from janus_jax import emoji as es
 from janus_jax.emoji import (
     make_prompts,
@@ -24,12 +25,11 @@ from janus_jax.emoji import (
     question_accuracy,
 )
 from janus_jax.errors import UserError
-from janus_jax.files import atomic_write, remove_leftovers, write_json
 from janus_jax.inference import Janus
 from janus_jax.parallel import first_only, is_first
 from janus_jax.processing import grid, to_float, to_uint8
 from janus_jax.run.experiment import Experiment
-from janus_jax.run.files import read_json, sound_scores
+from janus_jax.run.files import read_json, sound_scores, write_json
 from janus_jax.training import Stage, Stopped
 from janus_jax.untrusted import is_file, printable
 
@@ -65,8 +65,8 @@ class Evaluator:
         self._asking: dict[str, Any] = {}
         self._janus: Janus | None = None
         if is_first():
-            remove_leftovers(run_dir, _FILES)
-            remove_leftovers(run_dir / "samples", _SAMPLES)
+            checkpoints.remove_leftovers(run_dir, _FILES)
+            checkpoints.remove_leftovers(run_dir / "samples", _SAMPLES)
         model = experiment.model
         self._reconstruct = jax.jit(
             lambda params, x: model.apply({"params": params}, x, method="vq_forward")[
@@ -264,4 +264,4 @@ class Evaluator:
 def _save_png(picture: Image.Image, path: Path) -> None:
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    atomic_write(path, png.getvalue())
+    checkpoints.write_bytes(path, png.getvalue())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from janus_jax import files
+from janus_jax import checkpoints
 from janus_jax.training.metrics import is_number
 
 # Of one stage in scores.json. A table is kind -> field -> number.
 _NUMBERS = "train_seconds scoring_seconds peak_memory_gib cfg_weight temperature".split()
 _TABLES = "mini_geneval mini_geneval_held_out questions questions_held_out".split()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by rename, so that a reader never sees half of it."""
+    checkpoints.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, advice: str = "") -> dict[str, Any]:
@@ -26,7 +32,7 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     advice = advice or (
         f"put it back from a copy, or begin in another --workdir with --config.init_from={path.parent}"
     )
-    return files.read_json(path, dict, advice)
+    return checkpoints.read_json(path, dict, advice)
 
 
 def sound_scores(scores: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from janus_jax import checkpoints
+from janus_jax.checkpoints import storage
 from janus_jax.errors import UserError, one_line
-from janus_jax.files import is_disk_full, read_json, read_json_lines
 from janus_jax.processing import load_image
 from janus_jax.run.curves import Steps
 from janus_jax.run.files import sound_scores
@@ -33,7 +34,7 @@ def part(what: str | Path, default: Any, make: Callable[..., Any], *args: Any) -
         with understanding(what):
             return make(*args)
     except (UserError, OSError) as error:
-        if is_disk_full(error):
+        if storage.is_disk_full(error):
             raise
         _warn(f"{error}" if str(what) in str(error) else f"{what}: {error}")
         return default
@@ -88,7 +89,7 @@ def read_steps(run_dir: Path) -> dict[str, Steps]:
 def read_changes(run_dir: Path) -> list[dict[str, Any]]:
     """changes.jsonl: a dict of "time", "at" (a dict), "changes" (field -> [was, now]), "allowed" (a list)."""
     path = run_dir / "changes.jsonl"
-    return part(path, [], read_json_lines, path, _is_change)
+    return part(path, [], storage.read_json_lines, path, _is_change)
 
 
 def read_questions(run_dir: Path) -> list[dict[str, Any]]:
@@ -117,7 +118,7 @@ def picture_shape(path: Path) -> float | None:
 
 def _json(path: Path, kind: type) -> Any:
     """What a file holds; an empty `kind` if it is not there or damaged."""
-    read = lambda: read_json(path, kind) if is_file(path) else kind()
+    read = lambda: checkpoints.read_json(path, kind) if is_file(path) else kind()
     return part(path, kind(), read)
 
 
