@@ -1,4 +1,4 @@
-"""The house has floors: a room imports only from floors below its own, never from a neighbour."""
+"""Layered packages: one imports only from floors below its own, never from a neighbour, and never in a circle."""
 
 import ast
 from pathlib import Path
@@ -100,6 +100,69 @@ def test_a_room_imports_only_from_floors_below(path):
 def test_the_package_itself_imports_nothing_when_imported():
     tree = ast.parse((LIBRARY / "__init__.py").read_text(encoding="utf-8"))
     assert [module for module, top_level in imports(tree, "janus_jax") if top_level] == []
+
+
+def module_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(root: Path, package: str) -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports when it is imported itself."""
+    trees = {
+        module_of(path, root): (ast.parse(path.read_text(encoding="utf-8")), path)
+        for path in (root / package).rglob("*.py")
+    }
+    graph = {}
+    for module, (tree, path) in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = []
+        inside = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        found = {name for name, top_level in imports(tree, inside) if top_level}
+        # Of `from package import name`, either the module of this name or the package's own file.
+        near = {name if name in trees else name.rpartition(".")[0] for name in found}
+        graph[module] = {name for name in near if name in trees and name != module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or not."""
+    reach = {}
+    for start in graph:
+        seen, todo = set(), [start]
+        while todo:
+            new = graph[todo.pop()] - seen
+            seen |= new
+            todo += new
+        reach[start] = seen
+    groups = {frozenset(b for b in reach[a] if a in reach[b]) for a in graph if a in reach[a]}
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(import_graph(ROOT, "janus_jax")) == []
+
+
+def test_a_circle_is_found(tmp_path):
+    package = tmp_path / "p"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("from p.b import x")
+    (package / "b.py").write_text("from . import c")
+    (package / "c.py").write_text("import p.a")
+    (package / "d.py").write_text(
+        "from p import a\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import p.e\n"
+    )
+    (package / "e.py").write_text("import p.d\ndef f():\n  import p.e")
+    assert circles(import_graph(tmp_path, "p")) == [["p.a", "p.b", "p.c"]]
+
+
+def test_no_file_is_too_long_to_be_read():
+    lines = {
+        p: len((LIBRARY / p).read_text(encoding="utf-8").splitlines()) for p in library_files()
+    }
+    assert {path: count for path, count in lines.items() if count > 450} == {}
 
 
 @pytest.mark.parametrize(
