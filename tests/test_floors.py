@@ -1,4 +1,4 @@
-"""Layered packages: one imports only from floors below its own, never from a neighbour, and never in a circle."""
+"""Layers: a part of the package imports only from layers below its own, never from a neighbour."""
 
 import ast
 from pathlib import Path
@@ -63,6 +63,13 @@ def imports(tree: ast.AST, package: str) -> list[tuple[str, bool]]:
     return found
 
 
+def _at_home(module: str) -> str:
+    """The names that the package itself offers are those of `inference`."""
+    package, _, name = module.partition(".")
+    offered = package == "janus_jax" and name in {*janus_jax.__all__} - {"__version__"}
+    return f"{package}.inference.{name}" if offered else module
+
+
 def violations(source: str, path: str) -> list[str]:
     """What a library file at `path` (relative to janus_jax) imports against the rules."""
     parts = Path(path).with_suffix("").parts
@@ -70,20 +77,18 @@ def violations(source: str, path: str) -> list[str]:
     package = ".".join(["janus_jax", *parts[:-1]])
     problems = []
     for module, top_level in imports(ast.parse(source), package):
-        first, *rest = module.split(".")
+        first, *rest = _at_home(module).split(".")
         if first in ENTRY_POINTS:
             problems.append(f"{path} imports the entry point {module}")
         if top_level and first in HEAVY:
             problems.append(f"{path} imports {module} at module level")
         if first == "tensorflow" or (first == "torch" and room != "interop"):
             problems.append(f"{path} imports {module}")
-        if first != "janus_jax" or not rest or rest[0] == "__version__":
-            continue
-        other = "inference" if rest[0] in janus_jax.__all__ else rest[0]  # where the API lives
-        if other not in FLOORS:
+        if first == "janus_jax" and rest and rest[0] in FLOORS and rest[0] != room:
+            if FLOORS[rest[0]] >= (int(FLOORS[room]) or FLOORS[room]):
+                problems.append(f"{path} imports {module} of the same or a higher floor")
+        elif first == "janus_jax" and rest and rest[0] not in {*FLOORS, "__version__"}:
             problems.append(f"{path} imports {module}, whose floor is not listed")
-        elif other != room and FLOORS[other] >= (int(FLOORS[room]) or FLOORS[room]):
-            problems.append(f"{path} imports {module} of the same or a higher floor")
     return problems
 
 

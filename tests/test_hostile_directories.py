@@ -33,7 +33,7 @@ from hostile import (
 
 from janus_jax import Janus
 from janus_jax.checkpoints import load_model
-from janus_jax.checkpoints.model_dir import _read_card
+from janus_jax.checkpoints.model_dir import _read_metadata
 from janus_jax.config import JANUS_PRO_1B, JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.interop.configs.hf import config_to_hf
@@ -239,7 +239,7 @@ def test_no_value_of_a_file_is_a_traceback(valid, tmp_path):
     (hf / "config.json").write_text(json.dumps(plain))
     card = lambda d: (
         lambda c: (JanusConfig.from_dict(c["config"]), ProcessorConfig.from_dict(c["processor"]))
-    )(_read_card(d))
+    )(_read_metadata(d))
     tried = refused = 0
     for directory, file, use in (
         (torch_dir, "config.json", lambda d: _read_config(d, "x")),
