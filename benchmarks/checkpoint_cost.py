@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from janus_jax.checkpoints import StageCheckpoints, checksums, storage
+from janus_jax.checkpoints import StageCheckpoints, checksums
 
 
 def main() -> None:
@@ -46,9 +46,9 @@ def main() -> None:
 
         return run
 
-    write, sync = checksums.write, storage.sync
+    write, sync = checksums.write, checksums.sync
     checksums.write = timed("save: sums", write)
-    storage.sync = timed("sync", sync)
+    checksums.sync = timed("sync", sync)
     try:
         for repeat in range(1, args.repeats + 1):
             directory = args.dir / str(repeat)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from janus_jax.errors import UserError
+from janus_jax.files import atomic_write as write_file
+
+__all__ = [
+    "check_directory",
+    "check_file",
+    "make_directory",
+    "probe",
+    "user_cache",
+    "write_file",
+]
 
 
 def user_cache() -> Path | None:
@@ -91,14 +100,3 @@ def check_file(path: str | Path, flag: str) -> None:
 def make_directory(directory: str | Path) -> None:
     """Makes a directory with its parents; through links, also one whose target is missing."""
     os.makedirs(os.path.realpath(directory), exist_ok=True)
-
-
-def write_file(path: Path, save: Callable[[Path], None]) -> None:
-    """Lets `save` write a temporary file, then renames it: never leaves half a file at `path`."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}"[:200])
-    try:
-        save(temporary)
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -11,7 +11,7 @@ from janus_jax.interop import HF, OFFICIAL
 from janus_jax.interop.configs.hf import config_to_hf
 from janus_jax.interop.conversion.convert import expected_shapes
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.interop.conversion.write import write_ours, write_torch
+from janus_jax.interop.conversion.write import write_native, write_torch
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TABLES = {table.key: table for table in (OFFICIAL, HF)}
@@ -42,7 +42,7 @@ def convert(src, dst, to, **kwargs):
     source = open_source(src)
     processor, tokenizer = source.processor()
     if to == "janus_jax":
-        write_ours(source, dst, processor, tokenizer)
+        write_native(source, dst, processor, tokenizer)
     else:
         write_torch(source, dst, TABLES[to], processor, tokenizer, **kwargs)
 

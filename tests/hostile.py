@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.interop.conversion.write import write_ours
+from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import build_word_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -264,7 +264,7 @@ def limits():
 def use_torch(directory):
     """What the command and `Janus.load` do with a PyTorch directory."""
     source = open_source(directory)
-    write_ours(source, directory.parent / "converted", *source.processor())
+    write_native(source, directory.parent / "converted", *source.processor())
 
 
 def refuses(use, directory, words):

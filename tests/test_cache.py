@@ -14,11 +14,11 @@ from huggingface_hub import constants
 
 from janus_jax.checkpoints import load_model
 from janus_jax.errors import UserError
-from janus_jax.interop import load_checkpoint, our_directory
+from janus_jax.interop import load_checkpoint, native_directory
 from janus_jax.interop.conversion import cache as cache_module
-from janus_jax.interop.conversion.place import building
+from janus_jax.interop.conversion.output_dir import write_output_dir
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.interop.conversion.write import write_ours
+from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import build_word_tokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
@@ -48,7 +48,7 @@ def model(tmp_path_factory):
     """A model directory of ours."""
     directory = tmp_path_factory.mktemp("cache")
     source = open_source(put(directory / "torch"))
-    write_ours(source, directory / "model", *source.processor())
+    write_native(source, directory / "model", *source.processor())
     return directory / "model"
 
 
@@ -87,7 +87,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     said = capsys.readouterr().err
     assert said.startswith("warning: converted models are not kept: ") and said.count("\n") == 1
     with pytest.raises(UserError, match=r"not kept: .*set JANUS_JAX_CACHE"):
-        our_directory(torch_model)
+        native_directory(torch_model)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "file") == ["torch"]
 
 
@@ -111,20 +111,20 @@ def test_a_conversion_is_found_when_the_hub_and_its_cache_are_gone(
     monkeypatch.chdir(tmp_path)
     for owner in ("owner", "stranger"):
         put(tmp_path / "hub" / f"models--{owner}--Name" / "snapshots" / "aaaa")
-    place = our_directory("owner/Name")
-    assert our_directory("owner/Name") == place  # found by its own name
+    place = native_directory("owner/Name")
+    assert native_directory("owner/Name") == place  # found by its own name
     assert "using what it was converted to" not in capsys.readouterr().err
     shutil.rmtree(tmp_path / "hub")
     snapshot = tmp_path / "hub" / "models--owner--Name" / "snapshots" / "aaaa"
     for change in (lambda: None, snapshot.mkdir, (snapshot / "config.json").touch):
         snapshot.parent.mkdir(parents=True, exist_ok=True)
         change()
-        assert our_directory("owner/Name") == place
+        assert native_directory("owner/Name") == place
         said = capsys.readouterr().err
         assert "using what it was converted to before" in said and str(place) in said
     same(load_checkpoint("owner/Name"), load_model(place))
     with pytest.raises(UserError, match="could not be downloaded"):  # of the same name, not it
-        our_directory("stranger/Name")
+        native_directory("stranger/Name")
 
 
 def test_what_killed_conversions_left_goes_with_the_next_use(torch_model, cache):
@@ -133,7 +133,7 @@ def test_what_killed_conversions_left_goes_with_the_next_use(torch_model, cache)
     for path in (old / "params", old):
         os.utime(path, (0, 0))
     os.rename(old, old.with_name(".another-0123456789ab.2147483647.tmp"))  # no such process
-    place = our_directory(torch_model)
+    place = native_directory(torch_model)
     assert list(cache.iterdir()) == [place]
 
 
@@ -142,7 +142,7 @@ def test_a_second_process_waits_for_the_first(torch_model, cache, capsys):
     began, go_on = threading.Event(), threading.Event()
 
     def first():
-        with building(place) as new:
+        with write_output_dir(place) as new:
             new.mkdir()
             (new / "janus.json").write_text("{}")
             began.set()
@@ -154,7 +154,7 @@ def test_a_second_process_waits_for_the_first(torch_model, cache, capsys):
     timer = threading.Timer(0.3, go_on.set)
     timer.start()
     since = time.monotonic()
-    assert our_directory(torch_model) == place
+    assert native_directory(torch_model) == place
     assert time.monotonic() - since >= 0.3
     thread.join()
     assert "waiting for the process" in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_a_step_of_a_checkpoint_is_refused_by_the_name_that_was_given(
     torch_model, cache, monkeypatch, kept, which
 ):
     if kept == "already":
-        our_directory(torch_model)
+        native_directory(torch_model)
     elif kept == "nowhere":
         monkeypatch.delenv("JANUS_JAX_CACHE")
         monkeypatch.setattr(cache_module, "user_cache", lambda: None)

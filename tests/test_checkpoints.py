@@ -22,10 +22,11 @@ from janus_jax.checkpoints import (
     load_model,
     save_model,
     storage,
-    write_card,
+    write_metadata,
 )
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
+from janus_jax.files import read_json
 from janus_jax.models import JanusModel, init_params, stack_layers
 from janus_jax.parallel import make_mesh, param_shardings, shard_params, state_shardings
 
@@ -52,7 +53,7 @@ def saved(params, tmp_path_factory):
 @pytest.fixture
 def run_dir(tmp_path):
     """A run with a card and two stages, and no checkpoint yet."""
-    write_card(tmp_path, JANUS_TINY, PROCESSOR, TOKENIZER)
+    write_metadata(tmp_path, JANUS_TINY, PROCESSOR, TOKENIZER)
     (tmp_path / "stages.json").write_text('["first", "second"]')
     return tmp_path
 
@@ -445,5 +446,5 @@ def test_saving_and_loading_print_nothing(run_dir, capfd):
 
 def test_a_path_whose_bytes_are_not_utf_8_survives_in_the_card(tmp_path):
     origin = {"from": os.fsdecode(b"models/m\xff")}
-    write_card(tmp_path, JANUS_TINY, {"system_prompt": "höflich"}, "{}", origin)
-    assert storage.read_json(tmp_path / "janus.json")["origin"] == origin
+    write_metadata(tmp_path, JANUS_TINY, {"system_prompt": "höflich"}, "{}", origin)
+    assert read_json(tmp_path / "janus.json")["origin"] == origin

@@ -18,7 +18,7 @@ from janus_jax.errors import UserError
 from janus_jax.inference import Janus
 from janus_jax.inference.memory import answer_bytes
 from janus_jax.interop import HF
-from janus_jax.interop.conversion.cache import ENVIRONMENT, our_directory
+from janus_jax.interop.conversion.cache import ENVIRONMENT, native_directory
 from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_torch
 from janus_jax.models import causal_mask
@@ -293,14 +293,14 @@ def test_a_pytorch_directory_loads_and_is_converted_once(
     assert "once" in capsys.readouterr().err
     ours = Janus.load(tmp_path / "ours")
     jax.tree.map(np.testing.assert_array_equal, loaded.weights, ours.weights)
-    place = our_directory(hf_directory)
+    place = native_directory(hf_directory)
     assert capsys.readouterr().err == "" and place.parent == tmp_path / "cache"
-    assert our_directory(tmp_path / "ours") == tmp_path / "ours"
+    assert native_directory(tmp_path / "ours") == tmp_path / "ours"
     # Other weights in the same place are another checkpoint.
     shutil.copyfile(hf_directory / "config.json", tmp_path / "copy.json")
     config = json.loads((hf_directory / "config.json").read_text())
     (hf_directory / "config.json").write_text(json.dumps(config, indent=4))
-    assert our_directory(hf_directory) != place
+    assert native_directory(hf_directory) != place
 
 
 def test_what_is_no_checkpoint_keeps_its_own_message(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.interop.conversion.write import write_ours
+from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import build_word_tokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
@@ -317,7 +317,7 @@ def prepare(place, name):
 
 def convert(directory, out):
     source = open_source(directory)
-    write_ours(source, out, *source.processor())
+    write_native(source, out, *source.processor())
 
 
 def refused(directory, place):

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.checkpoints import DamagedError, StageCheckpoints, checksums
+from janus_jax.checkpoints import StageCheckpoints, checksums, storage
 from janus_jax.errors import UserError
+from janus_jax.files import DamagedError
 
 OLD, NEW, WHOLE, BROKEN = 10, 20, "10", "20"
 RNG = np.random.default_rng(0)
@@ -300,7 +301,7 @@ def test_whole_files_that_cannot_be_read_are_left_alone(saved, tmp_path, monkeyp
     def fail(self, *args, **kwargs):
         raise ValueError("a bug of a library")
 
-    monkeypatch.setattr(checksums.storage.ocp.CheckpointManager, "restore", fail)
+    monkeypatch.setattr(storage.ocp.CheckpointManager, "restore", fail)
     with pytest.raises(UserError, match="a bug of a library"):
         restore(directory)
     assert sorted(p.name for p in directory.iterdir()) == [WHOLE, BROKEN]
@@ -376,7 +377,7 @@ def test_an_error_of_reading_is_no_damage(saved, tmp_path, monkeypatch, capfd, n
                         read()
                     assert_hindered(error.value, name, directory)
     without_checksums(directory)
-    monkeypatch.setattr(checksums.storage.ocp.CheckpointManager, "restore", fail)
+    monkeypatch.setattr(storage.ocp.CheckpointManager, "restore", fail)
     with pytest.raises(UserError) as error:
         restore(directory)
     assert_hindered(error.value, name, directory)

@@ -12,7 +12,7 @@ from janus_jax.checkpoints import (
     checksums,
     load_model,
     save_model,
-    write_card,
+    write_metadata,
 )
 from janus_jax.config import JANUS_TINY
 from janus_jax.configs import janus_tiny
@@ -39,7 +39,7 @@ def flip_a_bit(tree):
 def run(tmp_path_factory):
     """A run of two stages with weights of its architecture; each step's are step + weight."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    write_card(directory, JANUS_TINY, {}, "{}")
+    write_metadata(directory, JANUS_TINY, {}, "{}")
     (directory / "stages.json").write_text('["first", "second"]')
     shapes = jax.eval_shape(lambda key: init_params(JanusModel(JANUS_TINY), key), jax.random.key(0))
     for stage, steps in (("first", (3, 7)), ("second", (2, 4))):

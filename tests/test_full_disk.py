@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax.checkpoints import finished_steps, storage, write_text
+from janus_jax import files
+from janus_jax.checkpoints import finished_steps
 from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
+from janus_jax.files import atomic_write, write_json
 from janus_jax.run import build, claim
-from janus_jax.run.files import remove_leftovers, write_json
+from janus_jax.run.files import remove_leftovers
 from janus_jax.training import MetricsLog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,9 +81,9 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_one_line(tmp_path, kilobytes
 @pytest.mark.parametrize("moment", ["write_bytes", "sync", "replace"])
 def test_a_small_file_has_its_old_content_or_its_new_one(tmp_path, monkeypatch, moment):
     path = tmp_path / "scores.json"
-    write_text(path, "old")
+    atomic_write(path, "old")
     with monkeypatch.context() as patch:
-        patch.setattr(storage if moment == "sync" else Path, moment, fail)
+        patch.setattr(files if moment == "sync" else Path, moment, fail)
         with pytest.raises(UserError, match=r"no space left.*scores\.json"):
             write_json(path, {"new": 1})
     assert path.read_text() == "old"
@@ -102,7 +104,7 @@ def test_a_small_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
-    write_text(tmp_path / "a.json", "x")
+    atomic_write(tmp_path / "a.json", "x")
     assert [h if h == "renamed" else h.suffix for h in happened] == [".tmp", "renamed", ""]
     assert happened[-1] == tmp_path
 

@@ -33,12 +33,12 @@ from hostile import (
 
 from janus_jax import Janus
 from janus_jax.checkpoints import load_model
-from janus_jax.checkpoints.model_dir import _read_card
+from janus_jax.checkpoints.model_dir import _read_metadata
 from janus_jax.config import JANUS_PRO_1B, JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.interop.configs.hf import config_to_hf
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.interop.conversion.write import write_ours
+from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import ProcessorConfig
 
 CONFIG = ("janus.json", "config")
@@ -180,7 +180,7 @@ def valid(tmp_path_factory):
     """A directory of PyTorch's, and the same one of ours."""
     base = tmp_path_factory.mktemp("valid")
     source = open_source(make_torch_model(base / "torch"))
-    write_ours(source, base / "ours", *source.processor())
+    write_native(source, base / "ours", *source.processor())
     return base
 
 
@@ -239,7 +239,7 @@ def test_no_value_of_a_file_is_a_traceback(valid, tmp_path):
     (hf / "config.json").write_text(json.dumps(plain))
     card = lambda d: (
         lambda c: (JanusConfig.from_dict(c["config"]), ProcessorConfig.from_dict(c["processor"]))
-    )(_read_card(d))
+    )(_read_metadata(d))
     tried = refused = 0
     for directory, file, use in (
         (torch_dir, "config.json", lambda d: _read_config(d, "x")),

@@ -8,10 +8,10 @@ import pytest
 from smoke import tiny
 
 from janus_jax.configs import janus_tiny
+from janus_jax.configs.earlier import upgraded, where_it_went
 from janus_jax.errors import UserError
 from janus_jax.run import build
-from janus_jax.run.claim import claim, differences, lock, plain
-from janus_jax.run.old_configs import upgraded, where_it_went
+from janus_jax.run.claim import differences, init_or_verify_run_dir, jsonable, lock
 
 WORLD = {"image_size": 48, "grid": 3, "objects": "tiny"}
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -42,7 +42,7 @@ def downgraded(fields):
 
 @pytest.mark.parametrize("arg", ["", "smoke", "long"])
 def test_an_old_config_becomes_todays(arg):
-    today = plain(janus_tiny.get_config(arg))
+    today = jsonable(janus_tiny.get_config(arg))
     old = downgraded(today)
     assert "world" in old and "scenes" in old["stages"]["stage1"]
     before = copy.deepcopy(old)
@@ -51,11 +51,13 @@ def test_an_old_config_becomes_todays(arg):
 
 
 def test_a_change_in_an_old_config_stays_a_change():
-    old = downgraded(plain(janus_tiny.get_config("smoke")))
+    old = downgraded(jsonable(janus_tiny.get_config("smoke")))
     old["stages"]["stage2"]["scenes"]["tasks"]["counting"] = 9.0
     old["stages"]["stage3"]["scenes"]["condition_dropout"] = 0.5
     old["world"]["image_size"] = 96
-    found = {str(c.path) for c in differences(upgraded(old), plain(janus_tiny.get_config("smoke")))}
+    found = {
+        str(c.path) for c in differences(upgraded(old), jsonable(janus_tiny.get_config("smoke")))
+    }
     assert "stages.stage2.sources.gen.options.kinds.counting" in found
     assert "stages.stage3.condition_dropout" in found
     assert "stages.stage0_vq.sources.pictures.options.world.image_size" in found
@@ -76,8 +78,8 @@ def test_a_change_in_an_old_config_stays_a_change():
 def test_a_damaged_old_config_is_one_line(change, tmp_path):
     made = tiny()
     with lock(tmp_path / "run"):
-        claim(tmp_path / "run", made, build(made))
-    old = downgraded(plain(janus_tiny.get_config("smoke")))
+        init_or_verify_run_dir(tmp_path / "run", made, build(made))
+    old = downgraded(jsonable(janus_tiny.get_config("smoke")))
     change(old)
     text = json.dumps(old)
     (tmp_path / "run" / "config.json").write_text(text)
@@ -85,7 +87,7 @@ def test_a_damaged_old_config_is_one_line(change, tmp_path):
         lock(tmp_path / "run"),
         pytest.raises(UserError, match=r"config\.json is damaged") as error,
     ):
-        claim(tmp_path / "run", made, build(made))
+        init_or_verify_run_dir(tmp_path / "run", made, build(made))
     assert "\n" not in str(error.value)
     assert (tmp_path / "run" / "config.json").read_text() == text
 
@@ -93,15 +95,15 @@ def test_a_damaged_old_config_is_one_line(change, tmp_path):
 def test_a_run_of_the_old_layout_goes_on(tmp_path):
     run, made = tmp_path / "run", tiny()
     with lock(run):
-        claim(run, made, build(made))
+        init_or_verify_run_dir(run, made, build(made))
     (run / "checkpoints" / "stage1" / "3" / "params").mkdir(parents=True)
     today = json.loads((run / "config.json").read_text())
-    today["eval"] = plain(janus_tiny.get_config("smoke"))["eval"]
+    today["eval"] = jsonable(janus_tiny.get_config("smoke"))["eval"]
     old = downgraded(today)
     (run / "config.json").write_text(json.dumps(old))
     shutil.copytree(run, tmp_path / "other")
     with lock(run):
-        claim(run, made, build(made))
+        init_or_verify_run_dir(run, made, build(made))
     (record,) = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
     assert set(record["changes"]) == {"eval.benchmarks"}  # which `tiny` has none of
     assert "world" not in json.loads((run / "config.json").read_text())
@@ -111,7 +113,7 @@ def test_a_run_of_the_old_layout_goes_on(tmp_path):
         lock(tmp_path / "other"),
         pytest.raises(UserError, match=r"sources\.gen\.options\.detailed"),
     ):
-        claim(tmp_path / "other", other, build(other))
+        init_or_verify_run_dir(tmp_path / "other", other, build(other))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from janus_jax.interop.conversion.lazy import LazyArray
 from janus_jax.interop.conversion.source import Source, open_source
 from janus_jax.interop.parity.compare import TOLERANCE, check_parity, read_recording
 from janus_jax.interop.parity.recompute import BLOCK
-from janus_jax.interop.parity.record import record
+from janus_jax.interop.parity.record import write_recording
 from janus_jax.processing import build_word_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,7 +245,7 @@ def test_transformers_and_ours_agree_on_another_geometry(odd):
 
 
 def test_the_recording_can_be_made_again(odd, tmp_path):
-    record(odd, tmp_path / "expected.npz")
+    write_recording(odd, tmp_path / "expected.npz")
     kept, again = read_recording(RECORDING), read_recording(tmp_path / "expected.npz")
     assert set(kept) == set(again)
     for key, value in kept.items():
@@ -277,6 +277,6 @@ def test_the_official_package_is_recognised(tmp_path, monkeypatch, file, text, m
     for name in ("janus", "janus.models"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(UserError, match=message):
-        record(open_source(GOLDEN), tmp_path / "expected.npz")
+        write_recording(open_source(GOLDEN), tmp_path / "expected.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["janus"]
     sys.modules.pop("janus", None)

@@ -9,15 +9,21 @@ from pathlib import Path
 import pytest
 
 from janus_jax.errors import UserError
-from janus_jax.interop.conversion import place
-from janus_jax.interop.conversion.place import building, check_place, is_busy, remove_left
-from janus_jax.places import check_directory, check_file, user_cache, write_file
+from janus_jax.files import atomic_write
+from janus_jax.interop.conversion import output_dir
+from janus_jax.interop.conversion.output_dir import (
+    check_output_dir,
+    is_being_written,
+    remove_stale_staging,
+    write_output_dir,
+)
+from janus_jax.places import check_directory, check_file, user_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def build(directory, replaceable=None):
-    with building(directory, replaceable) as new:
+    with write_output_dir(directory, replaceable) as new:
         new.mkdir()
         (new / "janus.json").write_text("new")
         (new / "params").mkdir()
@@ -62,7 +68,7 @@ def test_what_cannot_be_a_directory_is_told_before_the_work(here, name, said):
     with pytest.raises(UserError, match=rf"^--out .* cannot be a directory to write in: {said}"):
         check_directory(name, "--out")
     with pytest.raises(UserError, match=f"cannot write to .*: {said}"):
-        check_place(name)
+        check_output_dir(name)
     with pytest.raises(UserError, match="--json"):
         check_file(f"{name}/x.json", "--json")
     assert names(here) == ["file", "loop"]
@@ -73,7 +79,7 @@ def test_a_directory_that_may_not_be_written_is_refused(closed):
         with pytest.raises(UserError, match="Permission denied"):
             check_directory(directory, "--out")
         with pytest.raises(UserError, match="Permission denied"):
-            check_place(directory)
+            check_output_dir(directory)
     build(closed / "own")  # in a parent that cannot be written
     build(closed / "own", lambda path: True)
     assert names(closed / "own") == ["janus.json", "params"]
@@ -82,7 +88,7 @@ def test_a_directory_that_may_not_be_written_is_refused(closed):
 def test_a_good_place_is_not_touched(here):
     for name in ("new", "new/deep", "."):
         check_directory(name, "--out", ["image_000.png", "file"])
-        check_place(f"{name}/model")
+        check_output_dir(f"{name}/model")
     check_file("x.json", "--json")
     check_file("file", "--json")
     assert names(here) == ["file", "loop"]
@@ -104,8 +110,8 @@ def test_a_failed_write_leaves_the_older_file(here):
 
     Path("a").write_text("old")
     with pytest.raises(OSError, match="stop"):
-        write_file(Path("a"), save)
-    write_file(Path("x" * 250), lambda path: path.write_text("a name of the longest kind"))
+        atomic_write(Path("a"), save)
+    atomic_write(Path("x" * 250), lambda path: path.write_text("a name of the longest kind"))
     assert Path("a").read_text() == "old"
     assert names(here) == ["a", "file", "loop", "x" * 250]
 
@@ -157,7 +163,7 @@ def test_what_comes_while_a_model_is_built_is_not_replaced(here):
     Path("model").mkdir()
     with (
         pytest.raises(UserError, match="cannot write to model: it exists and is not empty"),
-        building("model") as new,
+        write_output_dir("model") as new,
     ):
         new.mkdir()
         Path("model/letter").touch()
@@ -170,7 +176,7 @@ def test_a_failure_leaves_everything_as_it_was(here, name):
     Path("model/janus.json").write_text("old")
     with (
         pytest.raises(UserError, match=rf"^{name}/params is bad$"),
-        building(name, lambda path: True) as new,
+        write_output_dir(name, lambda path: True) as new,
     ):
         new.mkdir()
         (new / "half").touch()
@@ -203,8 +209,8 @@ def test_a_mount_point_is_filled(here):
 
 BUILDER = """
 import sys, time
-from janus_jax.interop.conversion.place import building
-with building(sys.argv[1], lambda path: True) as new:
+from janus_jax.interop.conversion.output_dir import write_output_dir
+with write_output_dir(sys.argv[1], lambda path: True) as new:
     new.mkdir()
     (new / "janus.json").write_text("new")
     print("ready", flush=True)
@@ -240,19 +246,19 @@ def test_the_workshop_of_a_living_process_stays_and_of_a_killed_one_goes(here, b
         Path("model").mkdir()
     process = builder("model")
     home = here / "model" if there else here
-    (workshop,) = (n for n in names(home) if n.endswith(".tmp"))
-    remove_left(home)
-    remove_left(home, "model")
-    assert is_busy(here / "model") and not is_busy(here / "other")
+    (staging,) = (n for n in names(home) if n.endswith(".tmp"))
+    remove_stale_staging(home)
+    remove_stale_staging(home, "model")
+    assert is_being_written(here / "model") and not is_being_written(here / "other")
     with pytest.raises(UserError, match="another process is writing there now"):
         build("model")
     build("other")  # of no concern
-    assert workshop in names(home)
+    assert staging in names(home)
     process.kill()
     process.wait()
-    assert workshop in names(home) and not is_busy(here / "model")
-    remove_left(home, "other")
-    assert workshop in names(home)
+    assert staging in names(home) and not is_being_written(here / "model")
+    remove_stale_staging(home, "other")
+    assert staging in names(home)
     build("model")
     assert names(here / "model") == ["janus.json", "params"]
     assert not [n for n in names(here) if n.endswith(".tmp")]
@@ -284,11 +290,11 @@ def dead_pid():
     ],
 )
 def test_without_a_lock_only_what_is_surely_left_goes(here, name, hours, goes):
-    workshop = here / name.format(dead=dead_pid(), own=os.getpid())
-    (workshop / "params").mkdir(parents=True)
-    age(workshop, hours * 3600)
-    remove_left(here, "model")
-    assert workshop.exists() is not goes
+    staging = here / name.format(dead=dead_pid(), own=os.getpid())
+    (staging / "params").mkdir(parents=True)
+    age(staging, hours * 3600)
+    remove_stale_staging(here, "model")
+    assert staging.exists() is not goes
 
 
 def test_a_link_with_the_name_of_a_workshop_is_left_alone(here):
@@ -296,7 +302,7 @@ def test_a_link_with_the_name_of_a_workshop_is_left_alone(here):
     Path("mine/letter").touch()
     age(here / "mine", 48 * 3600)
     Path(f".model.{dead_pid()}.tmp").symlink_to("mine")
-    remove_left(here, "model")
+    remove_stale_staging(here, "model")
     assert names(here / "mine") == ["letter"]
 
 
@@ -319,10 +325,10 @@ def test_an_exchange_that_is_killed_between_two_moves_ends_whole(here, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", moving)
-        patch.setattr(place, "_clear", lambda workshop: None)
-        patch.setattr(place.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(output_dir, "_clear", lambda staging: None)
+        patch.setattr(output_dir.shutil, "rmtree", lambda *args, **kwargs: None)
         with pytest.raises(Killed):
             build("model", lambda path: True)
-    remove_left(here / "model", "model")
+    remove_stale_staging(here / "model", "model")
     assert names(here / "model") == ["janus.json", "params"]
     assert Path("model/janus.json").read_text() == ("old" if moves < 3 else "new")

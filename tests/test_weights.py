@@ -19,7 +19,7 @@ from janus_jax.errors import UserError
 from janus_jax.interop import HF, OFFICIAL, config_from_official, params_from_torch
 from janus_jax.interop.configs.hf import config_from_hf, config_to_hf
 from janus_jax.interop.configs.official import config_to_official
-from janus_jax.interop.conversion.convert import expected_shapes, leaves, make_plan
+from janus_jax.interop.conversion.convert import expected_shapes, flatten, make_plan
 from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import summary
 
@@ -37,7 +37,7 @@ def test_the_table_is_a_bijection(table, config):
         for slot in slots:
             assert slot.name not in names
             names[slot.name] = slot.torch_shape(shape)
-            assert table.to_ours(slot.name) == dataclasses.replace(slot, name=path)
+            assert table.to_native(slot.name) == dataclasses.replace(slot, name=path)
     plan = make_plan(names, config, table)
     assert not plan.problems and set(plan.sources) == set(shapes)
 
@@ -97,7 +97,7 @@ def test_official_to_ours_and_back_is_bit_identical(official, tmp_path):
     assert loaded.processor["template"] == "deepseek"
     state = load_file(official / "model.safetensors")
     wanted = params_from_torch(state, loaded.config)
-    assert same(dict(leaves(loaded.params)), dict(leaves(wanted)))
+    assert same(flatten(loaded.params), flatten(wanted))
     convert(ours, back, "official")
     used = {k: v for k, v in state.items() if not OFFICIAL.is_dropped(k)}
     assert len(state) - len(used) == 14  # the pooling head and the statistic, nothing else
@@ -165,7 +165,7 @@ def test_pickled_state_dicts_are_read_like_safetensors(official, tmp_path, shard
     convert(official, tmp_path / "ours", "janus_jax")
     loaded = load_model(tmp_path / "ours")
     wanted = params_from_torch(state, loaded.config)
-    assert same(dict(leaves(loaded.params)), dict(leaves(wanted)))
+    assert same(flatten(loaded.params), flatten(wanted))
 
 
 def test_old_hf_names_are_understood(tmp_path, tokenizer):

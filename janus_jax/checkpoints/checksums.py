@@ -23,12 +23,12 @@ from typing import Any
 
 from orbax.checkpoint.path import atomicity
 
-from janus_jax.checkpoints import storage
 from janus_jax.errors import UserError
+from janus_jax.files import access_error, read_json, sync, unreadable, write_json
 
 NAME = "checksums.json"
 CHUNK = 2**23
-# Orbax writes these last, and reads nothing of ours from them.
+# Orbax writes these last, and reads no array from them.
 _BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
@@ -42,16 +42,16 @@ def write(directory: Path, names: Iterable[str], step: int | None = None) -> Non
     """
     paths = [path for name in names for path in _files(directory / name)]
     for path in paths:
-        storage.sync(path)
+        sync(path)
     for folder in {path.parent for path in paths}:
-        storage.sync(folder)
+        sync(folder)
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32": sums}
         for path, sums in zip(paths, _sums(paths, CHUNK), strict=True)
     }
     content = {"chunk_bytes": CHUNK, "step": step, "files": files}
     content["crc32"] = _own_sum(content)
-    storage.write_text(directory / NAME, json.dumps(content, indent=1) + "\n")
+    write_json(directory / NAME, content)
 
 
 def damage(directory: Path, below: str = "", step: int | None = None) -> str | None:
@@ -91,7 +91,7 @@ def damage(directory: Path, below: str = "", step: int | None = None) -> str | N
 def listed(directory: Path) -> set[str] | None:
     """Names of the files that a directory's `checksums.json` lists; None without one that can be read."""
     try:
-        return set(storage.read_json(directory / NAME)["files"])
+        return set(read_json(directory / NAME)["files"])
     except (UserError, TypeError, KeyError):
         return None
 
@@ -129,8 +129,8 @@ def _different(directory: Path, listed: dict[str, Any], chunk: int) -> str | Non
 
 
 def _unreadable(directory: Path, name: str, error: OSError) -> str:
-    if code := storage.hindrance(error):
-        raise storage.unreadable(directory / name, code) from error
+    if code := access_error(error):
+        raise unreadable(directory / name, code) from error
     return f"{name} cannot be read ({error.strerror})"
 
 
@@ -178,4 +178,4 @@ class SummedPath(atomicity.AtomicRenameTemporaryPath):
             write(directory, names, int(final.name))
         await super().finalize()
         if step:
-            storage.sync(final.parent)
+            sync(final.parent)

@@ -26,8 +26,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from janus_jax.checkpoints import checksums, storage
-from janus_jax.checkpoints.storage import DamagedError
 from janus_jax.errors import UserError
+from janus_jax.files import DamagedError, access_error, read_json, unreadable
 
 _ITEMS = ("params", "state", "data", "metrics")
 _FINE, _DAMAGED, _UNREADABLE = range(3)
@@ -103,7 +103,7 @@ class StageCheckpoints:
             params=ocp.args.PyTreeSave(_arrays(params)),
             state=ocp.args.PyTreeSave(_arrays(train_state)),
             data=grain.checkpoint.CheckpointSave(_iterator(data)),
-            metrics=ocp.args.JsonSave(_plain(metrics or {})),
+            metrics=ocp.args.JsonSave(_jsonable(metrics or {})),
         )
         with storage.writing(self.directory, "earlier checkpoints are intact", params, train_state):
             return self._manager.save(step, args=items, force=True)
@@ -169,7 +169,7 @@ class StageCheckpoints:
 
     def metrics(self, step: int) -> dict[str, Any]:
         """The metrics saved with a step."""
-        return storage.read_json(self._path(step) / "metrics" / "metrics")
+        return read_json(self._path(step) / "metrics" / "metrics")
 
     def close(self) -> None:
         """Waits for what is in flight."""
@@ -227,10 +227,10 @@ class StageCheckpoints:
             except UserError as error:
                 found = error
             except OSError as error:
-                code = storage.hindrance(error)
+                code = access_error(error)
                 if code is None:
                     raise
-                found = storage.unreadable(path, code)
+                found = unreadable(path, code)
         verdict = _agreed(_FINE if found is None else _verdict(found))
         if found is None and verdict != _FINE:
             found = (
@@ -331,13 +331,13 @@ def _check_position(directory: Path) -> dict[str, Any] | None:
         if not others or any(directory.glob(f"process_*-of-{jax.process_count()}.json")):
             raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
         name = others[0].name
-        other = storage.read_json(directory / name)
+        other = read_json(directory / name)
         if not isinstance(other, dict) or "settings" not in other:
             raise UserError(
                 f"{directory.parent} was saved by a job with another number of processes than "
                 f"{jax.process_count()}; resume it with the same number"
             )
-    todo = [storage.read_json(directory / name)]
+    todo = [read_json(directory / name)]
     while todo:
         value = todo.pop()
         if isinstance(value, dict):
@@ -357,7 +357,7 @@ class _JsonIterator:
 
     def get_state(self) -> bytes:
         state = self._data if isinstance(self._data, dict) else self._data.get_state()
-        return json.dumps(_plain(state)).encode()
+        return json.dumps(_jsonable(state)).encode()
 
     def set_state(self, state: bytes) -> None:
         value = json.loads(state)
@@ -377,12 +377,12 @@ def _iterator(data: Any) -> Any:
     return data if isinstance(data, grain.DatasetIterator) else _JsonIterator(data)
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     """Numpy and jax scalars as Python numbers, all the way down."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
     return value

@@ -26,20 +26,20 @@ from typing import Any
 import jax
 
 from janus_jax.checkpoints import checksums, storage
-from janus_jax.checkpoints.storage import DamagedError
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
+from janus_jax.files import DamagedError, atomic_write, read_json, read_text
 from janus_jax.models import JanusModel, init_params, unstack_layers
 from janus_jax.untrusted import JSON_BYTES, check_tree, is_file, printable, shown, understanding
 
-CARD = "janus.json"
+METADATA = "janus.json"
 TOKENIZER = "tokenizer.json"
 PARAMS = "params"
 STAGES = "stages.json"
 CHECKPOINTS = "checkpoints"
 FORMAT, VERSION = "janus_jax", 1
 EXTRAS = "aux"  # parameters that only training uses
-_PARTS = {CARD, TOKENIZER, PARAMS, checksums.NAME}
+_PARTS = {METADATA, TOKENIZER, PARAMS, checksums.NAME}
 _LEFT = re.compile(r"\.(janus|tokenizer|checksums)\.json\.\d+\.tmp")  # by a write that was killed
 
 
@@ -62,7 +62,7 @@ class LoadedModel:
     origin: dict[str, Any]
 
 
-def write_card(
+def write_metadata(
     directory: str | Path,
     config: JanusConfig,
     processor: Mapping[str, Any],
@@ -80,16 +80,16 @@ def write_card(
         return
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    card = {
+    metadata = {
         "format": FORMAT,
         "version": VERSION,
         "config": config.to_dict(),
         "processor": dict(processor),
         "origin": dict(origin or {}),
     }
-    storage.write_text(directory / TOKENIZER, tokenizer_json)
-    storage.write_text(directory / CARD, _card_text(card) + "\n")
-    checksums.write(directory, (CARD, TOKENIZER))
+    atomic_write(directory / TOKENIZER, tokenizer_json)
+    atomic_write(directory / METADATA, _metadata_text(metadata) + "\n")
+    checksums.write(directory, (METADATA, TOKENIZER))
 
 
 def save_model(
@@ -126,9 +126,9 @@ def save_model(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with storage.writing(directory, "nothing there was changed", params):
-            write_card(temporary, config, processor, tokenizer_json, origin)
+            write_metadata(temporary, config, processor, tokenizer_json, origin)
             (save or storage.save_tree)(temporary / PARAMS, params)
-            checksums.write(temporary, (CARD, TOKENIZER, PARAMS))
+            checksums.write(temporary, (METADATA, TOKENIZER, PARAMS))
         _replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -154,13 +154,13 @@ def load_model(
         finished checkpoint, stage or step like that; the parameters do not fit the config.
     """
     directory = Path(os.path.abspath(directory))
-    card = _read_card(directory)
-    config = JanusConfig.from_dict(card["config"])
+    metadata = _read_metadata(directory)
+    config = JanusConfig.from_dict(metadata["config"])
     tokenizer = directory / TOKENIZER
     if not is_file(tokenizer):
         raise UserError(f"{directory} has no {TOKENIZER}; copy it from the model it was made of")
-    tokenizer_json = storage.read_text(tokenizer)
-    origin = dict(card.get("origin", {}))
+    tokenizer_json = read_text(tokenizer)
+    origin = dict(metadata.get("origin", {}))
     if (directory / PARAMS).is_dir():
         if step is not None or stage is not None:
             raise UserError(
@@ -175,7 +175,7 @@ def load_model(
         origin.update(stage=stage, step=step)
     if verify:
         _warn_of_edits(directory)
-    return LoadedModel(config, card["processor"], tokenizer_json, params, origin)
+    return LoadedModel(config, metadata["processor"], tokenizer_json, params, origin)
 
 
 def _read_params(
@@ -236,8 +236,8 @@ def _read_step(
 
 
 def _warn_of_edits(directory: Path) -> None:
-    """A card or a tokenizer that is not as it was written may be damaged, or meant so."""
-    if reason := checksums.damage(directory, CARD) or checksums.damage(directory, TOKENIZER):
+    """Metadata or a tokenizer that differ from what was written may be damaged, or edited on purpose."""
+    if reason := checksums.damage(directory, METADATA) or checksums.damage(directory, TOKENIZER):
         print(f"warning: {directory}: {reason}: it was edited, or is damaged", file=sys.stderr)
 
 
@@ -246,25 +246,25 @@ def _check_files(path: Path) -> None:
     check_tree(path)
     for file in (*path.glob("_*METADATA"), *path.glob("array_metadatas/*")):
         if is_file(file):
-            storage.read_json(file)
+            read_json(file)
     for file in path.glob("**/manifest.ocdbt"):
         if file.stat().st_size > JSON_BYTES:
             raise UserError(f"{file} is damaged: a manifest is never that large")
 
 
 def foreign_parts(directory: Path, paths: Iterable[Path] | None = None) -> list[str]:
-    """What somebody would lose if a model took the place of a directory: all that `save_model` did not write.
+    """What would be lost if a model took the place of a directory: all that `save_model` did not write.
 
     Args:
-      directory: it exists; without a card of ours, everything in it is somebody's.
+      directory: it exists; without a native `janus.json`, everything in it is foreign.
       paths: what in it to look at; by default all.
 
     Returns:
       Names relative to `directory`, sorted; also of files in `params/` that the checksums do not list (in a
-      model without checksums all of these are taken for ours).
+      model without checksums all of these are taken for native).
     """
     names = {path.name for path in (directory.iterdir() if paths is None else paths)}
-    if CARD not in names or not _is_card(directory / CARD):
+    if METADATA not in names or not _is_metadata(directory / METADATA):
         return sorted(names)
     foreign = [name for name in names - _PARTS if not _LEFT.fullmatch(name)]
     if PARAMS in names and (known := checksums.listed(directory)) is not None:
@@ -273,7 +273,7 @@ def foreign_parts(directory: Path, paths: Iterable[Path] | None = None) -> list[
     return sorted(foreign)
 
 
-def few(names: list[str]) -> str:
+def abridged(names: list[str]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return printable(", ".join(names[:3])) + more
@@ -292,7 +292,7 @@ def finished_steps(directory: Path) -> list[int]:
         return sorted(int(path.name) for path in found if (path / PARAMS).is_dir())
 
 
-def _read_card(directory: Path) -> dict[str, Any]:
+def _read_metadata(directory: Path) -> dict[str, Any]:
     if not directory.exists():
         raise UserError(f"no such directory: {directory}")
     if not directory.is_dir():
@@ -301,44 +301,44 @@ def _read_card(directory: Path) -> dict[str, Any]:
         )
     if not any(directory.iterdir()):
         raise UserError(f"{directory} is empty: not a model or a training run")
-    path = directory / CARD
+    path = directory / METADATA
     if not is_file(path):
         raise UserError(
-            f"{directory} is not a model or a training run: it has no {CARD} (the weights of the "
+            f"{directory} is not a model or a training run: it has no {METADATA} (the weights of the "
             "PyTorch release must be converted first)"
         )
-    card = storage.read_json(path)
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise UserError(f"{path} is not the {CARD} of a {FORMAT} model")
-    version = card.get("version")
+    metadata = read_json(path)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not the {METADATA} of a {FORMAT} model")
+    version = metadata.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise UserError(
             f"{path} has format version {shown(version)}; this janus_jax reads up to {VERSION}"
         )
     for field in ("config", "processor"):
-        if not isinstance(card.get(field), dict):
+        if not isinstance(metadata.get(field), dict):
             raise UserError(f"{path} is damaged: it lacks {field!r}")
-    if not isinstance(card.get("origin", {}), dict):
+    if not isinstance(metadata.get("origin", {}), dict):
         raise UserError(
-            f"{path} is damaged: 'origin' must be an object, not {shown(card['origin'])}"
+            f"{path} is damaged: 'origin' must be an object, not {shown(metadata['origin'])}"
         )
-    return card
+    return metadata
 
 
-def _is_card(path: Path) -> bool:
+def _is_metadata(path: Path) -> bool:
     try:
-        card = storage.read_json(path)
+        metadata = read_json(path)
     except UserError:
         return False
-    return isinstance(card, dict) and card.get("format") == FORMAT
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
-def _card_text(card: Mapping[str, Any]) -> str:
-    text = json.dumps(card, indent=2, ensure_ascii=False)
+def _metadata_text(metadata: Mapping[str, Any]) -> str:
+    text = json.dumps(metadata, indent=2, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # a path in `origin` whose bytes are not UTF-8: escaped, it survives
-        return json.dumps(card, indent=2)
+        return json.dumps(metadata, indent=2)
     return text
 
 
@@ -346,7 +346,7 @@ def _find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:
     """(stage, step) of a training run's checkpoints, the last stage's newest first; never empty."""
     if not is_file(directory / STAGES):
         raise UserError(f"{directory} has neither {PARAMS}/ nor a finished checkpoint")
-    names = storage.read_json(directory / STAGES)
+    names = read_json(directory / STAGES)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{directory / STAGES} must be a list of stage names")
     for name in names:  # a stage is a directory in this one, whatever a file says
@@ -379,13 +379,13 @@ def _check_fit(params: Any, config: JanusConfig, where: str) -> None:
     found = storage.flatten(params)
     if not config.scan_layers and config.least_arrays > 2 * len(found) + 1000:
         raise UserError(
-            f"{where} belongs to another architecture than its {CARD} ({config.name}), which describes more "
+            f"{where} belongs to another architecture than its {METADATA} ({config.name}), which describes more "
             f"than {config.least_arrays} tensors, not {len(found)}"
         )
     wanted = storage.flatten(_expected(config))
     if difference := storage.first_difference(found, wanted):
         raise UserError(
-            f"{where} belongs to another architecture than its {CARD} ({config.name}): "
+            f"{where} belongs to another architecture than its {METADATA} ({config.name}): "
             f"{printable(difference, 200)}"
         )
 
@@ -408,7 +408,7 @@ def _check_free(directory: Path) -> None:
         raise UserError(f"cannot write a model to {directory}: it is a file")
     if foreign := foreign_parts(directory):
         raise UserError(
-            f"cannot write a model to {directory}: it holds something else: {few(foreign)}"
+            f"cannot write a model to {directory}: it holds something else: {abridged(foreign)}"
         )
 
 

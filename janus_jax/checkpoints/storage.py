@@ -1,22 +1,19 @@
-"""Orbax with this project's manners: quiet, one-line errors, arrays as plain nested dicts."""
+"""Trees of arrays on disk, through Orbax: without its log lines, with one-line errors, as nested dicts."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
-import json
 import logging as python_logging
 import math
 import os
-import re
 import shutil
 import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +22,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from janus_jax import untrusted
 from janus_jax.errors import UserError
+from janus_jax.files import (
+    ACCESS_ERRORS,
+    DamagedError,
+    access_error,
+    is_disk_full,
+    read_json_lines,  # noqa: F401
+    unreadable,
+)
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of everything Orbax has not finished
-
-# The process may not or cannot read at the moment; this says nothing of what is in the file.
-_HINDRANCES = {
-    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
-    *(errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ENOTCONN),
-    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-}
-_ADVICE = {
-    errno.EACCES: "see to it that you may read it (chmod, chown), and run the same command again",
-    errno.EMFILE: "allow the process more open files (ulimit -n), and run the same command again",
-}
-_ADVICE[errno.EPERM] = _ADVICE[errno.EACCES]
-
-
-class DamagedError(UserError):
-    """What is on disk is not what was written there, or not all of it."""
 
 
 class _Silence:
@@ -75,35 +63,7 @@ def quiet() -> Iterator[_Silence]:
         threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a full disk; TensorStore only says so in text."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
-            return True
-        if isinstance(error, BaseExceptionGroup) and any(map(is_disk_full, error.exceptions)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def hindrance(error: BaseException | None) -> int | None:
-    """The errno of what kept the process from reading, if an error, or one behind it, is no damage.
-
-    TensorStore only says so in text.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _HINDRANCES:
-            return error.errno
-        for code in _HINDRANCES:
-            if os.strerror(code) in str(error):
-                return code
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _hindered(path: Path) -> tuple[Path, int] | None:
+def _first_inaccessible(path: Path) -> tuple[Path, int] | None:
     """The first file or directory at or below `path` that cannot be opened, and the errno.
 
     Orbax takes what it may not read for something that is not there.
@@ -115,14 +75,8 @@ def _hindered(path: Path) -> tuple[Path, int] | None:
                 os.close(os.open(os.path.join(parent, name), os.O_RDONLY | os.O_NONBLOCK))
             except OSError as error:
                 errors.append(error)
-    found = [(Path(e.filename or path), e.errno) for e in errors if e.errno in _HINDRANCES]
+    found = [(Path(e.filename or path), e.errno) for e in errors if e.errno in ACCESS_ERRORS]
     return found[0] if found else None
-
-
-def unreadable(path: Path, code: int) -> UserError:
-    """The error of a file or directory that may be whole, but cannot be read for the reason `code`."""
-    advice = _ADVICE.get(code, "it may be whole: run the same command again, once it can be read")
-    return UserError(f"cannot read {path}: {os.strerror(code)}; {advice}")
 
 
 @contextlib.contextmanager
@@ -272,168 +226,10 @@ def reading(path: Path) -> Iterator[None]:
     except (UserError, MemoryError, RuntimeError):  # of JAX: the device has no memory left
         raise
     except Exception as error:  # some damage is a bare Exception of Orbax
-        place, code = _hindered(path) or (path, hindrance(error))
+        place, code = _first_inaccessible(path) or (path, access_error(error))
         if code:
             raise unreadable(place, code) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DamagedError(
             f"cannot read the checkpoint {path}, it may be damaged: {reason}"
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file as `write_bytes` does, in UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a small file so that it has its old content or its new one, whatever happens.
-
-    Under a temporary name, renamed when it is on disk: without that, a machine that stops right
-    after the renaming can leave an empty file.
-
-    Raises:
-      UserError: the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        if is_disk_full(error):
-            raise UserError(
-                f"no space left on the disk while writing {path}: free some and run the same "
-                "command again"
-            ) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a file is what a killed `write_bytes`, or an earlier version's, left behind."""
-    return (path.name.startswith(".") and path.suffix == ".tmp") or path.name == "config.tmp"
-
-
-def remove_leftovers(directory: Path, names: str) -> None:
-    """Removes what writers that were killed in `write_bytes` left in a directory.
-
-    Args:
-      directory: nothing below it is looked at; it need not exist.
-      names: regular expression of the whole names of the files that were to be written. What a process
-        that is alive on this host may be writing stays.
-    """
-    pattern = re.compile(rf"\.(?:{names})\.(?P<pid>[1-9][0-9]*)\.tmp", re.ASCII)
-    for path in directory.glob(".*.tmp"):
-        found = pattern.fullmatch(path.name)
-        if found and path.is_file() and not path.is_symlink() and not _is_alive(int(found["pid"])):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # another user's
-        return True
-    return True
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a directory, are on disk."""
-    is_directory = path.is_dir()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not is_directory:  # some file systems cannot do it for directories
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def read_text(path: Path) -> str:
-    """Reads a text file.
-
-    Raises:
-      UserError: it is missing, unreadable, not UTF-8, too large or no regular file.
-    """
-    try:
-        return untrusted.read_text(path)
-    except UserError as error:
-        _raise_hindrance(path, error)
-        raise DamagedError(str(error)) from error
-
-
-def read_json(path: Path, kind: type = object, advice: str = "copy it back") -> Any:
-    """Parses a JSON file.
-
-    Args:
-      path: of the file.
-      kind: what must be in it, such as dict.
-      advice: what a person can do about a damaged one.
-
-    Raises:
-      UserError: it cannot be read or parsed, or holds something else.
-    """
-    try:
-        if untrusted.is_file(path) and path.stat().st_size == 0:
-            raise DamagedError(f"{path} is empty, so it is damaged")
-        value = untrusted.read_json(path)
-    except UserError as error:
-        _raise_hindrance(path, error)
-        raise DamagedError(f"{error}: {advice}") from error
-    if not isinstance(value, kind):
-        found = type(value).__name__
-        raise DamagedError(f"{path} is damaged, it holds a {found}, no {kind.__name__}: {advice}")
-    return value
-
-
-def _raise_hindrance(path: Path, error: UserError) -> None:
-    """Raises what `unreadable` says, if a file was not even read."""
-    if isinstance(error.__cause__, OSError) and (code := hindrance(error.__cause__)):
-        raise unreadable(path, code) from error
-
-
-def read_json_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
-    """The values of a file with one JSON value a line; none if there is no such file.
-
-    A last line that a kill cut short is left out. So are damaged ones, with a line on stderr.
-
-    Args:
-      path: of the file.
-      is_sound: whether a value is one that may be in it.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    if not untrusted.is_file(path):
-        return []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise unreadable(path, error.errno) from error
-    values, damaged = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-            sound = is_sound(value)
-        except (ValueError, RecursionError):
-            sound = False
-        if sound:
-            values.append(value)
-        elif number < len(lines):
-            damaged.append(str(number))
-    if damaged:
-        shown = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
-        print(
-            f"warning: {path} is damaged: left out {len(damaged)} of its {len(lines) - 1} lines "
-            f"(line {shown})",
-            file=sys.stderr,
-        )
-    return values

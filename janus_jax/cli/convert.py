@@ -5,15 +5,13 @@
   python convert_torch_weights.py --src DIR --parity expected.npz
   python convert_torch_weights.py --src DIR --record expected.npz
 
---src is a directory or a hub id, in the official format, in that of transformers, or in ours. --record lets
+--src is a directory or a hub id, in the official format, in that of transformers, or a native one. --record lets
 PyTorch compute on this machine what --parity compares on another. Exit code 1: --parity found a difference.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import math
 import os
 import time
@@ -24,6 +22,7 @@ from tqdm import tqdm
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import RunError, UserError, run_main
+from janus_jax.files import write_json
 from janus_jax.places import check_file
 from janus_jax.untrusted import is_file
 
@@ -65,25 +64,20 @@ def parse_flags() -> argparse.Namespace:
 
 
 def convert(source, flags: argparse.Namespace) -> None:
-    """Writes the model to --dst and says what is in it."""
-    from janus_jax.interop.conversion.names import TABLES
-    from janus_jax.interop.conversion.write import summary, write_ours, write_torch
+    """Writes the model to --dst and prints what is in it."""
+    from janus_jax.interop.conversion import summary, write_model
 
     processor, tokenizer = source.processor(Path(flags.tokenizer) if flags.tokenizer else None)
     rows, label = summary(source.arrays), f"{source.format} -> {flags.to}"
     with tqdm(total=rows[-1][2], unit="B", unit_scale=True, desc=label) as bar:
-        if flags.to == "janus_jax":
-            write_ours(source, Path(flags.dst), processor, tokenizer, bar.update)
-        else:
-            table = TABLES[flags.to]
-            write_torch(source, Path(flags.dst), table, processor, tokenizer, bar.update)
+        write_model(source, Path(flags.dst), flags.to, processor, tokenizer, bar.update)
     print(f"{'':16}{'parameters':>16}{'bytes':>18}")
     for name, parameters, nbytes in rows:
         print(f"{name:16}{parameters:16,}{nbytes:18,}")
     print(printable(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})"))
 
 
-class Watch:
+class PartProgress:
     """Shows on a bar which part of --parity runs and how far all are; keeps the seconds of each."""
 
     def __init__(self, bar: tqdm):
@@ -105,18 +99,14 @@ class Watch:
 
 def compare(source, recorded, flags: argparse.Namespace) -> None:
     """Prints the table of --parity with what was `recorded`; raises RunError if a key is beyond tolerance."""
-    from janus_jax.checkpoints import write_text
-    from janus_jax.interop.parity.compare import check_parity
+    from janus_jax.interop.parity import as_json, check_parity
 
     with tqdm(unit="step", dynamic_ncols=True) as bar:
-        watch = Watch(bar)
-        rows = check_parity(source, recorded, flags.dtype, flags.tolerance, watch)
+        parts = PartProgress(bar)
+        rows = check_parity(source, recorded, flags.dtype, flags.tolerance, parts)
     failed = [r.key for r in rows if r.ok is False]
     if flags.json:
-        result = {"dtype": flags.dtype, "tolerance": flags.tolerance, "ok": not failed}
-        result["seconds"] = {part: round(s, 3) for part, s in watch.seconds.items()}
-        result["keys"] = [dataclasses.asdict(r) for r in rows]
-        write_text(Path(flags.json), json.dumps(result, indent=1) + "\n")
+        write_json(flags.json, as_json(rows, flags.dtype, flags.tolerance, parts.seconds))
     number = lambda value: "" if value is None else f"{value:.3g}"
     verdict = {True: "ok", False: "FAIL", None: "-"}
     print(f"{'':22}{'max abs':>10}{'max rel':>10}{'match':>8}{'KL':>10}{'top-1':>7}  verdict")
@@ -136,30 +126,28 @@ def same_path(one: str, other: str) -> bool:
 def main() -> None:
     flags = parse_flags()
     # After the flags, so that --help and bad flags answer at once.
-    from janus_jax.interop.conversion.cache import part_of_run
-    from janus_jax.interop.conversion.hub import local_directory
-    from janus_jax.interop.conversion.place import check_place
-    from janus_jax.interop.conversion.source import open_source
-    from janus_jax.interop.conversion.write import check_apart, may_be_replaced
-    from janus_jax.interop.parity.compare import read_recording
+    from janus_jax.interop.conversion import (
+        check_destination,
+        local_directory,
+        open_source,
+        part_of_run,
+    )
+    from janus_jax.interop.parity import read_recording, write_recording
 
     if part := part_of_run(flags.src):
         raise UserError(
             f"--src {flags.src} is a part of the run {part[0]}; give --src {part[0]}, whose newest "
             "step is converted"
         )
-    if flags.dst:  # before anything is downloaded or computed
-        check_apart(flags.src, flags.dst)
-        check_place(flags.dst, may_be_replaced if flags.to == "janus_jax" else None)
+    if flags.dst:
+        check_destination(flags.src, flags.dst, flags.to)
     recorded = None
     if flags.parity and not (flags.record and same_path(flags.parity, flags.record)):
-        recorded = read_recording(flags.parity)  # a bad one, too, is told before the work
+        recorded = read_recording(flags.parity)  # a bad one, too, is reported before the work
     directory = local_directory(flags.src)
     source = open_source(directory, name=Path(flags.src).name.lower())
     if flags.record:
-        from janus_jax.interop.parity.record import record
-
-        by = record(source, Path(flags.record))
+        by = write_recording(source, Path(flags.record))
         print(printable(f"recorded {flags.src} in {flags.record}, computed by {by}"))
     if flags.dst:
         convert(source, flags)

@@ -1,12 +1,20 @@
-"""What the entry points share."""
+"""What the commands share: the parser of flags, and texts that name the command as it was typed."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from janus_jax.errors import UserError
+
+# Script at the root of the source tree -> the command that an installation has instead.
+COMMANDS = {
+    "train.py": "janus-train",
+    "sample.py": "janus-sample",
+    "convert_torch_weights.py": "janus-convert",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,10 +26,25 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None):
         super().__init__(
-            description=description,
+            description=description and as_typed(description),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
 
     def error(self, message: str):
-        raise UserError(f"{message} (see {Path(sys.argv[0]).name} --help)")
+        raise UserError(f"{message} (see {program()} --help)")
+
+
+def program() -> str:
+    """How the running program is started: "python train.py", or "janus-train" of an installation."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def as_typed(text: str) -> str:
+    """A text about the scripts; where a command of an installation runs, it names those commands."""
+    if Path(sys.argv[0]).name not in COMMANDS.values():
+        return text
+    for script, command in COMMANDS.items():
+        text = re.sub(rf"(python )?\b{re.escape(script)}", command, text)
+    return text

@@ -1,8 +1,9 @@
 """Trains a Janus: every stage of a config, in order, and goes on where it stopped.
 
-    python train.py                                                  # the tiny model, on a laptop
-    python train.py --config configs/janus_tiny.py --workdir runs/mine --config.seed=1
-    python train.py --config configs/janus_pro_7b.py:stage2 --config.init_from=DIR --config.tokenizer=...
+    python train.py                                                     # janus_tiny, on a laptop
+    python train.py --config janus_tiny:smoke --workdir runs/mine --config.seed=1
+    python train.py --config configs/janus_tiny.py                      # a config by its file
+    python train.py --config janus_pro_7b:stage2 --config.init_from=DIR --config.tokenizer=...
 
 Everything is written under --workdir (default runs/<config name>); running the same command again
 continues. Any field can be set: --config.stages.stage2.steps=100.
@@ -15,12 +16,12 @@ import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from janus_jax.errors import UserError, nearest, run_main
+from janus_jax.cli import config_flag
+from janus_jax.cli.parser import as_typed
+from janus_jax.errors import UserError, run_main
 from janus_jax.signals import AGAIN, EXIT_CODES, StopSignals
 
-DEFAULT_CONFIG = "configs/janus_tiny.py"
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes (default: runs/<config name>)."
 )
@@ -60,50 +61,31 @@ def _main(signals: StopSignals) -> None:
 
 
 def _parse(argv: list[str]):
-    """The config, or a UserError that names the file or field."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        if flag.lstrip("-").split("=")[0] == "config":
-            _check_file(flag.split("=", 1)[1] if "=" in flag else value)
     try:
-        # Defined here, because defining it already reads --config.FIELD from the command line.
-        flag = config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "FILE or FILE:VARIANT.")
-        rest = flags.FLAGS(argv)
-        config = flag.value
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        return config_flag.parse(argv)
+    except UserError as error:
         if moved := _moved(argv):
             raise UserError(moved) from error
-        # A mistake inside a config file arrives as a whole traceback; its last line says it all.
-        lines = str(error).replace("\\n", "\n").strip().splitlines()
-        reason = lines[-1] if "Traceback" in str(error) else " ".join(lines)
-        raise UserError(f"{reason} (see python train.py --help)") from error
-    if len(rest) > 1:
-        raise UserError(f"what is {rest[1]!r}? All arguments are flags, see python train.py --help")
-    return config
+        raise
 
 
 def _moved(argv: list[str]) -> str:
     """Where a field of an earlier version went that the command line sets, in one line; else ""."""
-    from janus_jax.run.old_configs import where_it_went
+    from janus_jax.configs.earlier import where_it_went
 
     fields = (f.lstrip("-").split("=")[0] for f in argv if f.startswith(("--config.", "-config.")))
     found = (where_it_went(field.removeprefix("config.")) for field in fields)
     return next((line for line in found if line), "")
 
 
-def _check_file(value: str) -> None:
-    path = Path(value.split(":", 1)[0])
-    if not path.is_file():
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.name.startswith("janus_"))
-        raise UserError(f"no config file {path}.{nearest(str(path), known)}")
-
-
 def command() -> None:
     """Runs as a command: exit codes instead of exceptions."""
-    app.usage = lambda **_: print(__doc__)
+    text = as_typed(__doc__)
+    app.usage = lambda **_: print(text)
     if any(a in ("--help", "-h", "-help") for a in sys.argv[1:]):
         print(
-            __doc__
-            + "\nFlags: --config FILE[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE,\n"
+            f"{text}\nConfigs: {', '.join(config_flag.builtin())}, or a file\n"
+            "Flags: --config NAME[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE,\n"
             "       --allow_change=FIELD,... (of a run that has begun: go on with another value)"
         )
         sys.exit(0)

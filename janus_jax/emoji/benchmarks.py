@@ -220,11 +220,10 @@ def make_world(options: Mapping[str, Any]) -> World:
 
 def _trained_tasks(stage: Any) -> set[str]:
     """The kinds of scene that a stage draws, by the options of its sources."""
-    listed = [getattr(stage, "scenes", {})]
-    listed += [s.options for s in getattr(stage, "sources", ()) if s.task == "generation"]
     return {
-        task
-        for options in listed
-        for task, weight in dict(options.get("tasks", {})).items()
+        kind
+        for source in stage.sources
+        if source.task == "gen"
+        for kind, weight in source.options.get("kinds", {}).items()
         if weight > 0
     }

@@ -1,9 +1,16 @@
-"""Reading and writing the PyTorch formats."""
+"""Between this package and PyTorch: weights (`conversion`), config files (`configs`), numbers (`parity`)."""
 
-from janus_jax.interop.configs.official import config_from_official
-from janus_jax.interop.conversion.cache import load_checkpoint, our_directory
-from janus_jax.interop.conversion.convert import params_from_torch, params_to_torch
-from janus_jax.interop.conversion.names import HF, OFFICIAL, TABLES, NameTable
+from janus_jax.interop.configs import config_from_official
+from janus_jax.interop.conversion import (
+    HF,
+    OFFICIAL,
+    TABLES,
+    NameTable,
+    load_checkpoint,
+    native_directory,
+    params_from_torch,
+    params_to_torch,
+)
 
 __all__ = [
     "HF",
@@ -12,7 +19,7 @@ __all__ = [
     "NameTable",
     "config_from_official",
     "load_checkpoint",
-    "our_directory",
+    "native_directory",
     "params_from_torch",
     "params_to_torch",
 ]

@@ -21,11 +21,12 @@ import jax
 from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
+from janus_jax.configs.earlier import upgraded
 from janus_jax.errors import UserError, nearest
+from janus_jax.files import atomic_write, is_leftover, write_json
 from janus_jax.parallel import first_only, who_lacks
 from janus_jax.run.experiment import Experiment
-from janus_jax.run.files import read_json, write_json
-from janus_jax.run.old_configs import upgraded
+from janus_jax.run.files import read_json
 
 LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
@@ -132,7 +133,7 @@ def init_or_verify_run_dir(
         # The config first: with it, a run killed right here can be started again.
         write_json(path, fields)
         write_json(run_dir / "stages.json", [s.name for s in experiment.stages])
-        checkpoints.write_card(
+        checkpoints.write_metadata(
             run_dir,
             experiment.janus_config,
             experiment.processor.config.to_dict(),
@@ -352,7 +353,7 @@ def _record(
     before = path.read_bytes() if path.exists() else b""
     # After half a line, which a kill may have left, a new one.
     gap = b"\n" if before and not before.endswith(b"\n") else b""
-    checkpoints.write_bytes(path, before + gap + json.dumps(record).encode() + b"\n")
+    atomic_write(path, before + gap + json.dumps(record).encode() + b"\n")
     for change in changes:
         if change.path in record["allowed"] or change.old == ABSENT:
             print(f"changed in this run: {change}", file=sys.stderr)
@@ -361,7 +362,7 @@ def _record(
 def _check_holds_run(run_dir: Path) -> None:
     """Raises UserError if something is in there, and no run; what a full disk or a kill left of one is no
     thing."""
-    names = {p.name for p in run_dir.iterdir() if not checkpoints.is_leftover(p)} - {LOCK}
+    names = {p.name for p in run_dir.iterdir() if not is_leftover(p)} - {LOCK}
     if not names or CONFIG in names:
         return
     if any((run_dir / "checkpoints").glob("*/*/params")) or {"stages.json", METRICS} <= names:

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from janus_jax.configs.earlier import check_moved
 from janus_jax.data import TOO_LONG
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
-from janus_jax.run.old_configs import check_moved
 from janus_jax.training import TRAINABLE
 from janus_jax.training.groups import WILDCARDS
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from janus_jax import checkpoints
+from janus_jax import files
 
 # What is written to a run directory and its samples/.
 _FILES = (
@@ -18,13 +17,8 @@ _SAMPLES = r".+_[0-9]+\.(json|png)"
 
 def remove_leftovers(run_dir: Path) -> None:
     """Removes what killed runs left half written."""
-    checkpoints.remove_leftovers(run_dir, _FILES)
-    checkpoints.remove_leftovers(run_dir / "samples", _SAMPLES)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by rename, so that a reader never sees half of it."""
-    checkpoints.write_text(path, json.dumps(value, indent=1) + "\n")
+    files.remove_leftovers(run_dir, _FILES)
+    files.remove_leftovers(run_dir / "samples", _SAMPLES)
 
 
 def read_json(path: Path, advice: str = "") -> dict[str, Any]:
@@ -40,4 +34,4 @@ def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     advice = advice or (
         f"put it back from a copy, or begin in another --workdir with --config.init_from={path.parent}"
     )
-    return checkpoints.read_json(path, dict, advice)
+    return files.read_json(path, dict, advice)

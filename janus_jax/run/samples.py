@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from janus_jax import checkpoints
 from janus_jax.evaluation import GalleryItem
+from janus_jax.files import atomic_write, write_json
 from janus_jax.parallel import is_first
 from janus_jax.processing import grid
-from janus_jax.run.files import write_json
 
 TILE = 144  # pixels of one picture in a grid that people look at
 
@@ -75,4 +74,4 @@ def _directory(run_dir: Path) -> Path:
 def _save_png(picture: Image.Image, path: Path) -> None:
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    checkpoints.write_bytes(path, png.getvalue())
+    atomic_write(path, png.getvalue())

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import UserError
+from janus_jax.files import write_json
 from janus_jax.parallel import is_first
-from janus_jax.run.files import read_json, write_json
+from janus_jax.run.files import read_json
 from janus_jax.training.metrics import is_number
 from janus_jax.untrusted import is_file, printable
 

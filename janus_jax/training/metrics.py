@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from janus_jax.checkpoints import read_json_lines, write_text
 from janus_jax.errors import RunError, UserError
+from janus_jax.files import atomic_write, read_json_lines
 
 _TASKS = {"loss_und": "understanding", "loss_text": "text", "loss_gen": "generation"}
 
@@ -34,7 +34,7 @@ class MetricsLog:
     def start_stage(self, stage: str, done: int) -> None:
         """Drops what a killed run wrote after its last checkpoint, so that no step appears twice."""
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= done]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        atomic_write(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def write(self, records: list[Mapping[str, Any]]) -> None:
         """Adds records, and sees to it that they are on disk.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.config import JanusConfig, SigLIPConfig, VQConfig
+from janus_jax.config import VQ_16, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import UserError
 from janus_jax.interop.configs.llama import decoder_from_llama, decoder_to_llama
 
@@ -154,12 +154,11 @@ def config_to_hf(config: JanusConfig, image_token_id: int, dtype: str) -> dict[s
 
 def check_vq(config: JanusConfig, where: str) -> None:
     """Raises a UserError if the image tokenizer has parts that the PyTorch models lack."""
-    vq, plain = config.vq, VQConfig(image_size=config.vq.image_size)
     for field in ("norm_groups", "patch_size"):
-        if getattr(vq, field) != getattr(plain, field):
+        value, wanted = getattr(config.vq, field), getattr(VQ_16, field)
+        if value != wanted:
             raise UserError(
-                f"{where} cannot build {config.name}: vq.{field} must be {getattr(plain, field)}, "
-                f"not {getattr(vq, field)}"
+                f"{where} cannot build {config.name}: vq.{field} must be {wanted}, not {value}"
             )
 
 

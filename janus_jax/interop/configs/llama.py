@@ -98,9 +98,14 @@ def _with_rope(section: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         rope = section.get(key)
         if rope is None:
             continue
-        plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1, "factor": 1}
+        unscaled = {
+            "rope_type": "default",
+            "type": "default",
+            "partial_rotary_factor": 1,
+            "factor": 1,
+        }
         if not isinstance(rope, Mapping) or any(
-            value is not None and value != plain.get(name)
+            value is not None and value != unscaled.get(name)
             for name, value in rope.items()
             if name != "rope_theta"
         ):

@@ -1,4 +1,4 @@
-"""The tokenizer and the processor settings that lie beside PyTorch weights, read and written.
+"""The tokenizer and the processor settings beside PyTorch weights, read and written.
 
 Files: `tokenizer.json`, `processor_config.json`, `preprocessor_config.json` (from transformers 5 on the
 section `image_processor` of `processor_config.json`) and transformers' `generation_config.json`. Sources:
@@ -15,7 +15,7 @@ from typing import Any
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
-from janus_jax.interop.conversion.files import read_object
+from janus_jax.files import read_json
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.processing.chat import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT
 from janus_jax.processing.processor import check_setting
@@ -31,7 +31,7 @@ from janus_jax.processing.tokenizer import (
 )
 from janus_jax.untrusted import shown
 
-# What our image processing does; other numbers would silently give the model other pixels.
+# What the image processing here does; other numbers would silently give the model other pixels.
 _PIXELS = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
@@ -138,7 +138,7 @@ def processor_files(
             "sft_format": processor.template,
         }
         names = {"tokenizer_class": "LlamaTokenizerFast"}
-        # The official code has these as constants; only we read them.
+        # The official code has these as constants; only this package reads them.
         defaults = ProcessorConfig()
         for key in ("cfg_weight", "temperature"):
             if getattr(processor, key) != getattr(defaults, key):
@@ -162,7 +162,7 @@ def processor_files(
         }
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "image_token": IMAGE}
         names |= {"boi_token": BOI, "eoi_token": EOI}
-        # transformers knows neither; only we read them.
+        # transformers knows neither; only this package reads them.
         if processor.template != _guess_template(tokenizer):
             settings["sft_format"] = processor.template
     if processor.system_prompt != _system_prompt(settings):
@@ -196,7 +196,7 @@ def _generation(processor: ProcessorConfig, tokenizer: Tokenizer) -> dict[str, A
         "temperature": processor.temperature,
         "generation_kwargs": {"boi_token_id": tokenizer.boi_id},
     }
-    # transformers divides by the temperature if it samples: 0, our greedy, is not to do so.
+    # transformers divides by the temperature if it samples: 0, greedy here, is not to do so.
     return values if processor.temperature else values | {"do_sample": False}
 
 
@@ -323,4 +323,4 @@ def _equal(value: Any, want: Any) -> bool:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """A JSON object; {} if the file does not exist."""
-    return read_object(path) if path.is_file() else {}
+    return read_json(path, dict) if path.is_file() else {}

@@ -19,9 +19,9 @@ from janus_jax.console import printable
 from janus_jax.errors import UserError, one_line
 from janus_jax.interop.conversion.convert import nest
 from janus_jax.interop.conversion.hub import is_hub_id, local_directory, repository_directory
-from janus_jax.interop.conversion.place import is_busy, remove_left
-from janus_jax.interop.conversion.source import Source, is_ours, is_torch, open_source
-from janus_jax.interop.conversion.write import write_ours
+from janus_jax.interop.conversion.output_dir import is_being_written, remove_stale_staging
+from janus_jax.interop.conversion.source import Source, is_native, is_torch, open_source
+from janus_jax.interop.conversion.write import write_native
 from janus_jax.places import probe, user_cache
 
 # Set it to keep converted models elsewhere.
@@ -43,7 +43,7 @@ def load_checkpoint(src: str | Path, step: int | None = None, **options: Any) ->
     A conversion is kept in the cache. Where that cannot be written it stays in memory, with a warning.
 
     Args:
-      src: a model directory of ours; a training run, or a directory of its checkpoints, such as
+      src: a native model directory; a training run, or a directory of its checkpoints, such as
         RUN/checkpoints/STAGE/STEP; PyTorch weights in either format, or a hub id.
       step: of a training run; by default the newest.
       **options: of `checkpoints.load_model`.
@@ -78,11 +78,11 @@ def load_checkpoint(src: str | Path, step: int | None = None, **options: Any) ->
     return LoadedModel(source.config, processor.to_dict(), tokenizer.to_json(), params, origin)
 
 
-def our_directory(src: str | Path) -> Path:
-    """A directory of ours for `src`: itself, or what it was converted to, now or earlier.
+def native_directory(src: str | Path) -> Path:
+    """The native directory for `src`: itself, or what it was converted to, now or earlier.
 
     Args:
-      src: a directory of ours, or of PyTorch weights in either format, or a hub id. Anything else is
+      src: a native directory, or of PyTorch weights in either format, or a hub id. Anything else is
         returned as it is, so that its reader says what is wrong with it.
 
     Raises:
@@ -109,7 +109,7 @@ def part_of_run(src: str | Path) -> tuple[Path, str | None, int | None] | None:
     path = Path(os.path.abspath(src))
     for run in path.parents[:4]:
         inner = path.relative_to(run).parts
-        if inner[0] == "checkpoints" and is_ours(run):
+        if inner[0] == "checkpoints" and is_native(run):
             stage, step, *_ = (*inner[1:], None, None)
             if step is None or step.isdecimal():
                 return run, stage, None if step is None else int(step)
@@ -118,7 +118,7 @@ def part_of_run(src: str | Path) -> tuple[Path, str | None, int | None] | None:
 
 def _is_foreign(name: str) -> bool:
     path = Path(name)
-    return not is_ours(path) and (is_hub_id(name) or is_torch(path))
+    return not is_native(path) and (is_hub_id(name) or is_torch(path))
 
 
 def _find(name: str) -> Path | tuple[Source, Path | None]:
@@ -139,15 +139,16 @@ def _find(name: str) -> Path | tuple[Source, Path | None]:
     label = Path(name).name.lower()
     place = cache and cache / f"{label[:80]}-{_fingerprint(directory)}"
     if place:
-        remove_left(cache)
+        remove_stale_staging(cache)
         with contextlib.suppress(OSError):  # a cache that cannot be read holds nothing
             _wait(place)
-            if is_ours(place):
+            if is_native(place):
                 return place
     if not (directory / "tokenizer.json").is_file() and (directory / "config.json").is_file():
         raise UserError(
             f"{directory}/tokenizer.json does not exist; copy the tokenizer.json of the release there, "
-            f"or convert it once: convert_torch_weights.py --src {name} --dst DIR --tokenizer FILE"
+            f"or convert it once: janus-convert (or python convert_torch_weights.py) --src {name} "
+            "--dst DIR --tokenizer FILE"
         )
     return open_source(directory, name=label), place
 
@@ -155,18 +156,18 @@ def _find(name: str) -> Path | tuple[Source, Path | None]:
 def _convert(name: str, source: Source, place: Path) -> Path:
     print(f"converting {printable(name)} into {printable(place)}, once", file=sys.stderr)
     try:
-        write_ours(source, place, *source.processor())
+        write_native(source, place, *source.processor())
     except OSError:
-        if not is_ours(place):  # else another process was faster
+        if not is_native(place):  # else another process was faster
             raise
     return place
 
 
 def _wait(place: Path) -> None:
     """Returns when no other process is converting into `place`."""
-    if is_busy(place):
+    if is_being_written(place):
         print(f"waiting for the process that writes {printable(place)}", file=sys.stderr)
-    while is_busy(place):
+    while is_being_written(place):
         time.sleep(0.5)
 
 
@@ -199,12 +200,12 @@ def _converted_before(cache: Path | None, name: str) -> Path | None:
 def _conversions(cache: Path, name: str) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for path in cache.iterdir():
-            if path.name.startswith(f"{Path(name).name.lower()[:80]}-") and is_ours(path):
+            if path.name.startswith(f"{Path(name).name.lower()[:80]}-") and is_native(path):
                 yield path
 
 
 def _origin(directory: Path) -> Path:
-    """What a model of ours was converted from."""
+    """What a native model was converted from."""
     try:
         return Path(json.loads((directory / "janus.json").read_text())["origin"]["from"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,15 +1,16 @@
-"""PyTorch state dicts to and from our parameter tree, in memory or one array at a time."""
+"""PyTorch state dicts to and from the native parameter tree, in memory or one array at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
@@ -23,11 +24,11 @@ Read = Callable[[str], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which torch tensors make up which of our arrays.
+    """Which torch tensors make up which of the native arrays.
 
     Attributes:
-      shapes: our (unrolled) path -> shape, for every array of the model.
-      sources: our path -> (torch name, its slot) of each part, in order; incomplete if there are problems.
+      shapes: native (unrolled) path -> shape, for every array of the model.
+      sources: native path -> (torch name, its slot) of each part, in order; incomplete if there are problems.
       problems: kind of problem -> what is affected, e.g. {"missing": [torch names]}; empty if all fits.
     """
 
@@ -36,8 +37,8 @@ class Plan:
     problems: dict[str, list[str]]
 
     def load(self, path: str, read: Read) -> np.ndarray:
-        """One of our arrays, from the torch tensors that `read` gives by name."""
-        parts = [slot.layout.to_ours(read(name)) for name, slot in self.sources[path]]
+        """One native array, from the torch tensors that `read` gives by name."""
+        parts = [slot.layout.to_native(read(name)) for name, slot in self.sources[path]]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
@@ -59,7 +60,7 @@ def make_plan(
     for name, shape in found.items():
         if table.is_dropped(name):
             continue
-        slot = table.to_ours(name)
+        slot = table.to_native(name)
         if slot is None or slot.name not in shapes:
             problem("unexpected", name)
             continue
@@ -129,13 +130,13 @@ def params_to_torch(
       UserError: a parameter has no name in that format.
     """
     state = {}
-    for path, value in leaves(unstack_layers(params, config)):
+    for path, value in flatten(unstack_layers(params, config)).items():
         state |= to_torch(path, np.asarray(value), table)
     return state
 
 
 def to_torch(path: str, value: np.ndarray, table: NameTable = OFFICIAL) -> dict[str, np.ndarray]:
-    """One of our (unrolled) arrays as torch tensors by name.
+    """One native (unrolled) array as torch tensors by name.
 
     Raises:
       UserError: the parameter has no name in that format.
@@ -148,35 +149,24 @@ def to_torch(path: str, value: np.ndarray, table: NameTable = OFFICIAL) -> dict[
 
 @functools.cache
 def expected_shapes(config: JanusConfig) -> Mapping[str, tuple[int, ...]]:
-    """Our unrolled path -> shape, for every parameter of the model."""
+    """Native unrolled path -> shape, for every parameter of the model."""
     scanned = config.replace(scan_layers=True)
 
     def init(key):  # traced scanned, then unstacked: the depth does not matter
         return unstack_layers(init_params(JanusModel(scanned), key), scanned)
 
     tree = jax.eval_shape(init, jax.random.key(0))
-    return MappingProxyType({path: leaf.shape for path, leaf in leaves(tree)})
+    return MappingProxyType({path: leaf.shape for path, leaf in flatten(tree).items()})
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) pairs of nested dicts, in their order."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of nested dicts by path, such as "decoder/final_norm/scale", in their order."""
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `leaves`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What other tools make of a Janus checkpoint and this project does not read, said in words of its own.
+"""What other tools make of a Janus checkpoint and this project does not read, with a message for each.
 
 Adapters and prefixes: PEFT. Quantized weights: bitsandbytes, GPTQ, AWQ, FP8, GGUF.
 """
@@ -101,12 +101,14 @@ def explain_names(names: Collection[str], table: NameTable) -> str | None:
             else "an adapter (LoRA) in it"
         )
         return f"the weights hold {what} ({printable(lora[0])}): {_MERGE}"
-    strange = [name for name in names if table.to_ours(name) is None and not table.is_dropped(name)]
+    strange = [
+        name for name in names if table.to_native(name) is None and not table.is_dropped(name)
+    ]
     if len(strange) < _FEW:
         return None
     sample = strange[:: -(-len(strange) // _SAMPLE)]
     for other in (table, *(t for t in TABLES.values() if t is not table)):
-        if other is not table and 2 * sum(other.to_ours(n) is not None for n in sample) > len(
+        if other is not table and 2 * sum(other.to_native(n) is not None for n in sample) > len(
             sample
         ):
             return (
@@ -128,7 +130,7 @@ def _prefix(names: list[str], table: NameTable) -> str | None:
     for name in names:
         parts = name.split(".")
         for depth in range(1, min(len(parts), _DEPTH + 1)):
-            if table.to_ours(".".join(parts[depth:])) is not None:
+            if table.to_native(".".join(parts[depth:])) is not None:
                 found[".".join(parts[:depth]) + "."] += 1
                 break
     prefix, count = found.most_common(1)[0] if found else ("", 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from janus_jax.console import printable
 from janus_jax.errors import UserError, one_line
-from janus_jax.interop.conversion.files import read_object
+from janus_jax.files import read_json
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SETTINGS = ("*.json", "*.jinja")
@@ -109,7 +109,9 @@ def _lacking(snapshot: Path) -> str:
         index = snapshot / f"{name}.index.json"
         if index.is_file():
             try:
-                files = sorted({str(file) for file in read_object(index)["weight_map"].values()})
+                files = sorted(
+                    {str(file) for file in read_json(index, dict)["weight_map"].values()}
+                )
             except (UserError, KeyError, AttributeError):
                 return f"a readable {index.name}"
             return next((file for file in files if not (snapshot / file).is_file()), "")

@@ -1,6 +1,6 @@
 """Writing a tree of arrays that does not fit into memory: each array is made when its turn comes.
 
-Orbax writes such a tree like any other; only the type handler of its leaves is ours.
+Orbax writes such a tree like any other; only the type handler of its leaves differs.
 """
 
 from __future__ import annotations

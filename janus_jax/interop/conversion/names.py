@@ -1,6 +1,6 @@
-"""The one table between the PyTorch names and ours, for both formats that exist.
+"""The one table between the PyTorch names and the native ones, for both formats that exist.
 
-Each row names a torch module, the place of its parameters in our (unrolled) tree, and the kind of
+Each row names a torch module, the place of its parameters in the native (unrolled) tree, and the kind of
 module, which fixes the tensors it has and how their layouts differ. `{i}` and `{j}` stand for
 indices. Sources of the names: `janus/models/` of deepseek-ai/Janus and the state dicts of the releases
 (OFFICIAL); `transformers.models.janus.modeling_janus` and its conversion script (HF).
@@ -18,23 +18,23 @@ from einops import rearrange
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one tensor is laid out: torch pattern and our pattern, in einops words."""
+    """How one tensor is laid out: the axes in torch and in the native tree, in einops words."""
 
     torch: str
-    ours: str
+    native: str
 
-    def to_ours(self, value: np.ndarray) -> np.ndarray:
-        """A view of the torch array in our layout."""
-        return rearrange(value, f"{self.torch} -> {self.ours}")
+    def to_native(self, value: np.ndarray) -> np.ndarray:
+        """A view of the torch array in the native layout."""
+        return rearrange(value, f"{self.torch} -> {self.native}")
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in torch of a tensor that has `shape` in our layout."""
-        sizes = dict(zip(self.ours.split(), shape, strict=True))
+        """The shape in torch of a tensor that has `shape` in the native layout."""
+        sizes = dict(zip(self.native.split(), shape, strict=True))
         return tuple(sizes.get(axis, 1) for axis in self.torch.split())
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`."""
-        return rearrange(value, f"{self.ours} -> {self.torch}")
+        """The inverse of `to_native`."""
+        return rearrange(value, f"{self.native} -> {self.torch}")
 
 
 VECTOR = Layout("c", "c")
@@ -44,7 +44,7 @@ CONV = Layout("o i h w", "h w i o")
 POSITIONS = Layout("1 p d", "p d")
 POSITION_TABLE = Layout("p d", "p d")
 
-# Kind of torch module -> {torch tensor: (our tensor, layout)}. "" is a bare parameter.
+# Kind of torch module -> {torch tensor: (the native tensor, layout)}. "" is a bare parameter.
 KINDS: dict[str, dict[str, tuple[str, Layout]]] = {
     "linear": {"weight": ("kernel", LINEAR), "bias": ("bias", VECTOR)},
     "projection": {"weight": ("kernel", LINEAR)},  # a linear layer without bias
@@ -64,9 +64,9 @@ class Slot:
     """The other side of one tensor.
 
     Attributes:
-      name: torch name, or path in our tree such as "decoder/layers_3/attn/q_proj/kernel".
-      layout: how the torch tensor lies in ours.
-      part: (k, n): the torch tensor is the k-th of n equal parts of our array, along its last axis.
+      name: torch name, or path in the native tree such as "decoder/layers_3/attn/q_proj/kernel".
+      layout: how the torch tensor lies in the native array.
+      part: (k, n): the torch tensor is the k-th of n equal parts of the native array, along its last axis.
     """
 
     name: str
@@ -74,15 +74,15 @@ class Slot:
     part: tuple[int, int] = WHOLE
 
     def cut(self, value: np.ndarray) -> np.ndarray:
-        """The part of our array that this torch tensor holds, in our layout."""
+        """The part of the native array that this torch tensor holds, in the native layout."""
         return np.split(value, self.part[1], axis=-1)[self.part[0]]
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the torch tensor for an array of ours of `shape`."""
+        """The shape of the torch tensor for a native array of `shape`."""
         return self.layout.torch_shape((*shape[:-1], shape[-1] // self.part[1]))
 
 
-# (torch module, our module, kind[, part])
+# (torch module, the native module, kind[, part])
 Rows = tuple[tuple, ...]
 
 _TOWER = "vision_model.vision_tower"
@@ -101,56 +101,56 @@ _OFFICIAL_VQ = _VQNames("conv_blocks.{i}", "res.{j}", ("mid.0", "mid.1", "mid.2"
 _HF_MID = ("mid.block_1", "mid.attn_1", "mid.block_2")
 
 
-def _vq_rows(torch: str, ours: str, names: _VQNames) -> Rows:
+def _vq_rows(torch: str, native: str, names: _VQNames) -> Rows:
     """Rows of the VQ encoder or decoder, which have the same parts."""
 
-    def res(torch: str, ours: str) -> list[tuple[str, str, str]]:
+    def res(torch: str, native: str) -> list[tuple[str, str, str]]:
         return [
-            (f"{torch}.norm1", f"{ours}/norm1", "norm"),
-            (f"{torch}.conv1", f"{ours}/conv1", "conv"),
-            (f"{torch}.norm2", f"{ours}/norm2", "norm"),
-            (f"{torch}.conv2", f"{ours}/conv2", "conv"),
+            (f"{torch}.norm1", f"{native}/norm1", "norm"),
+            (f"{torch}.conv1", f"{native}/conv1", "conv"),
+            (f"{torch}.norm2", f"{native}/norm2", "norm"),
+            (f"{torch}.conv2", f"{native}/conv2", "conv"),
         ]
 
-    def attention(torch: str, ours: str) -> list[tuple[str, str, str]]:
+    def attention(torch: str, native: str) -> list[tuple[str, str, str]]:
         return [
-            (f"{torch}.norm", f"{ours}/norm", "norm"),
-            (f"{torch}.q", f"{ours}/q", "conv"),
-            (f"{torch}.k", f"{ours}/k", "conv"),
-            (f"{torch}.v", f"{ours}/v", "conv"),
-            (f"{torch}.proj_out", f"{ours}/proj", "conv"),
+            (f"{torch}.norm", f"{native}/norm", "norm"),
+            (f"{torch}.q", f"{native}/q", "conv"),
+            (f"{torch}.k", f"{native}/k", "conv"),
+            (f"{torch}.v", f"{native}/v", "conv"),
+            (f"{torch}.proj_out", f"{native}/proj", "conv"),
         ]
 
-    level, our_level = f"{torch}.{names.level}", f"{ours}/level_{{i}}"
+    level, native_level = f"{torch}.{names.level}", f"{native}/level_{{i}}"
     first, middle, last = (f"{torch}.{name}" for name in names.mid)
     return (
-        (f"{torch}.conv_in", f"{ours}/conv_in", "conv"),
-        *res(f"{level}.{names.res}", f"{our_level}/res_{{j}}"),
-        (f"{level}.{names.res}.nin_shortcut", f"{our_level}/res_{{j}}/shortcut", "conv"),
-        *attention(f"{level}.attn.{{j}}", f"{our_level}/attn_{{j}}"),
-        (f"{level}.downsample.conv", f"{our_level}/downsample", "conv"),
-        (f"{level}.upsample.conv", f"{our_level}/upsample", "conv"),
-        *res(first, f"{ours}/mid_0"),
-        *attention(middle, f"{ours}/mid_1"),
-        *res(last, f"{ours}/mid_2"),
-        (f"{torch}.norm_out", f"{ours}/norm_out", "norm"),
-        (f"{torch}.conv_out", f"{ours}/conv_out", "conv"),
+        (f"{torch}.conv_in", f"{native}/conv_in", "conv"),
+        *res(f"{level}.{names.res}", f"{native_level}/res_{{j}}"),
+        (f"{level}.{names.res}.nin_shortcut", f"{native_level}/res_{{j}}/shortcut", "conv"),
+        *attention(f"{level}.attn.{{j}}", f"{native_level}/attn_{{j}}"),
+        (f"{level}.downsample.conv", f"{native_level}/downsample", "conv"),
+        (f"{level}.upsample.conv", f"{native_level}/upsample", "conv"),
+        *res(first, f"{native}/mid_0"),
+        *attention(middle, f"{native}/mid_1"),
+        *res(last, f"{native}/mid_2"),
+        (f"{torch}.norm_out", f"{native}/norm_out", "norm"),
+        (f"{torch}.conv_out", f"{native}/conv_out", "conv"),
     )
 
 
 def _decoder_rows(model: str, head: str) -> Rows:
     """Rows of the language model, whose parts both formats take from transformers' Llama."""
-    layer, ours = f"{model}.layers.{{i}}", "decoder/layers_{i}"
+    layer, native = f"{model}.layers.{{i}}", "decoder/layers_{i}"
     return (
         (f"{model}.embed_tokens", "decoder/embed", "embedding"),
-        (f"{layer}.input_layernorm", f"{ours}/attn_norm", "rms_norm"),
+        (f"{layer}.input_layernorm", f"{native}/attn_norm", "rms_norm"),
         *(
-            (f"{layer}.self_attn.{p}_proj", f"{ours}/attn/{p}_proj", "projection")
+            (f"{layer}.self_attn.{p}_proj", f"{native}/attn/{p}_proj", "projection")
             for p in ("q", "k", "v", "o")
         ),
-        (f"{layer}.post_attention_layernorm", f"{ours}/mlp_norm", "rms_norm"),
+        (f"{layer}.post_attention_layernorm", f"{native}/mlp_norm", "rms_norm"),
         *(
-            (f"{layer}.mlp.{p}_proj", f"{ours}/mlp/{p}_proj", "projection")
+            (f"{layer}.mlp.{p}_proj", f"{native}/mlp/{p}_proj", "projection")
             for p in ("gate", "up", "down")
         ),
         (f"{model}.norm", "decoder/final_norm", "rms_norm"),
@@ -251,7 +251,7 @@ def is_buffer(name: str) -> bool:
 
 
 class NameTable:
-    """The bijection between one format's tensors and our arrays.
+    """The bijection between one format's tensors and the native arrays.
 
     Names are read with or without the parts that wrappers add to them, such as `module.`.
 
@@ -270,26 +270,26 @@ class NameTable:
         rename: Callable[[str], str] = lambda name: name,
     ):
         self.key, self._dropped, self._rename = key, dropped, rename
-        self._to_ours: list[tuple[re.Pattern[str], Slot]] = []
+        self._to_native: list[tuple[re.Pattern[str], Slot]] = []
         self._to_torch: list[tuple[re.Pattern[str], Slot]] = []
-        for torch, ours, kind, *part in rows:
-            for torch_leaf, (our_leaf, layout) in KINDS[kind].items():
+        for torch, native, kind, *part in rows:
+            for torch_leaf, (native_leaf, layout) in KINDS[kind].items():
                 name = f"{torch}.{torch_leaf}" if torch_leaf else torch
-                path = f"{ours}/{our_leaf}" if our_leaf else ours
-                self._to_ours.append((_pattern(name), Slot(path, layout, *part)))
+                path = f"{native}/{native_leaf}" if native_leaf else native
+                self._to_native.append((_pattern(name), Slot(path, layout, *part)))
                 self._to_torch.append((_pattern(path), Slot(name, layout, *part)))
 
     def is_dropped(self, name: str) -> bool:
         """Whether this tensor is ignored on purpose."""
         return is_buffer(name) or _unwrapped(name).startswith(self._dropped)
 
-    def to_ours(self, name: str) -> Slot | None:
-        """Where a torch tensor belongs in our tree; None for an unknown name."""
-        found = _lookup(self._rename(_unwrapped(name)), self._to_ours)
+    def to_native(self, name: str) -> Slot | None:
+        """Where a torch tensor belongs in the native tree; None for an unknown name."""
+        found = _lookup(self._rename(_unwrapped(name)), self._to_native)
         return found[0] if found else None
 
     def to_torch(self, path: str) -> list[Slot]:
-        """The torch tensors that make up one of our (unrolled) arrays, in order of their parts."""
+        """The torch tensors that make up one of the native (unrolled) arrays, in order of their parts."""
         return sorted(_lookup(path, self._to_torch), key=lambda slot: slot.part)
 
 

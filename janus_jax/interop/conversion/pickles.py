@@ -1,4 +1,4 @@
-"""A `.bin` file of PyTorch: a pickled state dict, from which nothing but plain tensors is taken.
+"""A `.bin` file of PyTorch: a pickled state dict, from which nothing but tensors is taken.
 
 torch reads it with `weights_only=True`, which runs no code, and mapped, so that only what is asked for is
 read. What it calls can still ask for any amount of memory, as compressed parts can: both are refused first.

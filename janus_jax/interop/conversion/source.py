@@ -1,7 +1,7 @@
 """A model on disk in any format, opened without reading its weights.
 
 Formats: "official" (deepseek-ai/Janus), "hf" (transformers' `JanusForConditionalGeneration`) and "janus_jax"
-(our model and run directories). Which one it is, `config.json` and the names of the tensors say.
+(native model and run directories). Which one it is, `config.json` and the names of the tensors say.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from janus_jax.checkpoints import load_model
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
+from janus_jax.files import read_json
 from janus_jax.interop.configs.hf import config_from_hf
 from janus_jax.interop.configs.official import config_from_official
 from janus_jax.interop.configs.processor import read_processor
-from janus_jax.interop.conversion.convert import Plan, check, leaves, make_plan
-from janus_jax.interop.conversion.files import CheckpointFiles, read_object
+from janus_jax.interop.conversion.convert import Plan, check, flatten, make_plan
 from janus_jax.interop.conversion.foreign import (
     explain_files,
     explain_names,
@@ -29,11 +29,12 @@ from janus_jax.interop.conversion.foreign import (
 )
 from janus_jax.interop.conversion.lazy import LazyArray
 from janus_jax.interop.conversion.names import HF, OFFICIAL, NameTable
+from janus_jax.interop.conversion.tensor_files import CheckpointFiles
 from janus_jax.models import unstack_layers
 from janus_jax.processing import ProcessorConfig, Tokenizer
 from janus_jax.untrusted import is_file, printable, read_text, shown, understanding
 
-OURS = "janus_jax"
+NATIVE = "janus_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Source:
       directory: where it is.
       format: "official", "hf" or "janus_jax".
       config: the architecture, with unrolled layers.
-      arrays: our (unrolled) path -> array to be read later; nothing has been read yet, except of
+      arrays: native (unrolled) path -> array to be read later; nothing has been read yet, except of
         "janus_jax", which is read whole.
       bad: names of the tensors with values that are not finite, as far as arrays have been loaded.
     """
@@ -56,9 +57,9 @@ class Source:
     bad: list[str]
 
     def processor(self, tokenizer_file: Path | None = None) -> tuple[ProcessorConfig, Tokenizer]:
-        """Tokenizer and settings; see `processor_files.read_processor` for what is refused."""
-        if self.format == OURS:
-            fields, text = load_card(self.directory)
+        """Tokenizer and settings; see `configs.read_processor` for what is refused."""
+        if self.format == NATIVE:
+            fields, text = read_metadata(self.directory)
             own = (
                 Tokenizer.from_file(tokenizer_file) if tokenizer_file else Tokenizer.from_json(text)
             )
@@ -71,14 +72,16 @@ class Source:
         check({"non-finite": sorted(self.bad)} if self.bad else {}, self.config)
 
 
-def is_ours(directory: Path) -> bool:
-    """Whether it is a model or run directory of ours."""
+def is_native(directory: Path) -> bool:
+    """Whether it is a native model or run directory."""
     return is_file(directory / "janus.json")
 
 
 def is_torch(directory: Path) -> bool:
     """Whether it looks like a PyTorch checkpoint, or an adapter of one."""
-    return not is_ours(directory) and (is_file(directory / "config.json") or is_adapter(directory))
+    return not is_native(directory) and (
+        is_file(directory / "config.json") or is_adapter(directory)
+    )
 
 
 def open_source(directory: str | Path, name: str | None = None) -> Source:
@@ -95,8 +98,8 @@ def open_source(directory: str | Path, name: str | None = None) -> Source:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"no such directory: {directory}")
-    if is_ours(directory):
-        return _open_ours(directory)
+    if is_native(directory):
+        return _open_native(directory)
     config, table = _read_config(directory, name or directory.resolve().name.lower())
     files = CheckpointFiles(directory)
     _check_count(files, config)
@@ -133,13 +136,13 @@ def open_source(directory: str | Path, name: str | None = None) -> Source:
     return Source(directory, table.key, config, {p: lazy(p) for p in plan.shapes}, bad)
 
 
-def load_card(directory: Path) -> tuple[dict[str, Any], str]:
-    """(processor fields, tokenizer JSON) of a directory of ours."""
-    card = read_object(directory / "janus.json")
-    return card["processor"], read_text(directory / "tokenizer.json")
+def read_metadata(directory: Path) -> tuple[dict[str, Any], str]:
+    """(processor fields, tokenizer JSON) of a native directory."""
+    metadata = read_json(directory / "janus.json", dict)
+    return metadata["processor"], read_text(directory / "tokenizer.json")
 
 
-def _open_ours(directory: Path) -> Source:
+def _open_native(directory: Path) -> Source:
     loaded = load_model(directory)
     params = unstack_layers(loaded.params, loaded.config)
     bad: list[str] = []
@@ -148,8 +151,8 @@ def _open_ours(directory: Path) -> Source:
         load: Callable[[], np.ndarray] = lambda: _finite(path, value, bad)
         return LazyArray(value.shape, value.dtype, load, (path,))
 
-    arrays = {path: lazy(path, np.asarray(value)) for path, value in leaves(params)}
-    return Source(directory, OURS, loaded.config.replace(scan_layers=False), arrays, bad)
+    arrays = {path: lazy(path, np.asarray(value)) for path, value in flatten(params).items()}
+    return Source(directory, NATIVE, loaded.config.replace(scan_layers=False), arrays, bad)
 
 
 def _finite(name: str, value: np.ndarray, bad: list[str]) -> np.ndarray:
@@ -188,14 +191,14 @@ def _check_count(files: CheckpointFiles, config: JanusConfig) -> None:
 
 
 def _read_config(directory: Path, name: str) -> tuple[JanusConfig, NameTable]:
-    """The architecture, and the format of the names, that `config.json` says."""
+    """The architecture, and the format of the names, that `config.json` names."""
     path = directory / "config.json"
     if not is_file(path):
         raise UserError(
             explain_files(directory)
             or f"{directory} is no model: it has neither janus.json nor config.json"
         )
-    values = read_object(path)
+    values = read_json(path, dict)
     with understanding(path):
         refuse_quantized(values, path)
         kind = values.get("model_type")

@@ -1,6 +1,6 @@
-"""Writing an opened model: to a directory of ours, or to one that PyTorch programs read.
+"""Writing an opened model: to a native directory, or to one that PyTorch programs read.
 
-All build the directory somewhere else and move it at the end (`place.py`); what is interrupted never loads.
+All build the directory somewhere else and move it at the end (`output_dir.py`); what is interrupted never loads.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from janus_jax.checkpoints import few, foreign_parts, save_model, storage
+from janus_jax.checkpoints import abridged, foreign_parts, save_model, storage
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
+from janus_jax.files import atomic_write
 from janus_jax.interop.configs.hf import config_to_hf
 from janus_jax.interop.configs.official import config_to_official
 from janus_jax.interop.configs.processor import processor_files
 from janus_jax.interop.conversion.convert import nest, to_torch
 from janus_jax.interop.conversion.lazy import LazyArray, save_lazily
-from janus_jax.interop.conversion.names import NameTable
-from janus_jax.interop.conversion.place import building, check_place, contents
-from janus_jax.interop.conversion.source import Source, is_ours
+from janus_jax.interop.conversion.names import TABLES, NameTable
+from janus_jax.interop.conversion.output_dir import check_output_dir, contents, write_output_dir
+from janus_jax.interop.conversion.source import NATIVE, Source, is_native
 from janus_jax.processing import ProcessorConfig, Tokenizer
 
 SHARD_BYTES = 2 * 10**9
@@ -36,14 +37,29 @@ SHARD_BYTES = 2 * 10**9
 Progress = Callable[[int], None]
 
 
-def write_ours(
+def write_model(
+    source: Source,
+    directory: Path,
+    to: str,
+    processor: ProcessorConfig,
+    tokenizer: Tokenizer,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Writes a model in the format `to`: "janus_jax", "official" or "hf"; see the functions below."""
+    if to == NATIVE:
+        write_native(source, directory, processor, tokenizer, progress)
+    else:
+        write_torch(source, directory, TABLES[to], processor, tokenizer, progress)
+
+
+def write_native(
     source: Source,
     directory: Path,
     processor: ProcessorConfig,
     tokenizer: Tokenizer,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Writes a model directory of ours, array by array; an earlier one is replaced if nothing else is there.
+    """Writes a native model directory, array by array; an earlier one is replaced if nothing else is there.
 
     Raises:
       UserError: a value is not finite, the place is taken by something else or cannot be written, or the
@@ -54,7 +70,7 @@ def write_ours(
         save_lazily(path, tree)
         source.check_finite()  # before the directory gets its name
 
-    with building(directory, may_be_replaced) as new, _space(directory, source):
+    with write_output_dir(directory, may_be_replaced) as new, _space(directory, source):
         save_model(
             new,
             source.config,
@@ -89,34 +105,44 @@ def write_torch(
       UserError: the format cannot express the model, a value is not finite, the place is taken, or the
         disk is full; nothing is left.
     """
-    check_place(directory)
+    check_output_dir(directory)
     dtypes = {array.dtype.name for array in source.arrays.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     config = _config(source.config, table, tokenizer, dtype)
-    with building(directory) as new, _space(directory, source):
+    with write_output_dir(directory) as new, _space(directory, source):
         new.mkdir()
         files = {"config.json": json.dumps(config, indent=2)}
         files |= processor_files(source.config, processor, tokenizer, table.key)
         for name, text in files.items():
-            (new / name).write_text(text + "\n", encoding="utf-8")
+            atomic_write(new / name, text + "\n")
         _write_shards(source, new, table, progress, shard_bytes)
         source.check_finite()
 
 
 def may_be_replaced(directory: Path) -> bool:
-    """Whether it holds a model of ours and nothing that anybody else put there; a training run may not be.
+    """Whether it holds a native model and nothing that anybody else put there; a training run may not be.
 
     Raises:
       UserError: beside a model there is something else; it is named.
     """
-    if not is_ours(directory):
+    if not is_native(directory):
         return False
     if foreign := foreign_parts(directory, contents(directory)):
         raise UserError(
-            f"cannot write to {directory}: it holds {few(foreign)}, which this program did not write "
+            f"cannot write to {directory}: it holds {abridged(foreign)}, which this program did not write "
             "and would delete; move it, or choose another place"
         )
     return True
+
+
+def check_destination(source: str | Path, directory: str | Path, to: str) -> None:
+    """Checks, before anything is downloaded or computed, that `write_model` can write to a directory.
+
+    Raises:
+      UserError: it lies in the model that is read, is taken by something else, or cannot be written.
+    """
+    check_apart(source, directory)
+    check_output_dir(directory, may_be_replaced if to == NATIVE else None)
 
 
 def check_apart(source: str | Path, directory: str | Path) -> None:
@@ -190,7 +216,7 @@ def _write_shards(
         total = sum(array.nbytes for array in arrays.values())
         index = {"metadata": {"total_size": total}, "weight_map": listed}
         text = json.dumps(index, indent=2, sort_keys=True)
-        (directory / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+        atomic_write(directory / "model.safetensors.index.json", text + "\n")
 
 
 def _groups(arrays: Mapping[str, LazyArray], shard_bytes: int) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""How far what we compute is from what was recorded, key by key, with a verdict.
+"""How far what JAX computes is from what was recorded, key by key, with a verdict.
 
 In float32 activations must agree to 1e-4 of the largest recorded value (or absolutely, where values are
 smaller), codes and greedy tokens must be identical. In bfloat16 single numbers differ by design, so
@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class Row:
       max_abs: largest difference.
       max_rel: that, relative to the largest recorded value.
       match: share of equal entries, of integers.
-      kl: mean KL divergence in nats from the recorded to our distribution, of logits.
+      kl: mean KL divergence in nats from the recorded to the computed distribution, of logits.
       top1: share of positions with the same most likely entry, of logits.
       note: of choices that differ, where first and by what margin.
       ok: the verdict; None where there is none.
@@ -104,7 +105,7 @@ def check_parity(
       recorded: inputs and outputs, see `recompute`.
       dtype: of parameters and arithmetic; float32 multiplies at the highest precision.
       tolerance: of float32.
-      progress: told of "weights" while they are loaded, and then, counting anew, of every part of
+      progress: called with "weights" while they are loaded, and then, counting anew, of every part of
         `recompute`.
 
     Raises:
@@ -128,42 +129,55 @@ def check_parity(
             raise UserError(f"the recording does not fit {source.config.name}: {reason}") from error
     valid = recorded.get("und_attention_mask")
     rows = []
-    for key, ours in computed.items():
-        theirs = recorded[key]
+    for key, actual in computed.items():
+        expected = recorded[key]
         if key in ("und_logits",) and valid is not None:
             with understanding("the recording"):
-                ours, theirs = ours[valid.astype(bool)], theirs[valid.astype(bool)]
-        if ours.shape != theirs.shape:
+                actual, expected = actual[valid.astype(bool)], expected[valid.astype(bool)]
+        if actual.shape != expected.shape:
             raise UserError(
-                f"the recording does not fit {source.config.name}: {key} is {list(theirs.shape)} there, "
-                f"{list(ours.shape)} here"
+                f"the recording does not fit {source.config.name}: {key} is {list(expected.shape)} there, "
+                f"{list(actual.shape)} here"
             )
-        rows.append(_compare(key, ours, theirs, exact, tolerance, recompute.margins.get(key)))
+        rows.append(_compare(key, actual, expected, exact, tolerance, recompute.margins.get(key)))
     return rows
+
+
+def as_json(
+    rows: list[Row], dtype: str, tolerance: float, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The result of `check_parity`, JSON-ready: "ok", the settings, "seconds" by part, and all "keys"."""
+    return {
+        "dtype": dtype,
+        "tolerance": tolerance,
+        "ok": all(row.ok is not False for row in rows),
+        "seconds": {part: round(value, 3) for part, value in seconds.items()},
+        "keys": [dataclasses.asdict(row) for row in rows],
+    }
 
 
 def _compare(
     key: str,
-    ours: np.ndarray,
-    theirs: np.ndarray,
+    actual: np.ndarray,
+    expected: np.ndarray,
     exact: bool,
     tolerance: float,
     margins: np.ndarray | None,
 ) -> Row:
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
     difference = np.abs(a - b)
     max_abs, largest = float(difference.max(initial=0)), float(np.abs(b).max(initial=0))
     max_rel = max_abs / max(largest, 1e-30)
     match = kl = top1 = None
     note, ok = "", None
-    if np.issubdtype(theirs.dtype, np.integer):
+    if np.issubdtype(expected.dtype, np.integer):
         match = float((difference == 0).mean())
-        if theirs.dtype == np.uint8:
+        if expected.dtype == np.uint8:
             far = float((difference > 0).mean())
             ok = (max_abs <= PIXEL_STEP and far < PIXEL_SHARE) if exact else None
         else:
             ok = match == 1.0 if exact else None
-            note = _first_difference(ours, theirs, margins)
+            note = _first_difference(actual, expected, margins)
     else:
         close = max_abs <= tolerance * max(1.0, largest)
         ok = close if exact else max_rel <= BF16_RELATIVE
@@ -173,13 +187,13 @@ def _compare(
                 ok = kl <= BF16_KL and top1 >= BF16_TOP1
     if not math.isfinite(max_abs):
         ok = False
-    return Row(key, theirs.shape, max_abs, max_rel, match, kl, top1, note, ok)
+    return Row(key, expected.shape, max_abs, max_rel, match, kl, top1, note, ok)
 
 
-def _first_difference(ours: np.ndarray, theirs: np.ndarray, margins: np.ndarray | None) -> str:
+def _first_difference(actual: np.ndarray, expected: np.ndarray, margins: np.ndarray | None) -> str:
     """Where choices part, e.g. "row 0 from step 17 (margin 0.0004)"."""
     notes = []
-    for row, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+    for row, (a, b) in enumerate(zip(actual, expected, strict=True)):
         wrong = np.flatnonzero(a != b)
         if len(wrong):
             margin = "" if margins is None else f" (margin {margins[row, wrong[0]]:.2g})"
@@ -187,12 +201,12 @@ def _first_difference(ours: np.ndarray, theirs: np.ndarray, margins: np.ndarray 
     return "; ".join(notes)
 
 
-def _divergence(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
+def _divergence(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
     """(mean KL in nats, top-1 agreement) of logits [..., V]."""
     log_softmax = lambda x: x - x.max(-1, keepdims=True) - _log_sum(x - x.max(-1, keepdims=True))
-    p, q = log_softmax(theirs), log_softmax(ours)
+    p, q = log_softmax(expected), log_softmax(actual)
     kl = float(np.mean(np.sum(np.exp(p) * (p - q), -1)))
-    return max(kl, 0.0), float(np.mean(theirs.argmax(-1) == ours.argmax(-1)))
+    return max(kl, 0.0), float(np.mean(expected.argmax(-1) == actual.argmax(-1)))
 
 
 def _log_sum(x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Keys are those of `expected.npz`: inputs such as `pixel_values` or `gen_prompt_ids` are read, outputs
 such as `und_logits` or `gen_codes_greedy` are computed where they were recorded. Images have their
-channels first, as in PyTorch. Nothing of the sampling engines is used: this is the plain reference.
+channels first, as in PyTorch. Nothing of the sampling engines is used: this is an independent reference.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Recomputer:
       params: its parameters.
       forced: whether drawing is fed the recorded codes instead of its own choices, so that the last
         logits can be compared even where rounding made another choice.
-      progress: told of each part as it starts, as its steps are done, and as it ends.
+      progress: called for each part as it starts, as its steps are done, and as it ends.
     """
 
     def __init__(
@@ -86,16 +86,18 @@ class Recomputer:
         """All outputs whose inputs were recorded; see the module for the keys."""
         out: Arrays = {}
         run = {
-            "SigLIP": lambda: self._see(recorded),
-            "answer": lambda: self._understand(recorded, out["und_embeds"], steps["answer"]),
-            "VQ encoder": lambda: self._tokenize(recorded),
+            "SigLIP": lambda: self._encode_images(recorded),
+            "answer": lambda: self._answer(recorded, out["und_embeds"], steps["answer"]),
+            "VQ encoder": lambda: self._encode_codes(recorded),
             "VQ decoder": lambda: {
-                "vq_decoded": _channels_first(self._paint(recorded["vq_codes"]))
+                "vq_decoded": _channels_first(self._decode_codes(recorded["vq_codes"]))
             },
-            "picture": lambda: self._draw(recorded, "gen_prompt_ids", "gen_codes_greedy"),
-            "short picture": lambda: self._draw(recorded, "short_prompt_ids", "short_codes_greedy"),
+            "picture": lambda: self._generate(recorded, "gen_prompt_ids", "gen_codes_greedy"),
+            "short picture": lambda: self._generate(
+                recorded, "short_prompt_ids", "short_codes_greedy"
+            ),
             "pixels": lambda: {
-                "gen_pixels_uint8": to_uint8(self._paint(recorded["gen_codes_greedy"]))
+                "gen_pixels_uint8": to_uint8(self._decode_codes(recorded["gen_codes_greedy"]))
             },
         }
         steps = parts(recorded, self._model.config.vq.num_codes)
@@ -111,27 +113,25 @@ class Recomputer:
         self._done += steps
         self._progress(self._part, self._done, self._total)
 
-    def _see(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
+    def _encode_images(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
         pixels = _channels_last(recorded["pixel_values"])
         features, embeds = (self._apply(m, pixels) for m in ("siglip_features", "embed_images"))
         return {"siglip_features": np.asarray(features), "und_embeds": np.asarray(embeds)}
 
-    def _tokenize(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
+    def _encode_codes(self, recorded: Mapping[str, np.ndarray]) -> Arrays:
         tokenized = self._apply("vq_forward", _channels_last(recorded["vq_image"]))
         quantized = _channels_first(tokenized["quantized"])
         return {"vq_codes": np.asarray(tokenized["codes"]), "vq_quant": quantized}
 
-    def _paint(self, codes: np.ndarray) -> np.ndarray:
+    def _decode_codes(self, codes: np.ndarray) -> np.ndarray:
         return np.asarray(self._apply("decode_codes", jnp.asarray(codes, jnp.int32)), np.float32)
 
-    def _understand(
-        self, recorded: Mapping[str, np.ndarray], images: np.ndarray, steps: int
-    ) -> Arrays:
+    def _answer(self, recorded: Mapping[str, np.ndarray], images: np.ndarray, steps: int) -> Arrays:
         """Logits of a left-padded batch with a picture a row, and its greedy continuation."""
         ids = np.maximum(recorded["und_input_ids"], 0).astype(np.int32)
         embeds = np.array(self._apply("embed_text", jnp.asarray(ids)))
-        slots = recorded["und_image_mask"].astype(bool)
-        embeds[slots] = images.reshape(-1, images.shape[-1])
+        image_mask = recorded["und_image_mask"].astype(bool)
+        embeds[image_mask] = images.reshape(-1, images.shape[-1])
         attended = recorded["und_attention_mask"].astype(bool)
 
         def choose(params, hidden):
@@ -143,7 +143,7 @@ class Recomputer:
         self._margins["und_greedy"] = margins
         return {"und_logits": self._apply("text_logits", hidden), "und_greedy": tokens}
 
-    def _draw(self, recorded: Mapping[str, np.ndarray], prompts: str, key: str) -> Arrays:
+    def _generate(self, recorded: Mapping[str, np.ndarray], prompts: str, key: str) -> Arrays:
         """Greedy codes under guidance, with the first and the last guided logits."""
         ids = recorded[prompts].astype(np.int32)
         pad, weight = int(recorded["gen_pad_id"]), float(recorded["gen_cfg_weight"])
@@ -194,7 +194,7 @@ class Recomputer:
         model = self._model
         rows, T = embeds.shape[:2]
         blocks = -(-(steps - 1) // BLOCK)
-        # All blocks are one program: the last may go on past the end, into room that nothing else reads.
+        # All blocks are one program: the last may go on past the end, into prompt_mask that nothing else reads.
         length = T + blocks * BLOCK
         dtype = model.policy.compute
 
@@ -205,22 +205,24 @@ class Recomputer:
         @jax.jit
         def prefill(params, embeds, attended):
             positions = jnp.maximum(jnp.cumsum(attended, 1) - 1, 0)
-            room = jnp.pad(attended, ((0, 0), (0, length - T)))
-            mask = jnp.pad(causal_mask(T), ((0, 0), (0, 0), (0, length - T))) & room[:, None, :]
+            prompt_mask = jnp.pad(attended, ((0, 0), (0, length - T)))
+            mask = (
+                jnp.pad(causal_mask(T), ((0, 0), (0, 0), (0, length - T))) & prompt_mask[:, None, :]
+            )
             cache = init_cache(model.config, rows, length, dtype)
             hidden, cache = model.apply(
                 {"params": params}, embeds, positions, mask, cache, 0, method="decode"
             )
             token, first = choose(params, hidden[:, -1])
-            return cache, token, first, margin(first), hidden, room, positions[:, -1:]
+            return cache, token, first, margin(first), hidden, prompt_mask, positions[:, -1:]
 
         @functools.partial(jax.jit, donate_argnames="cache")
-        def block(params, cache, token, last, start, room, position, forced):
+        def block(params, cache, token, last, start, prompt_mask, position, forced):
             def step(carry, i):
                 cache, token, last = carry
                 fed = token if forced is None else forced[:, i - 1]
                 seen = jnp.arange(length)
-                seen = room | ((seen >= T) & (seen <= T + i - 1))
+                seen = prompt_mask | ((seen >= T) & (seen <= T + i - 1))
                 hidden, cache = model.apply(
                     {"params": params},
                     embed(params, fed)[:, None].astype(dtype),
@@ -237,13 +239,15 @@ class Recomputer:
             return jax.lax.scan(step, (cache, token, last), start + jnp.arange(BLOCK))
 
         embeds, attended = jnp.asarray(embeds, dtype), jnp.asarray(attended)
-        cache, token, first, gap, hidden, room, position = prefill(self._params, embeds, attended)
+        cache, token, first, gap, hidden, prompt_mask, position = prefill(
+            self._params, embeds, attended
+        )
         tokens, margins, last = [token[None]], [gap[None]], first
         jax.block_until_ready(token)
         self._advance(1)
         for start in range(1, steps, BLOCK):
             (cache, token, last), (chosen, gaps) = block(
-                self._params, cache, token, last, start, room, position, forced
+                self._params, cache, token, last, start, prompt_mask, position, forced
             )
             tokens.append(jax.block_until_ready(chosen))
             margins.append(gaps)

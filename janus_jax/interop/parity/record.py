@@ -1,7 +1,7 @@
 """Lets PyTorch compute what `parity` compares: run it where PyTorch is, check it where JAX is.
 
 The official `janus` package computes official checkpoints where it is installed, transformers all others.
-Only their network is used, not their generation: prompts, guidance and greedy choice are the plain loop of
+Only their network is used, not their generation: prompts, guidance and greedy choice are the loop of
 deepseek-ai/Janus `generation_inference.py`, and the tokenizer normalises as `janus/models/vq_model.py` does
 (that of transformers forgets to when it encodes).
 """
@@ -12,7 +12,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import inspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from janus_jax.errors import UserError, one_line
+from janus_jax.files import atomic_write
 from janus_jax.interop.configs.hf import config_to_hf
 from janus_jax.interop.configs.official import SIGLIP_MODELS, VQ_MODELS
 from janus_jax.interop.conversion.convert import to_torch
@@ -47,7 +47,7 @@ class _Parts:
     vq: Any  # encoder, quant_conv, quantize, post_quant_conv, decoder
 
 
-def record(source: Source, path: Path, seed: int = 0) -> str:
+def write_recording(source: Source, path: Path, seed: int = 0) -> str:
     """Writes an `expected.npz` for random inputs, computed by PyTorch in float32.
 
     Args:
@@ -68,12 +68,12 @@ def record(source: Source, path: Path, seed: int = 0) -> str:
     with torch.no_grad():
         parts = _load(torch, source)
         arrays = _record(torch, parts, source, np.random.default_rng(seed))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # of a path without .npz numpy would make another
+            np.savez_compressed(file, **arrays)
+
+    atomic_write(path, save)
     return parts.by
 
 
@@ -123,7 +123,7 @@ def _official_is_installed() -> bool:
 
 
 def _load_official(torch: Any, source: Source, device: str) -> _Parts:
-    """The official network, its weights read by transformers: nothing of ours lies between."""
+    """The official network, its weights read by transformers: no code of this package lies between."""
     try:
         from janus.models import MultiModalityCausalLM
 
@@ -202,13 +202,13 @@ def _record(torch: Any, parts: _Parts, source: Source, rng: np.random.Generator)
     out |= {"siglip_features": numpy(features), "und_embeds": numpy(images)}
 
     ids = random_ids(2, P + _PROMPT)
-    slots = np.zeros(ids.shape, bool)
-    slots[:, 4 : 4 + P] = True
+    image_mask = np.zeros(ids.shape, bool)
+    image_mask[:, 4 : 4 + P] = True
     attended = np.ones(ids.shape, np.int64)
     attended[1, 0] = 0
-    out |= {"und_input_ids": ids, "und_image_mask": slots, "und_attention_mask": attended}
+    out |= {"und_input_ids": ids, "und_image_mask": image_mask, "und_attention_mask": attended}
     embeds = parts.embed(tensor(ids))
-    embeds[tensor(slots)] = images.reshape(-1, images.shape[-1])
+    embeds[tensor(image_mask)] = images.reshape(-1, images.shape[-1])
     choose = lambda hidden: (parts.text_head(hidden),) * 2
     step = lambda logits: (logits.argmax(-1), parts.embed(logits.argmax(-1))[:, None])
     tokens, hidden, _, _ = _greedy(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.checkpoints import write_bytes
+from janus_jax.files import atomic_write
 
 Steps = list[dict[str, Any]]  # lines of metrics.jsonl
 
@@ -50,7 +50,7 @@ def draw_curves(stages: Mapping[str, Steps], path: Path) -> None:
             axes.legend(frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    write_bytes(path, png.getvalue())
+    atomic_write(path, png.getvalue())
 
 
 def _fields(steps: Steps) -> list[str]:

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from janus_jax import checkpoints
-from janus_jax.checkpoints import storage
+from janus_jax import files
 from janus_jax.errors import UserError, one_line
 from janus_jax.processing import load_image
 from janus_jax.run.report.curves import Steps
@@ -34,7 +33,7 @@ def part(what: str | Path, default: Any, make: Callable[..., Any], *args: Any) -
         with understanding(what):
             return make(*args)
     except (UserError, OSError) as error:
-        if storage.is_disk_full(error):
+        if files.is_disk_full(error):
             raise
         _warn(f"{error}" if str(what) in str(error) else f"{what}: {error}")
         return default
@@ -89,7 +88,7 @@ def read_steps(run_dir: Path) -> dict[str, Steps]:
 def read_changes(run_dir: Path) -> list[dict[str, Any]]:
     """changes.jsonl: a dict of "time", "at" (a dict), "changes" (field -> [was, now]), "allowed" (a list)."""
     path = run_dir / "changes.jsonl"
-    return part(path, [], storage.read_json_lines, path, _is_change)
+    return part(path, [], files.read_json_lines, path, _is_change)
 
 
 def read_questions(run_dir: Path) -> list[dict[str, Any]]:
@@ -118,7 +117,7 @@ def picture_shape(path: Path) -> float | None:
 
 def _json(path: Path, kind: type) -> Any:
     """What a file holds; an empty `kind` if it is not there or damaged."""
-    read = lambda: checkpoints.read_json(path, kind) if is_file(path) else kind()
+    read = lambda: files.read_json(path, kind) if is_file(path) else kind()
     return part(path, kind(), read)
 
 

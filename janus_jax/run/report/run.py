@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax import checkpoints
 from janus_jax.errors import UserError
+from janus_jax.files import atomic_write
 from janus_jax.run.report import files
 from janus_jax.run.report.benchmarks import RunScores, highlight, highlights, score_sections
 from janus_jax.run.report.curves import Steps, draw_curves
@@ -69,7 +69,7 @@ def write_report(run_dir: str | Path) -> Path:
     path = run_dir / REPORT
     text = "\n\n".join(s for s in sections if s) + "\n"
     # JSON can hold halves of surrogate pairs, UTF-8 cannot.
-    checkpoints.write_bytes(path, text.encode(errors="replace"))
+    atomic_write(path, text.encode(errors="replace"))
     return path
 
 

@@ -1,8 +1,9 @@
-"""Where a new model directory is built: beside its place, or inside of it if there is one already.
+"""Output directories that appear whole or not at all: built beside the path, or inside of a directory that
+exists already, and moved at the end.
 
-What is being written lies in a workshop, a hidden directory whose file `lock` is locked by the process
-that writes. The lock ends with the process, however it ends: so what a killed one has left can be told
-from what is still written, and the next one removes it.
+It is built in a staging directory, which is hidden, with a file `lock` that the writing process holds
+locked. The lock ends with the process, however it ends, so that what a killed one left behind can be told
+from what is still being written; the next writer removes it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from pathlib import Path
 from janus_jax.errors import UserError
 from janus_jax.places import make_directory, probe
 
-# In a workshop. OUT replaces OLD once all of what was in the place has left it.
+# In a staging directory. OUT replaces OLD once everything that was in the output directory has left it.
 _LOCK, _NEW, _OLD, _OUT = "lock", "new", "old", "out"
 # ".NAME.PID.tmp", or with some letters after the process id where there may be a lock.
-_WORKSHOP = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(\.\w+)?\.tmp")
-_UNTOUCHED = 24 * 3600  # seconds after which a workshop without a lock is nobody's
+_STAGING = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(\.\w+)?\.tmp")
+_STALE = 24 * 3600  # seconds after which a staging directory without a lock is abandoned
 _FOREIGN = "lost+found"  # every new ext4 disk has one
 
 
-def check_place(directory: str | Path, replaceable: Callable[[Path], bool] | None = None) -> None:
+def check_output_dir(
+    directory: str | Path, replaceable: Callable[[Path], bool] | None = None
+) -> None:
     """Checks, before any work, that a model can be written to a directory.
 
     Args:
@@ -41,9 +44,9 @@ def check_place(directory: str | Path, replaceable: Callable[[Path], bool] | Non
     target = Path(os.path.realpath(directory))
     try:
         probe(target)
-        remove_left(target.parent, target.name)
-        remove_left(target, target.name)
-        if is_busy(target):
+        remove_stale_staging(target.parent, target.name)
+        remove_stale_staging(target, target.name)
+        if is_being_written(target):
             raise UserError(f"cannot write to {directory}: another process is writing there now")
         _check_contents(target, directory, replaceable)
     except OSError as error:
@@ -53,7 +56,7 @@ def check_place(directory: str | Path, replaceable: Callable[[Path], bool] | Non
 
 
 @contextlib.contextmanager
-def building(
+def write_output_dir(
     directory: str | Path, replaceable: Callable[[Path], bool] | None = None
 ) -> Iterator[Path]:
     """A path to build a directory at; at the end it takes the place of `directory`.
@@ -62,23 +65,23 @@ def building(
     something is raised, everything is as before.
 
     Raises:
-      UserError: as `check_place`.
+      UserError: as `check_output_dir`.
     """
-    check_place(directory, replaceable)
+    check_output_dir(directory, replaceable)
     target = Path(os.path.realpath(directory))
     home = target if target.exists() else target.parent
     made = [p for p in (home, *home.parents) if not p.exists()]
     make_directory(home)
     try:
-        with _workshop(home, target.name) as workshop:
-            new = workshop / _NEW
+        with _staging_dir(home, target.name) as staging:
+            new = staging / _NEW
             try:
                 yield new
-            except UserError as error:  # it may name a path that nobody chose
+            except UserError as error:  # it may name a path that the user did not choose
                 raise UserError(str(error).replace(str(new), str(directory))) from error
             if home == target:
                 _check_contents(target, directory, replaceable)  # it may have taken hours
-                _exchange(workshop)
+                _exchange(staging)
             else:
                 new.rename(target)
     except BaseException:
@@ -88,31 +91,31 @@ def building(
         raise
 
 
-def is_busy(directory: Path) -> bool:
+def is_being_written(directory: Path) -> bool:
     """Whether a process that is alive is building `directory`."""
     return any(
-        (workshop / _LOCK).exists() and not _is_free(workshop / _LOCK)
+        (staging / _LOCK).exists() and not _is_free(staging / _LOCK)
         for home in (directory, directory.parent)
-        for workshop in _workshops(home, directory.name)
+        for staging in _staging_dirs(home, directory.name)
     )
 
 
-def remove_left(home: Path, name: str | None = None) -> None:
-    """Removes the workshops in `home` whose processes are gone; never that of a living one.
+def remove_stale_staging(home: Path, name: str | None = None) -> None:
+    """Removes the staging directories in `home` whose processes are gone; never that of a living one.
 
     Args:
       home: a directory; nothing happens if it cannot be read.
-      name: only workshops of this place; by default all.
+      name: only staging directories of the output directory of this name; by default all.
     """
-    for workshop in _workshops(home, name):
-        lock = workshop / _LOCK
+    for staging in _staging_dirs(home, name):
+        lock = staging / _LOCK
         with contextlib.suppress(OSError):
             if lock.exists():
                 with _locked(lock):
-                    _clear(workshop)
+                    _clear(staging)
             # Of an earlier version, or on a disk without locks. Its process may be on another machine.
-            elif not _runs(workshop) and time.time() - _touched(workshop) > _UNTOUCHED:
-                _clear(workshop)
+            elif not _runs(staging) and time.time() - _last_change(staging) > _STALE:
+                _clear(staging)
 
 
 def _check_contents(
@@ -122,69 +125,69 @@ def _check_contents(
         raise UserError(f"cannot write to {name}: it exists and is not empty")
 
 
-def _workshops(home: Path, name: str | None) -> list[Path]:
+def _staging_dirs(home: Path, name: str | None) -> list[Path]:
     try:
         paths = list(home.iterdir())
     except OSError:
         return []
-    matches = [(p, _WORKSHOP.fullmatch(p.name)) for p in paths]
+    matches = [(p, _STAGING.fullmatch(p.name)) for p in paths]
     stem = name and _stem(name)
     return [p for p, m in matches if m and stem in (None, m["name"]) and _is_directory(p)]
 
 
 @contextlib.contextmanager
-def _workshop(home: Path, name: str) -> Iterator[Path]:
-    workshop = Path(
+def _staging_dir(home: Path, name: str) -> Iterator[Path]:
+    staging = Path(
         tempfile.mkdtemp(prefix=f".{_stem(name)}.{os.getpid()}.", suffix=".tmp", dir=home)
     )
     try:
         with contextlib.ExitStack() as stack:
-            unnamed = workshop / f"{_LOCK}.new"
+            unnamed = staging / f"{_LOCK}.new"
             unnamed.touch()
             try:
                 stack.enter_context(_locked(unnamed))
-                unnamed.rename(workshop / _LOCK)  # never seen without being locked
+                unnamed.rename(staging / _LOCK)  # never seen without being locked
             except OSError:  # such as a network disk without locks
                 unnamed.unlink()
             try:
-                yield workshop
+                yield staging
             finally:
-                _clear(workshop)
+                _clear(staging)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _exchange(workshop: Path) -> None:
-    """Puts what was built in the place of what else lies beside the workshop."""
-    old = workshop / _OLD
+def _exchange(staging: Path) -> None:
+    """Puts what was built in the place of everything else beside the staging directory."""
+    old = staging / _OLD
     old.mkdir()
-    for path in contents(workshop.parent):
+    for path in contents(staging.parent):
         path.rename(old / path.name)
-    old.rename(workshop / _OUT)
-    _fill(workshop)
+    old.rename(staging / _OUT)
+    _fill(staging)
 
 
-def _fill(workshop: Path) -> None:
-    # A directory is known by its card or config.json: these come last.
-    for path in sorted((workshop / _NEW).iterdir(), key=lambda p: (p.suffix == ".json", p.name)):
-        path.rename(workshop.parent / path.name)
+def _fill(staging: Path) -> None:
+    # A directory is known by its janus.json or config.json: these come last.
+    for path in sorted((staging / _NEW).iterdir(), key=lambda p: (p.suffix == ".json", p.name)):
+        path.rename(staging.parent / path.name)
 
 
-def _clear(workshop: Path) -> None:
-    """Removes a workshop; ends an exchange that was cut short: back, or forward once all was out."""
-    if (workshop / _OUT).is_dir() and (workshop / _NEW).is_dir():
-        _fill(workshop)
-    elif (workshop / _OLD).is_dir():
-        for path in (workshop / _OLD).iterdir():
-            path.rename(workshop.parent / path.name)
-    shutil.rmtree(workshop, ignore_errors=True)
+def _clear(staging: Path) -> None:
+    """Removes a staging directory; ends an exchange that was cut short: back, or forward once all was out."""
+    if (staging / _OUT).is_dir() and (staging / _NEW).is_dir():
+        _fill(staging)
+    elif (staging / _OLD).is_dir():
+        for path in (staging / _OLD).iterdir():
+            path.rename(staging.parent / path.name)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def contents(directory: Path) -> list[Path]:
-    """What is in a directory, cards and configs first, without workshops; [] if it is missing."""
+    """What is in a directory, JSON files first, without staging directories; [] if it is missing."""
     if not directory.exists():
         return []
-    mine = {*_workshops(directory, directory.name), directory / _FOREIGN}
+    mine = {*_staging_dirs(directory, directory.name), directory / _FOREIGN}
     found = [path for path in directory.iterdir() if path not in mine]
     return sorted(found, key=lambda p: (p.suffix != ".json", p.name))
 
@@ -216,12 +219,12 @@ def _is_directory(path: Path) -> bool:
 
 
 def _stem(name: str) -> str:
-    """The part of a place's name that its workshops bear: names must not get too long."""
+    """The part of a directory's name that its staging directories carry: names must not get too long."""
     return name.encode(errors="surrogateescape")[:150].decode(errors="ignore")
 
 
-def _runs(workshop: Path) -> bool:
-    match = _WORKSHOP.fullmatch(workshop.name)
+def _runs(staging: Path) -> bool:
+    match = _STAGING.fullmatch(staging.name)
     try:
         os.kill(int(match["pid"]), 0)
     except ProcessLookupError:
@@ -231,7 +234,7 @@ def _runs(workshop: Path) -> bool:
     return True
 
 
-def _touched(directory: Path) -> float:
+def _last_change(directory: Path) -> float:
     """When anything in a directory was last changed, in seconds since the epoch."""
     times = [directory.stat().st_mtime]
     for root, directories, files in os.walk(directory):

@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from janus_jax.checkpoints import storage
 from janus_jax.errors import UserError
+from janus_jax.files import read_json
 from janus_jax.interop.conversion.foreign import explain_files, explain_quantized
 from janus_jax.interop.conversion.names import is_buffer
 from janus_jax.interop.conversion.pickles import load_state, state_value
@@ -235,20 +235,8 @@ def _find(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     )
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-      UserError: it cannot be read or parsed, or is no object.
-    """
-    values = storage.read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold one JSON object")
-    return values
-
-
 def _read_index(path: Path) -> dict[str, str]:
-    names = read_object(path).get("weight_map")
+    names = read_json(path, dict).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"{path} is no index of shards: it has no weight_map")
     for name, file in names.items():

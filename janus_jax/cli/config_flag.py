@@ -1,0 +1,90 @@
+"""The flag --config: a config by its name or its file, with fields set by --config.FIELD=VALUE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import config_flags
+
+from janus_jax.cli.parser import program
+from janus_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+DEFAULT = "janus_tiny"
+BUILTIN = Path(__file__).resolve().parents[1] / "configs"
+LOCAL = Path("configs")  # in the source tree, or of one's own
+
+
+def parse(argv: list[str]) -> ConfigDict:
+    """Parses the command line, all flags that are defined included.
+
+    Args:
+      argv: as `sys.argv`.
+
+    Returns:
+      The config that --config names, with the fields that were set.
+
+    Raises:
+      UserError: a flag is unknown, there is no such config, or a field has no such name or value.
+    """
+    try:
+        argv = _with_files(argv)
+        # Defined here, because defining it already reads --config.FIELD from the command line.
+        flag = config_flags.DEFINE_config_file(
+            "config", config_file(DEFAULT), "NAME or FILE, or either with :VARIANT."
+        )
+        rest = flags.FLAGS(argv)
+        config = flag.value
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        # A mistake inside a config file arrives as a whole traceback; its last line says it all.
+        lines = str(error).replace("\\n", "\n").strip().splitlines()
+        reason = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+        raise UserError(f"{reason} (see {program()} --help)") from error
+    if len(rest) > 1:
+        raise UserError(f"what is {rest[1]!r}? All arguments are flags, see {program()} --help")
+    return config
+
+
+def config_file(value: str) -> str:
+    """FILE or FILE:VARIANT for a value of --config, which may have the name of a built-in config instead.
+
+    Raises:
+      UserError: there is neither such a file nor such a name; the message suggests the nearest.
+    """
+    name, colon, variant = value.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        path = builtin().get(name, path)
+    if not path.is_file():
+        known = [*builtin(), *sorted(str(p) for p in LOCAL.glob("*.py"))]
+        raise UserError(
+            f"no config file {name}, nor a config of this name ({', '.join(builtin())})."
+            f"{nearest(name, known)}"
+        )
+    return f"{path}{colon}{variant}"
+
+
+def builtin() -> dict[str, Path]:
+    """Name -> file of the configs that come with the package."""
+    files = sorted(BUILTIN.glob("*.py"))
+    return {p.stem: p for p in files if "def get_config(" in p.read_text(encoding="utf-8")}
+
+
+def _with_files(argv: list[str]) -> list[str]:
+    """The command line with the file of a config wherever it has a name."""
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if equals:
+            argv[i] = f"{flag}={config_file(value)}"
+        elif i + 1 < len(argv):
+            argv[i + 1] = config_file(argv[i + 1])
+    return argv
