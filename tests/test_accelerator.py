@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator
+from benchmarks.on_device import run as accelerator
 from benchmarks.on_device import setting, tables, training
 from janus_jax.config import PRESETS, Policy
 from janus_jax.data import PackedShape, mixed_batches

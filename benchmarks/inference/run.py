@@ -2,141 +2,55 @@
 
   python benchmarks/sampling.py --model tiny --images 1,4                    # a check, in minutes
   python benchmarks/sampling.py --checkpoint DIR --dtype bfloat16 --out FILE.json
-  python benchmarks/sampling.py --checkpoint DIR --contenders ours --no_drawing --fit
+  python benchmarks/sampling.py --checkpoint DIR --contenders janus_jax --no_drawing --fit
 
 Every contender has its own process, pinned to the same cores; one of them works at a time, in the order A B A B.
 Before anything is timed, the guided logits of given codes must agree with those of the first PyTorch contender
 (float32: max error <= 1e-3 of their standard deviation, bfloat16: rms error <= 5 % of it). The time is from
-prompt ids to pixels on the host, codes sampled, guidance 5: ours is one program, the peers' prefill + decode + VQ.
-A ratio is the contender's time over ours in the same round. "of bandwidth" is what a decode loop must read (layers
-and image head in the model's dtype, filled part of the cache) over its time, over the bandwidth measured in
-this run. Our image tokenizer is in float32 always, the peers' in the model's dtype. On a GPU, float32 is without
-TF32 on both sides. Threads of PyTorch wait for each other by spinning: if others use its cores as well, it can be
-many times slower than on its own, so ratios of a contended run of several cores say nothing (marked "!").
-Needs torch and transformers >= 5.
+prompt ids to pixels on the host, codes sampled, guidance 5: janus_jax is one program, the peers' prefill + decode
++ VQ. A ratio is the contender's time over that of janus_jax in the same round. "of bandwidth" is what a decode
+loop must read (layers and image head in the model's dtype, filled part of the cache) over its time, over the
+bandwidth measured in this run. Our image tokenizer is in float32 always, the peers' in the model's dtype. On a
+GPU, float32 is without TF32 on both sides. Threads of PyTorch wait for each other by spinning: if others use its
+cores as well, it can be many times slower than on its own, so ratios of a contended run of several cores say
+nothing (marked "!"). Needs torch and transformers >= 5.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.random_checkpoint import tensors
-from benchmarks.sampling_process import Contender, Worker, WorkerError
-from benchmarks.sampling_report import regress, same, show, spread, summarise
-from janus_jax.config import PRESETS, DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
+from benchmarks.inference.contenders import (
+    CONTENDERS,
+    NATIVE,
+    NATIVE_INT8,
+    Contender,
+    contenders,
+    is_native,
+)
+from benchmarks.inference.models import MODELS, shrink, write_checkpoint
+from benchmarks.inference.process import Worker
+from benchmarks.inference.report import regress, same, show, spread, summarise
+from janus_jax.config import JanusConfig
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.inference.kv_cache import bytes_per_slot
-from janus_jax.interop.configs.official import config_to_official
-from janus_jax.interop.conversion.convert import expected_shapes
 from janus_jax.interop.conversion.source import open_source
-from janus_jax.processing import build_word_tokenizer
 
-PEERS = ("official", "transformers", "transformers_compiled", "loop", "loop_compiled")
-CONTENDERS = ("ours", *PEERS)
 TOLERANCE = {"float32": ("max_error", 1e-3), "bfloat16": ("rms_error", 0.05)}
 SHORT = 16  # codes of a warm-up on a CPU, where whole pictures take minutes, unless they
 FEW = 64  # have no more codes than this
-RUN_GIB = 2  # caches and activations of few pictures
 CONTENDED = 0.5  # load average before the run, on a CPU
-GIB = 2**30
-
-# 64 codes; transformers wants as many codes as patches.
-TINY = JanusConfig(
-    "tiny",
-    SigLIPConfig(image_size=128, patch_size=16, width=32, layers=1, heads=2),
-    VQConfig(image_size=128, codebook_size=64, z_channels=32, ch=32, num_res_blocks=1),
-    DecoderConfig(vocab_size=96, width=64, ffw=160, layers=3, heads=4, kv_heads=2, head_dim=32),
-)
-MODELS = {"tiny": TINY} | {
-    name: c for name, c in PRESETS.items() if c.vq.grid == c.siglip.grid and c.vq.norm_groups == 32
-}
-
-
-def write_checkpoint(config: JanusConfig, directory: Path) -> None:
-    """Random bfloat16 weights in the official format, as `random_checkpoint.py` writes them."""
-    from safetensors.numpy import save_file
-
-    directory.mkdir(parents=True)
-    save_file(dict(tensors(config, seed=0)), directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config_to_official(config, "bfloat16")))
-    tokenizer = build_word_tokenizer("a red cat what is it ?".split())
-    (directory / "tokenizer.json").write_text(tokenizer.to_json())
-
-
-@contextlib.contextmanager
-def contenders(
-    args: argparse.Namespace, directory: Path, config: JanusConfig, scratch: Path
-) -> Iterator[tuple[list[Contender], dict[str, Any]]]:
-    """(those that were asked for, what each said when it was loaded); ends all processes at last."""
-    names = [*args.contenders, *(["ours_int8"] if args.int8 else [])]
-    check_memory(args, config, names)
-    found, workers, loaded = [], [], {}
-    shared = None
-    try:
-        for name in tqdm(names, "load", leave=False):
-            ours = name.startswith("ours")
-            if ours or shared is None:
-                worker = Worker("ours" if ours else "torch", args, scratch, name)
-                workers.append(worker)
-                request = {"directory": str(directory), "dtype": args.dtype, "device": args.device}
-                own = (
-                    {"int8": args.int8 if name == "ours_int8" else []}
-                    if ours
-                    else {"threads": len(args.cores) or os.cpu_count()}
-                )
-                contender = Contender(name, worker)
-                try:
-                    loaded[name] = worker.ask(
-                        "load", **request, **own, prompt_length=args.prompt_length
-                    )
-                except WorkerError as error:
-                    contender.problem = f"not available: {' '.join(str(error).split())[:400]}"
-                if not ours and args.share_torch and not contender.problem:
-                    shared = worker
-            else:
-                contender = Contender(name, shared)
-            found.append(contender)
-        yield found, loaded
-    finally:
-        for worker in workers:
-            worker.close()
-
-
-def check_memory(args: argparse.Namespace, config: JanusConfig, names: Sequence[str]) -> None:
-    """Refuses what would not fit a CPU's memory: the machine would kill some process, maybe another's."""
-    if args.device != "cpu":
-        return
-    size = sum(int(np.prod(shape)) for shape in expected_shapes(config).values())
-    each = size * {"float32": 4, "bfloat16": 2}[args.dtype] / GIB
-    peak = held = 0.0
-    for i, name in enumerate(names):
-        if args.share_torch and name in PEERS and any(other in PEERS for other in names[:i]):
-            continue
-        # Ours reads all of the checkpoint, in bfloat16, before it packs; the peers tensor by tensor.
-        peak = max(peak, held + each + (0 if name in PEERS else 2 * size / GIB))
-        held += each
-    lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) / 2**20
-    if max(peak, held + RUN_GIB) > free:
-        hint = "" if args.share_torch else ", or add --share_torch"
-        raise UserError(
-            f"the weights of all contenders take {held:.1f} GiB ({peak:.1f} while they are read) of "
-            f"{free:.1f} GiB that are free: name fewer --contenders{hint}"
-        )
 
 
 # ---------------------------------------------------------------- what is measured
@@ -151,15 +65,15 @@ def gate(
     np.save(scratch / "codes.npy", codes)
     path, want, results = scratch / "logits.npy", None, {}
     # A peer is what the others are compared with, so peers come first.
-    for contender in sorted(field, key=lambda c: c.name.startswith("ours")):
+    for contender in sorted(field, key=lambda c: is_native(c.name)):
         request = {"images": n, "codes": str(scratch / "codes.npy"), "steps": steps}
         contender.ask("gate", **request, out=str(path))
         if contender.problem:
             continue
         got = np.load(path)
         if want is None:
-            if contender.name.startswith("ours"):
-                continue  # nobody to compare with
+            if is_native(contender.name):
+                continue  # no PyTorch contender to compare with
             want, scale, reference = got, float(got.std()), contender.name
         error = np.abs(got - want)
         result = {
@@ -172,7 +86,7 @@ def gate(
         results[contender.name] = result
         what, limit = TOLERANCE[args.dtype]
         # int8 is not exact by design: reported, not judged. A NaN is beyond any limit.
-        if contender.name != "ours_int8" and not result[what] <= limit:
+        if contender.name != NATIVE_INT8 and not result[what] <= limit:
             contender.problem = (
                 f"failed the parity gate: {what} {result[what]:.2g} of the logits' standard "
                 f"deviation, limit {limit}; not timed"
@@ -217,7 +131,7 @@ def measure(
 
 def understanding(args: argparse.Namespace, field: Sequence[Contender]) -> list[dict[str, Any]]:
     """One picture and a question: time to the first token, and tokens/s after it."""
-    rows, chosen = [], [c for c in field if c.name.startswith(("ours", "transformers"))]
+    rows, chosen = [], [c for c in field if is_native(c.name) or c.name.startswith("transformers")]
     request = {"tokens": args.answer_tokens, "prompt_length": args.prompt_length}
     rounds: dict[str, list] = {contender.name: [] for contender in chosen}
     for _ in tqdm(range(1 + args.pairs), "answer"):  # the first round compiles
@@ -239,15 +153,15 @@ def understanding(args: argparse.Namespace, field: Sequence[Contender]) -> list[
 
 
 def fit(
-    args: argparse.Namespace, ours: Contender, config: JanusConfig, bandwidth: float, cache: str
+    args: argparse.Namespace, native: Contender, config: JanusConfig, bandwidth: float, cache: str
 ) -> dict[str, Any]:
     """Least squares of decode ms/step = a + b x rows x window, and what b would be at full bandwidth."""
     points = []
     request = {"windows": 4, "steps": min(SHORT, args.steps - 1), "repeats": args.pairs}
     for n in tqdm(args.images, "fit"):
-        points += ours.ask("fit", images=n, **request) or []
-    if ours.problem:
-        raise RunError(ours.problem)
+        points += native.ask("fit", images=n, **request) or []
+    if native.problem:
+        raise RunError(native.problem)
     ms = np.array([p["ms"] for p in points])
     work = np.array([p["rows"] * p["window"] for p in points], float)
     rows = np.array([p["rows"] for p in points], float)
@@ -287,7 +201,12 @@ def parse_flags() -> argparse.Namespace:
     add("--dtype", choices=sorted(TOLERANCE), default="float32")
     add("--images", default="1,4", metavar="N,..", help="pictures of one prompt at once")
     add("--contenders", default=",".join(CONTENDERS), metavar="NAME,..", help="%(default)s")
-    add("--int8", default="", metavar="PARTS", help="'weights', 'cache' or both: also 'ours_int8'")
+    add(
+        "--int8",
+        default="",
+        metavar="PARTS",
+        help="'weights', 'cache' or both: also 'janus_jax_int8'",
+    )
     add("--pairs", type=int, default=5, help="timed rounds")
     add("--steps", type=int, help="codes of a picture; default: all. Fewer is marked as partial")
     add("--gate_steps", type=int, default=16, help="codes of the parity gate")
@@ -297,7 +216,7 @@ def parse_flags() -> argparse.Namespace:
     add("--understanding", action="store_true", help="also time answers about a picture")
     add("--no_drawing", action="store_true", help="only --understanding or --fit")
     add("--answer_tokens", type=int, default=65, help="of an answer")
-    add("--fit", action="store_true", help="also fit ms/step of ours to rows x window")
+    add("--fit", action="store_true", help="also fit ms/step of janus_jax to rows x window")
     add("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
     numbers = lambda name, text: [_whole(name, x) for x in text.split(",")] if text else []
@@ -327,8 +246,8 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("--layers must be 1 or more, and needs --model, not --checkpoint")
     if args.no_drawing and not (args.understanding or args.fit):
         raise UserError("--no_drawing leaves nothing to do: add --understanding or --fit")
-    if args.fit and "ours" not in args.contenders:
-        raise UserError("--fit is about 'ours', which --contenders does not name")
+    if args.fit and NATIVE not in args.contenders:
+        raise UserError(f"--fit is about {NATIVE!r}, which --contenders does not name")
     if args.device == "cpu" and not args.cores:
         args.cores = sorted(os.sched_getaffinity(0))
     args.contenders = [name for name in CONTENDERS if name in args.contenders]
@@ -384,9 +303,9 @@ def main() -> None:
                 report["understanding"] = understanding(args, field)
                 write(args.out, report)
             if args.fit:
-                if "ours" not in loaded:
+                if NATIVE not in loaded:
                     raise RunError(field[0].problem)
-                report["fit"] = fit(args, field[0], config, bandwidth, loaded["ours"]["cache"])
+                report["fit"] = fit(args, field[0], config, bandwidth, loaded[NATIVE]["cache"])
     print(show(report))
     write(args.out, report)
 
@@ -400,15 +319,6 @@ def write(path: Path | None, report: dict[str, Any]) -> None:
     new.replace(path)
 
 
-def shrink(config: JanusConfig, layers: int | None) -> JanusConfig:
-    """The same with fewer layers, unrolled."""
-    config = config.replace(scan_layers=False)
-    if layers is None:
-        return config
-    siglip = config.siglip.replace(layers=min(layers, config.siglip.layers))
-    return config.replace(decoder=config.decoder.replace(layers=layers), siglip=siglip)
-
-
 def measure_bandwidth(
     args: argparse.Namespace, field: Sequence[Contender], scratch: Path
 ) -> dict[str, Any]:
@@ -419,7 +329,7 @@ def measure_bandwidth(
             return worker.ask("bandwidth")
         finally:
             worker.close()
-    for contender in sorted(field, key=lambda c: c.name.startswith("ours")):
+    for contender in sorted(field, key=lambda c: is_native(c.name)):
         if not contender.problem:
             return contender.worker.ask("bandwidth")
     raise RunError("; ".join(f"{c.name}: {c.problem}" for c in field))

@@ -30,11 +30,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.inference.models import MODELS
 from benchmarks.on_device.setting import Setting
 from benchmarks.on_device.tables import render
-from benchmarks.sampling import MODELS
+from benchmarks.paths import importable
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.models import BACK_ENDS, REMAT
 
@@ -158,12 +157,13 @@ def _start(args: argparse.Namespace, name: str, limit: float, scratch: str) -> d
     """Runs a section in a process of its own; what it measured, however it ended."""
     part = Path(scratch) / f"{name}.json"
     log = Path(scratch) / f"{name}.log"
-    command = [sys.executable, __file__, "--run", name, "--out", str(part)]
+    command = [sys.executable, "-m", "benchmarks.on_device.run", "--run", name, "--out", str(part)]
     for flag in ("model", "large", "repeats", "device", "steps"):
         command += [f"--{flag}", str(getattr(args, flag))]
     for flag in ("images", "rows"):
         command += [f"--{flag}", ",".join(map(str, getattr(args, flag)))]
-    env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false", TF_CPP_MIN_LOG_LEVEL="2")
+    env = importable(os.environ)
+    env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
     # One compilation of what several sections run; compile times are those of first uses.
     env.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(scratch) / "programs"))
     if args.device == "cpu":

@@ -3,37 +3,24 @@
   model = build_model(PRESETS["janus-pro-1b"], torch.bfloat16, "cuda")   # or load_model(directory, ...)
   result = OfficialLoop(model).run(prompt_ids, uncond_ids, n=16)
 
-All peers share one transformers model and its weights. `OfficialLoop` is the procedure of the official
-repository, `TransformersGenerate` that of transformers; `torch_loop.CompiledLoop` is PyTorch written for speed.
-Needs torch and transformers >= 5; `python benchmarks/check_torch_peers.py --compile` compares the peers.
+All peers share one transformers model and its weights (`model`). `OfficialLoop` is the procedure of the official
+repository, `TransformersGenerate` that of transformers; `compiled_loop.CompiledLoop` is PyTorch written for speed.
+Needs torch and transformers >= 5; `python -m benchmarks.peers.check --compile` compares the peers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation import ClassifierFreeGuidanceLogitsProcessor
-from transformers.initialization import no_init_weights
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from janus_jax.config import JanusConfig
-from janus_jax.interop.configs.hf import config_to_hf
-from janus_jax.interop.conversion.convert import to_torch
-from janus_jax.interop.conversion.names import HF
-from janus_jax.interop.conversion.source import open_source
-from janus_jax.processing import build_word_tokenizer
+from benchmarks.peers.peer import Job, Peer, available
 
 # The keyword and the output field were renamed in transformers 5.
 CACHE = (
@@ -41,226 +28,6 @@ CACHE = (
     if "cache" in inspect.signature(transformers.LlamaModel.forward).parameters
     else "past_key_values"
 )
-
-
-class PeerUnavailable(RuntimeError):
-    """This peer cannot run here; the message says why."""
-
-
-# ---------------------------------------------------------------- the model
-
-
-def build_model(
-    config: JanusConfig,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    seed: int = 0,
-    attention: str = "sdpa",
-) -> Any:
-    """A transformers model with random weights of unit gain, made where and as it is wanted.
-
-    Args:
-      config: the architecture; transformers cannot build all of them, see `config_to_hf`.
-      dtype: of all weights; no float32 copy is ever made.
-      device: where it lives; the values for one seed differ between kinds of devices.
-      seed: of the weights.
-      attention: "sdpa" (what transformers takes by default) or "eager".
-    """
-    model = _empty(config, dtype, device, attention)
-    rng = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            for name, value in module.named_parameters(recurse=False):
-                value.normal_(generator=rng)
-                if name == "bias":
-                    value.mul_(0.1)
-                elif value.ndim == 1:  # the scale of a norm
-                    value.mul_(0.1).add_(1)
-                elif not isinstance(module, nn.Embedding):  # [out, in, ...]
-                    value.mul_(value[0].numel() ** -0.5)
-    return model
-
-
-def load_model(
-    directory: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    attention: str = "sdpa",
-) -> Any:
-    """A checkpoint of any format that we read, as a transformers model; tensor by tensor.
-
-    On a GPU set JAX_PLATFORMS=cpu, or jax reserves most of its memory.
-    """
-    source = open_source(directory)
-    model = _empty(source.config, dtype, device, attention)
-    left = dict(model.named_parameters())
-    with torch.no_grad():
-        for path, array in sorted(source.arrays.items(), key=lambda item: item[1].turn):
-            for name, value in to_torch(path, array.load(), HF).items():
-                if value.dtype.name == "bfloat16":  # numpy's is not torch's
-                    tensor = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-                else:
-                    tensor = torch.from_numpy(value)
-                left.pop(name).copy_(tensor)
-    if left:
-        raise ValueError(f"{directory} lacks {', '.join(sorted(left)[:8])}")
-    return model
-
-
-def save_model(model: Any, directory: str | Path) -> None:
-    """Writes config, safetensors and a small tokenizer, which `convert_torch_weights.py` reads."""
-    model.save_pretrained(directory)
-    tokenizer = build_word_tokenizer("a red cat what is it ?".split())
-    (Path(directory) / "tokenizer.json").write_text(tokenizer.to_json())
-
-
-def _empty(config: JanusConfig, dtype: torch.dtype, device: str, attention: str) -> Any:
-    fields = config_to_hf(config, config.decoder.vocab_size - 1, str(dtype).removeprefix("torch."))
-    hf = transformers.JanusConfig.from_dict(fields)
-    with no_init_weights(), torch.device(device):
-        model = transformers.JanusForConditionalGeneration._from_config(
-            hf, dtype=dtype, attn_implementation=attention
-        )
-    return model.eval().requires_grad_(False)
-
-
-# ---------------------------------------------------------------- the interface
-
-
-@dataclasses.dataclass
-class Result:
-    """What a run gives.
-
-    Attributes:
-      codes: [B, steps] int64, on the CPU.
-      logits: [steps, B, V] guided logits in float32 on the CPU; None if not asked for.
-      seconds: "prefill" until the guided logits of code 0 are there, "decode" for all that follows them
-        up to the last code, "vq" from codes to uint8 pixels (absent without pixels).
-      pixels: [B, height, width, 3] uint8; None if not asked for or if not all codes were made.
-    """
-
-    codes: Tensor
-    logits: Tensor | None
-    seconds: dict[str, float]
-    pixels: np.ndarray | None
-
-
-class _Clock:
-    """Seconds of consecutive phases; waits for the device at their ends."""
-
-    def __init__(self, device: torch.device):
-        self._device, self.seconds = device, {}
-        self._last = self._now()
-
-    def lap(self, phase: str) -> None:
-        now = self._now()
-        self.seconds[phase], self._last = now - self._last, now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
-@dataclasses.dataclass
-class Job:
-    """One run, as the loops see it: `cond` and `uncond` [P], `forced` [B, steps] or None, on the device."""
-
-    cond: Tensor
-    uncond: Tensor
-    n: int
-    cfg_weight: float
-    forced: Tensor | None
-    steps: int
-    clock: _Clock
-    record: Callable[[Tensor], None]  # takes the guided logits [B, V] of each step
-
-
-class Peer:
-    """A way to draw images from a transformers Janus.
-
-    The first run of a compiled peer compiles: make one of the same size and full length, and time the second.
-    """
-
-    def __init__(self, model: Any):
-        self.model = model
-        self.device, self.dtype = model.device, model.dtype
-        self.num_codes = model.config.vq_config.num_patches**2
-
-    @torch.no_grad()
-    def run(
-        self,
-        prompt_ids: Sequence[int],
-        uncond_ids: Sequence[int],
-        n: int = 1,
-        cfg_weight: float = 5.0,
-        *,
-        forced: Tensor | None = None,
-        steps: int | None = None,
-        want_logits: bool = False,
-        pixels: bool = True,
-        seed: int = 0,
-    ) -> Result:
-        """Draws `n` images for one prompt; temperature 1, all codes possible.
-
-        Args:
-          prompt_ids: [P] ids, BOS first and BOI last.
-          uncond_ids: [P] ids, the same with pads in between.
-          n: B, images.
-          cfg_weight: guidance, above 1.
-          forced: [B, >= steps] codes to feed instead of sampled ones; `Result.codes` repeats them.
-          steps: codes an image; all by default. Caches have full length whatever it is.
-          want_logits: keep the guided logits; copies them every step, so time without.
-          pixels: decode the codes, if all were made.
-          seed: of the sampling.
-        """
-        steps = self.num_codes if steps is None else steps
-        if len(prompt_ids) != len(uncond_ids) or len(prompt_ids) < 3:
-            raise ValueError("the prompts must have the same length, of 3 at least")
-        if not 1 <= steps <= self.num_codes:
-            raise ValueError(f"steps must be in 1..{self.num_codes}, not {steps}")
-        if cfg_weight <= 1:
-            raise ValueError(f"cfg_weight must be above 1, not {cfg_weight}")
-        if forced is not None:
-            forced = torch.as_tensor(forced, dtype=torch.long)[:, :steps]
-            if forced.shape != (n, steps):
-                raise ValueError(f"forced must be [{n}, {steps}] codes, not {tuple(forced.shape)}")
-            forced = forced.to(self.device)
-        cond, uncond = (torch.tensor(ids, device=self.device) for ids in (prompt_ids, uncond_ids))
-        kept: list[Tensor] = []
-        keep = lambda logits: kept.append(logits.to("cpu", torch.float32, copy=True))
-        torch.manual_seed(seed)
-        clock = _Clock(self.device)
-        job = Job(
-            cond, uncond, n, cfg_weight, forced, steps, clock, keep if want_logits else _ignore
-        )
-        codes = self._draw(job)
-        clock.lap("decode")
-        image = None
-        if pixels and steps == self.num_codes:
-            image = self.pixels(codes)
-            clock.lap("vq")
-        return Result(codes.cpu(), torch.stack(kept) if kept else None, clock.seconds, image)
-
-    @torch.no_grad()
-    def pixels(self, codes: Tensor) -> np.ndarray:
-        """[B, num_codes] codes to [B, height, width, 3] uint8, in the dtype of the model; truncates."""
-        image = self._decode_vq(codes.to(self.device)).float()
-        return ((image + 1) * 127.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-    def _decode_vq(self, codes: Tensor) -> Tensor:
-        return self.model.decode_image_tokens(codes)
-
-    def _draw(self, job: Job) -> Tensor:
-        """[B, steps] codes; laps "prefill" and records the logits of every step."""
-        raise NotImplementedError
-
-
-def _ignore(logits: Tensor) -> None:
-    del logits
-
-
-# ---------------------------------------------------------------- the peers
 
 
 class OfficialLoop(Peer):
@@ -399,17 +166,3 @@ class _Watch(transformers.LogitsProcessor):
         if job.forced is None:
             return scores
         return torch.full_like(scores, -torch.inf).scatter_(1, job.forced[:, i : i + 1], 0.0)
-
-
-def available(function: Callable, what: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls; what the compiler cannot do becomes `PeerUnavailable`."""
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        module = type(error).__module__
-        if not module.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
-            raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise PeerUnavailable(
-            f"{what} failed: {type(error).__name__}: {reason.strip()[:300]}"
-        ) from error
