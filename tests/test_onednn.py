@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_engine import CODES, score
-from test_sampling import CONFIG, WORDS, random_params
+from dummies_model import CODES, CONFIG, WORDS, random_params, score
 
 from janus_jax.config import PRESETS, Policy
 from janus_jax.inference import ImageEngine, cpu, make_sampling_params
