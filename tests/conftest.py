@@ -3,12 +3,18 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of a test stays in the user's cache
+# Programs are compiled once a session, in this process and in those that tests start; nothing stays in the user's cache.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="janus_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 

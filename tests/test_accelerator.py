@@ -21,6 +21,8 @@ from janus_jax.inference import fuse_params
 from janus_jax.models import JanusModel, init_params
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 TINY = PRESETS["janus-tiny"]
 
 

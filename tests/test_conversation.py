@@ -27,6 +27,8 @@ from janus_jax.processing import (
     build_word_tokenizer,
 )
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def janus():

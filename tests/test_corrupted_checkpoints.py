@@ -17,6 +17,8 @@ from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_ours
 from janus_jax.processing import build_word_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = build_word_tokenizer("a red cat".split())

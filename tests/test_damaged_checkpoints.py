@@ -16,6 +16,8 @@ import pytest
 from janus_jax.checkpoints import DamagedError, StageCheckpoints, checksums
 from janus_jax.errors import UserError
 
+pytestmark = pytest.mark.heavy
+
 OLD, NEW, WHOLE, BROKEN = 10, 20, "10", "20"
 RNG = np.random.default_rng(0)
 PARAMS = {"decoder": {"kernel": RNG.standard_normal((64, 130), np.float32), "bias": np.ones(3)}}

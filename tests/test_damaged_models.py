@@ -23,6 +23,8 @@ from janus_jax.run.claim import claim
 from janus_jax.run.evaluate import Evaluator
 from janus_jax.training import MetricsLog, read_metrics
 
+pytestmark = pytest.mark.heavy
+
 
 def flip_a_bit(tree):
     """In the middle of the largest array file."""

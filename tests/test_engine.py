@@ -30,6 +30,8 @@ from janus_jax.inference.matmul import matmul
 from janus_jax.inference.memory import decode_bytes, max_rows_that_fit, picture_bytes
 from janus_jax.parallel import make_mesh
 
+pytestmark = pytest.mark.heavy
+
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 
 
@@ -116,7 +118,15 @@ def test_seeded_codes_equal_uncached_decoding_step_by_step(janus, settings):
         np.testing.assert_array_equal(codes, expected)
 
 
-@pytest.mark.parametrize("sizes", [dict(data=2, tensor=2), dict(data=8), dict(data=4, tensor=2)])
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(data=2, tensor=2),
+        dict(data=4, tensor=2),
+        pytest.param(dict(data=8), marks=pytest.mark.slow),  # cuts rows alone, as the others do too
+    ],
+)
 def test_a_picture_is_the_same_on_any_mesh(janus, sizes):
     sharded = make(mesh=make_mesh(**sizes))
     qkv = sharded.weights["layers"][0]["qkv"]
@@ -131,6 +141,7 @@ def test_a_picture_is_the_same_on_any_mesh(janus, sizes):
     assert sharded.answer(PICTURES[0], question, 8) == janus.answer(PICTURES[0], question, 8)
 
 
+@pytest.mark.multidevice
 def test_a_mesh_that_cuts_heads_is_refused():
     with pytest.raises(UserError, match="tensor=4 does not divide kv_heads=2"):
         make(mesh=make_mesh(tensor=4))

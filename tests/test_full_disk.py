@@ -18,6 +18,8 @@ from janus_jax.run.evaluate import Evaluator
 from janus_jax.run.files import write_json
 from janus_jax.training import MetricsLog
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

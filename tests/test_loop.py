@@ -16,6 +16,8 @@ from janus_jax.parallel import make_mesh
 from janus_jax.training import MetricsLog, Stage, Stopped, run_stage
 from janus_jax.training.divergence import MANY, DivergenceWatch, phase_starts
 
+pytestmark = pytest.mark.heavy
+
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 
 

@@ -16,6 +16,8 @@ import pytest
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.parallel import first_only, initialize, multihost
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 TWO = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 

@@ -12,6 +12,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.heavy
+
 layers = st.integers(1, 12)
 architectures = st.builds(
     lambda siglip, decoder, levels, blocks, heads: JanusConfig(

@@ -14,6 +14,8 @@ from janus_jax.inference.matmul import matmul
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 FULL = PRESETS["janus-pro-1b"].decoder
 needs_onednn = pytest.mark.skipif(not cpu.has_onednn(), reason="this XLA does not call oneDNN")
 # The width of the 1B model, all else as small as it goes.

@@ -13,6 +13,8 @@ from janus_jax.interop.conversion import place
 from janus_jax.interop.conversion.place import building, check_place, is_busy, remove_left
 from janus_jax.places import check_directory, check_file, user_cache, write_file
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

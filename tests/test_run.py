@@ -17,6 +17,8 @@ from janus_jax.models import init_params
 from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.evaluate import Evaluator
 
+pytestmark = pytest.mark.heavy
+
 # From a config to objects
 
 

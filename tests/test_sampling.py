@@ -32,6 +32,8 @@ from janus_jax.inference.logits import filter_logits, sample
 from janus_jax.interop import config_from_official, params_from_torch
 from janus_jax.processing import Processor, ProcessorConfig
 
+pytestmark = pytest.mark.heavy
+
 OFFICIAL = Path(__file__).parent / "data/golden/official_tiny"
 
 

@@ -13,6 +13,8 @@ from janus_jax.run import build
 from janus_jax.run.evaluate import TUNING_SEED, Evaluator
 from janus_jax.training import Stopped
 
+pytestmark = pytest.mark.heavy
+
 
 class Painter:
     """Stands in for the model: draws what is asked, but only at guidance 2."""

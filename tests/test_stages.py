@@ -29,6 +29,8 @@ from janus_jax.training import (
     split_params,
 )
 
+pytestmark = pytest.mark.heavy
+
 WORLD = es.World()
 TOKENIZER = build_word_tokenizer(es.vocabulary(WORLD))
 CONFIG = JANUS_TINY.replace(
@@ -283,6 +285,7 @@ def test_the_codebook_is_placed_after_the_warm_up_and_fixed_at_the_end(params):
 # One device or eight
 
 
+@pytest.mark.multidevice
 def test_eight_devices_give_the_losses_of_one(params):
     data = [next(iterator) for iterator in [batches("stage3")] for _ in range(5)]
 

@@ -33,6 +33,8 @@ from janus_jax.training.vq import (
     vq_loss,
 )
 
+pytestmark = pytest.mark.heavy
+
 WORLD = es.World()
 TOKENIZER = build_word_tokenizer(es.vocabulary(WORLD))
 CONFIG = JANUS_TINY.replace(

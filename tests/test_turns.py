@@ -16,6 +16,8 @@ from janus_jax.processing import (
 )
 from janus_jax.processing.tokenizer import BOI, EOI, IMAGE
 
+pytestmark = pytest.mark.heavy
+
 P = LONGER.siglip.num_patches
 
 
