@@ -1,17 +1,51 @@
-"""Eight simulated devices, so that every test of sharding runs on any machine."""
+"""Fixtures of all tests, markers, and eight simulated devices, so that sharding is tested on any machine."""
 
+import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of a test stays in the user's cache
+# Programs are compiled once a session, in this process and in those that tests start; none stays in the cache of
+# the user.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="janus_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 
 jax.config.update("jax_num_cpu_devices", 8)  # before the first use of a device
+
+NOT_QUICK = ("slow", "heavy", "subprocess", "torch", "multidevice")
+
+
+def pytest_addoption(parser):
+    names = ", ".join(NOT_QUICK)
+    parser.addoption("--quick", action="store_true", help=f"only tests without a marker of {names}")
+
+
+def _can_import(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # ValueError: sys.modules has None for it
+        return False
+
+
+def pytest_collection_modifyitems(config, items):
+    if not all(map(_can_import, ("torch", "transformers"))):
+        skip = pytest.mark.skip(reason="needs torch and transformers")
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(skip)
+    if config.getoption("quick"):
+        left_out = [item for item in items if any(map(item.get_closest_marker, NOT_QUICK))]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture

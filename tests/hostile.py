@@ -14,7 +14,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
@@ -138,6 +137,8 @@ def rename(function):
 
 
 def torch_state(directory):
+    import torch
+
     view = lambda v: (
         torch.from_numpy(v.view(np.int16)).view(torch.bfloat16)
         if v.dtype == ml_dtypes.bfloat16
@@ -150,6 +151,8 @@ def pickled(change, **options):
     """The weights as pytorch_model.bin instead, after a change to the state dict."""
 
     def act(directory):
+        import torch
+
         values = torch_state(directory)
         values = change(values) or values
         (directory / "model.safetensors").unlink()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dummies_data import TOKENIZER, DummySource
 
-from benchmarks import accelerator
+from benchmarks.on_device import run as accelerator
 from benchmarks.on_device import setting, tables, training
 from janus_jax.config import PRESETS, Policy
 from janus_jax.data import TASKS, PackedShape, SequenceEncoder, WeightedSource, mixed_batches
@@ -19,6 +19,8 @@ from janus_jax.errors import RunError, UserError
 from janus_jax.inference import fuse_params
 from janus_jax.models import JanusModel, init_params
 from janus_jax.processing import Processor, ProcessorConfig
+
+pytestmark = pytest.mark.heavy
 
 TINY = PRESETS["janus-tiny"]
 

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_conversation import LONGER, picture
-from test_sampling import WORDS, random_params
+from dummies_model import LONGER, make_janus, picture, random_params
 
 from janus_jax.errors import UserError
 from janus_jax.inference import Janus, make_sampling_params
-from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
 SECRET = "secret"
 NO_NUMBERS = {
@@ -98,8 +96,7 @@ PLACES = [
 
 @pytest.fixture(scope="module")
 def janus():
-    processor = Processor(ProcessorConfig.from_model(LONGER), build_word_tokenizer(WORDS))
-    return Janus(LONGER, random_params(LONGER), processor)
+    return make_janus(LONGER)
 
 
 @pytest.mark.parametrize("place", range(len(PLACES)), ids=lambda i: f"{i}-{PLACES[i][0]}")

@@ -21,6 +21,8 @@ from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import build_word_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 
 

@@ -30,6 +30,8 @@ from janus_jax.files import read_json
 from janus_jax.models import JanusModel, init_params, stack_layers
 from janus_jax.parallel import make_mesh, param_shardings, shard_params, state_shardings
 
+pytestmark = pytest.mark.heavy
+
 PROCESSOR = {"template": "deepseek", "num_codes": 36}
 TOKENIZER = '{"a tokenizer": "é"}'
 STATE = {"step": np.int32(0)}
@@ -250,6 +252,7 @@ def test_a_run_loads_its_newest_checkpoint(run_dir, params):
         load_model(run_dir, stage="third")
 
 
+@pytest.mark.multidevice
 def test_resume_restores_parameters_optimizer_and_data(run_dir):
     mesh, other = make_mesh(1, 4, 2), make_mesh(2, 2, 1)
     params = {"decoder": {"lm_head": {"kernel": np.ones((8, 16), np.float32)}}}

@@ -9,6 +9,8 @@ from janus_jax.config import JANUS_TINY
 from janus_jax.models import JanusModel, init_params
 from janus_jax.training import start_from_codebook
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(layers=1),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dummies_model import LONGER, WORDS, make_janus, next_ids, picture, random_params
 from PIL import Image
-from test_sampling import CONFIG, WORDS, random_params
 
 from janus_jax import models
 from janus_jax.checkpoints import save_model
@@ -21,43 +21,18 @@ from janus_jax.interop import HF
 from janus_jax.interop.conversion.cache import ENVIRONMENT, native_directory
 from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_torch
-from janus_jax.models import causal_mask
 from janus_jax.processing import (
     Processor,
     ProcessorConfig,
     build_word_tokenizer,
-    understanding_pixels,
 )
 
-LONGER = CONFIG.replace(decoder=CONFIG.decoder.replace(max_position=400))
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
 def janus():
-    processor = Processor(ProcessorConfig.from_model(LONGER), build_word_tokenizer(WORDS))
-    return Janus(LONGER, random_params(LONGER), processor)
-
-
-def picture(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def next_ids(janus, ids, pictures):
-    """The most likely id after each position, from one pass without a cache."""
-    length = len(ids)
-    ids = [*ids, *[0] * (LONGER.decoder.max_position - length)]  # one shape for all
-    model, params = models.JanusModel(LONGER), {"params": random_params(LONGER)}
-    apply = lambda method, *args: model.apply(params, *args, method=method)
-    embeds = np.array(apply("embed_text", jnp.asarray(ids)[None]))
-    slots = np.asarray(ids) == janus.processor.tokenizer.image_id
-    if pictures:
-        pixels = np.stack([understanding_pixels(p, LONGER.siglip.image_size) for p in pictures])
-        features = np.asarray(apply("embed_images", jnp.asarray(pixels / 127.5 - 1, jnp.float32)))
-        embeds[0, slots] = features.reshape(-1, features.shape[-1])
-    mask = causal_mask(len(ids))
-    hidden, _ = apply("decode", jnp.asarray(embeds), jnp.arange(len(ids))[None], mask)
-    return np.asarray(jnp.argmax(apply("text_logits", hidden), -1))[0, :length]
+    return make_janus(LONGER)
 
 
 def test_turns_from_the_cache_equal_one_pass_over_everything(janus):

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from janus_jax.cli import convert as convert_torch_weights
 from janus_jax.errors import UserError, run_main
 
+pytestmark = pytest.mark.heavy
+
 
 def test_a_taken_place_is_left_alone(official, tmp_path):
     (tmp_path / "out").mkdir()

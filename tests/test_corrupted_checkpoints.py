@@ -10,13 +10,14 @@ from pathlib import Path
 import jax  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
 from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import build_word_tokenizer
+
+pytestmark = pytest.mark.heavy
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -364,6 +365,7 @@ def pickled(value):
     return buffer.getvalue()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", ["zip", "bare", "hidden"])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(place, kind):
     directory, marker = prepare(place, None), place / "src" / "ran"
@@ -375,6 +377,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(place, kind):
     assert not marker.exists()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("value", [{}, [1, 2], {"a": 1}, {3: "b"}, None], ids=repr)
 def test_a_pickle_without_tensors_is_refused(place, value):
     directory = prepare(place, None)
@@ -383,8 +386,11 @@ def test_a_pickle_without_tensors_is_refused(place, value):
     refused(directory, place)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
 def test_a_truncated_state_dict_is_refused(place, share):
+    import torch
+
     directory = prepare(place, None)
     (directory / WEIGHTS).unlink()
     as_torch = lambda v: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16)

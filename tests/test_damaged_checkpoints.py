@@ -17,6 +17,8 @@ from janus_jax.checkpoints import StageCheckpoints, checksums, storage
 from janus_jax.errors import UserError
 from janus_jax.files import DamagedError
 
+pytestmark = pytest.mark.heavy
+
 OLD, NEW, WHOLE, BROKEN = 10, 20, "10", "20"
 RNG = np.random.default_rng(0)
 PARAMS = {"decoder": {"kernel": RNG.standard_normal((64, 130), np.float32), "bias": np.ones(3)}}

@@ -23,6 +23,8 @@ from janus_jax.run.claim import init_or_verify_run_dir
 from janus_jax.run.scores import ScoreStore
 from janus_jax.training import MetricsLog, read_metrics
 
+pytestmark = pytest.mark.heavy
+
 
 def flip_a_bit(tree):
     """In the middle of the largest array file."""

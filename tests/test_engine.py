@@ -4,13 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sampling import (
+from dummies_model import (
+    CODES,
     CONFIG,
+    GUIDED,
     LONG,
     SHORT,
     WORDS,
     draw_codes,
+    make_janus,
     random_params,
+    score,
     uncached_logits,
 )
 
@@ -25,17 +29,14 @@ from janus_jax.inference.logits import fold_in, sample
 from janus_jax.inference.matmul import matmul
 from janus_jax.inference.memory import decode_bytes, max_rows_that_fit, picture_bytes
 from janus_jax.parallel import make_mesh
-from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+
+pytestmark = pytest.mark.heavy
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 
 
 def make(**options) -> Janus:
-    processor = Processor(
-        ProcessorConfig.from_model(CONFIG, cfg_weight=2.0, temperature=0.8),
-        build_word_tokenizer(WORDS),
-    )
-    return Janus(CONFIG, random_params(CONFIG), processor, **options)
+    return make_janus(fields=GUIDED, **options)
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +57,6 @@ class Compilations:
 
     def __exit__(self, *_):
         jax.monitoring.unregister_event_duration_listener(self._listen)
-
-
-def score(engine, weights, processor, codes, weight=2.0):
-    """Guided logits of two prompts on given codes [2, N]."""
-    requests = [processor.generation_ids(p) for p in (SHORT, LONG)]
-    prompts, rows = deduplicate_prompts(requests, 2, True, processor.tokenizer.pad_id)
-    plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
-    knobs, _ = make_sampling_params(CONFIG.vq.codebook_size, weight)
-    return np.asarray(engine.score(weights, plan, codes, knobs))
-
-
-CODES = np.random.default_rng(3).integers(0, 40, (2, 16))
 
 
 def test_windows_of_any_size_give_the_same_logits(janus):
@@ -129,7 +118,15 @@ def test_seeded_codes_equal_uncached_decoding_step_by_step(janus, settings):
         np.testing.assert_array_equal(codes, expected)
 
 
-@pytest.mark.parametrize("sizes", [dict(data=2, tensor=2), dict(data=8), dict(data=4, tensor=2)])
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(data=2, tensor=2),
+        dict(data=4, tensor=2),
+        pytest.param(dict(data=8), marks=pytest.mark.slow),  # cuts rows alone, as the others do too
+    ],
+)
 def test_a_picture_is_the_same_on_any_mesh(janus, sizes):
     sharded = make(mesh=make_mesh(**sizes))
     qkv = sharded.weights["layers"][0]["qkv"]
@@ -144,6 +141,7 @@ def test_a_picture_is_the_same_on_any_mesh(janus, sizes):
     assert sharded.answer(PICTURES[0], question, 8) == janus.answer(PICTURES[0], question, 8)
 
 
+@pytest.mark.multidevice
 def test_a_mesh_that_cuts_heads_is_refused():
     with pytest.raises(UserError, match="tensor=4 does not divide kv_heads=2"):
         make(mesh=make_mesh(tensor=4))

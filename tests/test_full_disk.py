@@ -19,6 +19,8 @@ from janus_jax.run import build, claim
 from janus_jax.run.files import remove_leftovers
 from janus_jax.training import MetricsLog
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -15,6 +15,8 @@ from janus_jax.interop import config_from_official, params_from_torch, params_to
 from janus_jax.interop.conversion.names import OFFICIAL
 from janus_jax.models import JanusModel, causal_mask, init_cache, init_params
 
+pytestmark = pytest.mark.heavy
+
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 TOLERANCE = 1e-4
 

@@ -20,6 +20,8 @@ from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
 from janus_jax.models import JanusModel, init_params
 from janus_jax.models.attention import apply_rotary, rotary
 
+pytestmark = pytest.mark.heavy
+
 H = 16
 
 

@@ -41,6 +41,8 @@ from janus_jax.interop.conversion.source import open_source
 from janus_jax.interop.conversion.write import write_native
 from janus_jax.processing import ProcessorConfig
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = ("janus.json", "config")
 PROCESSOR = ("janus.json", "processor")
 OURS = {

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from hostile import (
     DEEP,
     DIGITS,
@@ -37,6 +36,9 @@ from hostile import (
 )
 
 from janus_jax.interop.conversion.source import open_source
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
 
 # What is wrong -> (change, words of the message).
 TORCH = {

@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
+from picture_files import BIG_ENDIAN, RAMP, check, grey, saved, tiff12
 from PIL import Image
-from test_image_reading import BIG_ENDIAN, RAMP, check, grey, saved, tiff12
 
 from janus_jax.errors import UserError
 from janus_jax.processing import load_image

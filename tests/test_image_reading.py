@@ -9,12 +9,12 @@ import zlib
 
 import numpy as np
 import pytest
+from picture_files import BIG_ENDIAN, RAMP, check, grey, saved, tiff12
 from PIL import Image, features
 
 from janus_jax.errors import UserError
 from janus_jax.processing import load_image
 
-RAMP = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
 QUARTERS = np.zeros((8, 16, 3), np.uint8)  # no rotation or reflection of it equals another
 QUARTERS[:4, :8], QUARTERS[:4, 8:], QUARTERS[4:, :8] = (250, 10, 10), (10, 240, 10), (10, 10, 230)
 UPRIGHT = {
@@ -58,46 +58,14 @@ def png(values, color, clear=None):
     return io.BytesIO(blob)
 
 
-def tiff12(values):
-    """A grey TIFF of 12 bits, two values in three bytes."""
-    a, b = values[:, ::2].astype(int), values[:, 1::2].astype(int)
-    data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).tobytes()
-    height, width = values.shape
-    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: height}
-    tags[279] = len(data)
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return io.BytesIO(
-        b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0" * 4 + data
-    )
-
-
-def saved(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file
-
-
-def grey(values):
-    return np.repeat(np.asarray(values, np.uint8)[..., None], 3, -1)
-
-
 def on_white(color, alpha):
     alpha = np.asarray(alpha, float)[..., None] / 255
     return np.asarray(color, float) * alpha + 255 * (1 - alpha)
 
 
-def check(source, wanted, tolerance=0):
-    image = load_image(source)
-    assert image.mode == "RGB"
-    pixels = np.asarray(image)
-    assert pixels.shape == wanted.shape
-    assert np.abs(pixels.astype(float) - wanted).max() <= tolerance
-
-
 # 16 bits
 
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP.T, RAMP[:, ::-1]], -1)
-BIG_ENDIAN = Image.frombytes("I;16B", (32, 32), RAMP.astype(">u2").tobytes())
 SIXTEEN = Image.fromarray(RAMP)
 DARK = (RAMP // 257).astype(np.uint16)  # 0 to 255 of 65535
 GREY_OF_16_BITS = {

@@ -17,6 +17,8 @@ from janus_jax.training import MetricsLog, Stage, Stopped, run_stage
 from janus_jax.training.divergence import MANY, DivergenceWatch
 from janus_jax.training.objectives import phase_starts
 
+pytestmark = pytest.mark.heavy
+
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 
 

@@ -14,6 +14,8 @@ from janus_jax.models.einsum import einsum
 from janus_jax.models.layers import Conv, RMSNorm, gelu
 from janus_jax.models.vqgan import normalize
 
+pytestmark = pytest.mark.heavy
+
 TINY = JANUS_TINY.replace(decoder=JANUS_TINY.decoder.replace(layers=2))
 WIDTH = TINY.decoder.width
 

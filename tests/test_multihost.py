@@ -18,6 +18,8 @@ from janus_jax.checkpoints import StageCheckpoints
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.parallel import first_only, initialize, multihost
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 TWO = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_engine import CODES, score
-from test_sampling import CONFIG, WORDS, random_params
+from dummies_model import CODES, CONFIG, WORDS, random_params, score
 
 from janus_jax.config import PRESETS, Policy
 from janus_jax.inference import ImageEngine, cpu, make_sampling_params
@@ -14,6 +13,8 @@ from janus_jax.inference.image_engine import Prompts
 from janus_jax.inference.matmul import matmul
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+
+pytestmark = pytest.mark.heavy
 
 FULL = PRESETS["janus-pro-1b"].decoder
 needs_onednn = pytest.mark.skipif(not cpu.has_onednn(), reason="this XLA does not call oneDNN")

@@ -10,6 +10,8 @@ import pytest
 from janus_jax.models import Segments, attention, packed_attention
 from janus_jax.models.packed_attention import pallas_attention, segment_offsets
 
+pytestmark = pytest.mark.heavy
+
 # Rows of several segments, of one, of many short ones, with and without padding.
 ROWS = [[1] * 40 + [2] * 90 + [3] * 7 + [0] * 13, [1] * 150, [1 + i // 3 for i in range(150)]]
 IDS = jnp.asarray(ROWS, jnp.int32)

@@ -27,6 +27,8 @@ from janus_jax.parallel import (
 from janus_jax.parallel.multihost import initialize, is_multiprocess
 from janus_jax.parallel.rules import MESH_AXES, RULES, matching_rules, path_name
 
+pytestmark = pytest.mark.multidevice
+
 CONFIGS = {
     "1b-scanned": JANUS_PRO_1B.replace(scan_layers=True),
     "7b-scanned": JANUS_PRO_7B.replace(scan_layers=True),

@@ -20,6 +20,8 @@ from janus_jax.interop.parity.recompute import BLOCK
 from janus_jax.interop.parity.record import write_recording
 from janus_jax.processing import build_word_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
 

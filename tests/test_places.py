@@ -19,6 +19,8 @@ from janus_jax.interop.conversion.output_dir import (
 )
 from janus_jax.places import check_directory, check_file, user_cache
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from transformers import GenerationConfig, JanusProcessor, PreTrainedTokenizerFast
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
@@ -32,6 +30,9 @@ def read(directory):
 
 def by_transformers(directory, **settings):
     """A directory that the installed transformers wrote."""
+    from transformers import JanusProcessor, PreTrainedTokenizerFast
+    from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
     prepare(directory, "hf")
     marks = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>"}
     tokenizer = PreTrainedTokenizerFast(
@@ -51,6 +52,7 @@ def by_transformers(directory, **settings):
     return directory
 
 
+@pytest.mark.torch
 def test_what_transformers_5_writes_is_read(tmp_path):
     directory = by_transformers(tmp_path)
     assert not (directory / OLD).exists()
@@ -74,6 +76,7 @@ UNSUPPORTED = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in UNSUPPORTED.items() for v in vs])
 def test_what_transformers_5_writes_is_refused_by_name(tmp_path, key, value):
     directory = by_transformers(tmp_path, **{key: value})
@@ -203,8 +206,11 @@ def test_settings_survive_both_formats(tmp_path, table, fields):
     assert read(tmp_path) == ours
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("fields", OURS)
 def test_transformers_reads_what_we_write(tmp_path, fields):
+    from transformers import GenerationConfig, JanusProcessor
+
     ours = ProcessorConfig.from_model(JANUS_TINY, **fields)
     prepare(tmp_path, "hf")
     for name, text in processor_files(JANUS_TINY, ours, TOKENIZER, "hf").items():

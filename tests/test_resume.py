@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 # Stage 2 alone of the smallest network, from random numbers: `stage_order` has no other stage.
 ARGS = [

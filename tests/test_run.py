@@ -18,6 +18,8 @@ from janus_jax.run import batches, build, claim, train, training_run
 from janus_jax.run.scoring import Evaluator
 from janus_jax.training.objectives import siglip
 
+pytestmark = pytest.mark.heavy
+
 # From a config to objects
 
 UND, TEXT = (f"stages__stage2__sources__{task}" for task in ("und", "text"))

@@ -18,6 +18,8 @@ from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import run_main
 from janus_jax.processing import ProcessorConfig, build_word_tokenizer
 
+pytestmark = pytest.mark.subprocess
+
 SAMPLE = Path(__file__).parents[1] / "sample.py"
 CONFIG = JanusConfig(
     "test",

@@ -1,6 +1,5 @@
 """The engines against step-by-step decoding without a cache, and identities of sampling."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -8,113 +7,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dummies_model import (
+    CONFIG,
+    GUIDED,
+    LONG,
+    SHORT,
+    draw_codes,
+    make_janus,
+    random_params,
+    uncached_logits,
+)
 from PIL import Image
 from safetensors.numpy import load_file
 
 from janus_jax import models
-from janus_jax.config import DecoderConfig, JanusConfig, Policy, SigLIPConfig, VQConfig
+from janus_jax.config import Policy
 from janus_jax.errors import UserError
 from janus_jax.inference import ImageEngine, Janus, TextEngine, make_sampling_params
 from janus_jax.inference.batching import left_pad, padded_size
 from janus_jax.inference.dialogue import Dialogue
 from janus_jax.inference.fused_params import fuse_params
-from janus_jax.inference.generator import Request
 from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
 from janus_jax.inference.logits import filter_logits, sample
 from janus_jax.interop import config_from_official, params_from_torch
-from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.processing import Processor, ProcessorConfig
+
+pytestmark = pytest.mark.heavy
 
 OFFICIAL = Path(__file__).parent / "data/golden/official_tiny"
-
-CONFIG = JanusConfig(
-    "test",
-    SigLIPConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2),
-    VQConfig(
-        image_size=16,
-        codebook_size=40,
-        codebook_dim=4,
-        z_channels=8,
-        ch=8,
-        ch_mult=(1, 2),
-        num_res_blocks=1,
-        norm_groups=4,
-        patch_size=2,
-    ),
-    DecoderConfig(
-        vocab_size=48, width=32, ffw=64, layers=2, heads=4, kv_heads=2, head_dim=8, max_position=64
-    ),
-)
-WORDS = ["a red green cat dog car on the left right of what is it ? yes no ."]
-SHORT, LONG = "a cat", "a red cat on the left of a green car on the right of the dog"
-
-
-@functools.cache
-def random_params(config: JanusConfig) -> dict:
-    """Random parameters of unit gain; drawn by NumPy, since compiling `init_params` is slow."""
-    model, rng = models.JanusModel(config), np.random.default_rng(0)
-
-    def draw(path, leaf):
-        noise = rng.standard_normal(leaf.shape, np.float32)
-        if leaf.ndim > 1:
-            return noise * np.prod(leaf.shape[:-1]) ** -0.5
-        return 0.1 * noise + (path[-1].key == "scale")
-
-    shapes = jax.eval_shape(lambda key: models.init_params(model, key), jax.random.key(0))
-    params = jax.tree_util.tree_map_with_path(draw, shapes)
-    # Sharper heads have greedy choices that rounding cannot flip, and inputs that matter.
-    for part, name in (("decoder", "lm_head"), ("image_head", "head"), ("und_adaptor", "fc2")):
-        params[part][name]["kernel"] *= 5
-    for part in (params["decoder"]["embed"], params["gen_embed"]):
-        part["embedding"] *= 10
-    return params
 
 
 @pytest.fixture(scope="module")
 def janus():
-    processor = Processor(
-        ProcessorConfig.from_model(CONFIG, cfg_weight=2.0, temperature=0.8),
-        build_word_tokenizer(WORDS),
-    )
-    return Janus(CONFIG, random_params(CONFIG), processor)
+    return make_janus(fields=GUIDED)
 
 
 @pytest.fixture(scope="module")
 def pictures():
     return np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-
-
-def draw_codes(janus, prompts, seed=0, **settings):
-    """Codes of one picture a prompt, straight from the engine."""
-    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, **settings)
-    requests = [Request(janus.processor.generation_ids(p), 0) for p in prompts]
-    plan, keys = janus._drawer().arrange(requests, 64, mode.guided, jax.random.key(seed))
-    codes, _ = janus._images.draw(janus.weights, plan, keys, knobs, mode=mode)
-    return np.asarray(codes)[: len(prompts)]
-
-
-@functools.cache
-def uncached_logits(janus, prompt):
-    """A function (codes drawn so far, guidance) -> guided logits of all codes."""
-    model, params = models.JanusModel(janus.config), {"params": random_params(CONFIG)}
-    cond = janus.processor.generation_ids(prompt)
-    ids = jnp.array([cond, janus.processor.unconditional_ids(cond)])
-    T, length = len(cond), len(cond) + CONFIG.vq.num_codes - 1
-
-    @jax.jit
-    def logits(codes, weight):  # causality hides the codes that are not drawn yet
-        images = model.apply(params, jnp.stack([codes, codes]), method="embed_codes")
-        text = model.apply(params, ids, method="embed_text")
-        hidden, _ = model.apply(
-            params,
-            jnp.concatenate([text, images], axis=1),
-            jnp.broadcast_to(jnp.arange(length), (2, length)),
-            jnp.broadcast_to(models.causal_mask(length), (2, length, length)),
-            method="decode",
-        )
-        both = model.apply(params, hidden[:, T - 1 :], method="image_logits")
-        return both[1] + weight * (both[0] - both[1])
-
-    return logits
 
 
 def reference_codes(janus, prompt, weight):

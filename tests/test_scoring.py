@@ -16,6 +16,8 @@ from janus_jax.run.scores import ScoreStore
 from janus_jax.run.scoring import Evaluator
 from janus_jax.training import Stopped
 
+pytestmark = pytest.mark.heavy
+
 
 def benchmarks(prompts=6, questions=4, cfg_weights=(1.0, 2.0)):
     return (

@@ -10,6 +10,8 @@ import pytest
 
 from janus_jax.signals import StopSignals
 
+pytestmark = pytest.mark.subprocess
+
 TERM, INT = signal.SIGTERM, signal.SIGINT
 HUP, USR1 = signal.SIGHUP, signal.SIGUSR1
 ALL = [(TERM, 0), (INT, 130), (HUP, 0), (USR1, 0)]

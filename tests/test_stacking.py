@@ -10,6 +10,8 @@ import pytest
 from janus_jax.config import JANUS_TINY, JanusConfig
 from janus_jax.models import JanusModel, causal_mask, init_params, stack_layers, unstack_layers
 
+pytestmark = pytest.mark.heavy
+
 UNROLLED: JanusConfig = JANUS_TINY
 SCANNED = UNROLLED.replace(scan_layers=True)
 

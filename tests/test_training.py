@@ -32,6 +32,8 @@ from janus_jax.training.objectives.codebook import (
 from janus_jax.training.objectives.janus import janus_loss
 from janus_jax.training.objectives.vq import vq_loss
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),

@@ -5,28 +5,25 @@ import gc
 import jax
 import numpy as np
 import pytest
-from test_conversation import LONGER, next_ids, picture
-from test_sampling import WORDS, random_params
+from dummies_model import LONGER, make_janus, next_ids, picture
 
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
-from janus_jax.inference import Janus, TextEngine, make_sampling_params
+from janus_jax.inference import TextEngine, make_sampling_params
 from janus_jax.inference.dialogue import Dialogue
 from janus_jax.processing import (
-    Processor,
-    ProcessorConfig,
-    build_word_tokenizer,
     understanding_pixels,
 )
 from janus_jax.processing.tokenizer import BOI, EOI, IMAGE
+
+pytestmark = pytest.mark.heavy
 
 P = LONGER.siglip.num_patches
 
 
 @pytest.fixture(scope="module")
 def janus():
-    processor = Processor(ProcessorConfig.from_model(LONGER), build_word_tokenizer(WORDS))
-    return Janus(LONGER, random_params(LONGER), processor)
+    return make_janus(LONGER)
 
 
 def join(pieces):

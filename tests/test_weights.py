@@ -7,11 +7,8 @@ import shutil
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from converting import GOLDEN, SMALL, TABLES, convert, random_state, same, write_hf
 from safetensors.numpy import load_file, save_file
-from transformers import JanusConfig as JanusConfig_hf
-from transformers import JanusForConditionalGeneration
 
 from janus_jax.checkpoints import load_model
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY
@@ -124,7 +121,12 @@ def test_hf_to_official_to_hf_is_bit_identical(tmp_path, tokenizer):
     assert generation["generation_kwargs"]["boi_token_id"] == tokenizer.boi_id
 
 
+@pytest.mark.torch
 def test_transformers_computes_the_same_after_a_round_trip(tmp_path, tokenizer):
+    import torch
+    from transformers import JanusConfig as JanusConfig_hf
+    from transformers import JanusForConditionalGeneration
+
     config = JanusConfig_hf.from_dict(config_to_hf(SMALL, tokenizer.image_id, "float32"))
     torch.manual_seed(0)
     original = JanusForConditionalGeneration(config).eval()
@@ -143,8 +145,11 @@ def test_transformers_computes_the_same_after_a_round_trip(tmp_path, tokenizer):
     assert wanted.std() > 0.01
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("shards", [1, 3])
 def test_pickled_state_dicts_are_read_like_safetensors(official, tmp_path, shards):
+    import torch
+
     state = load_file(official / "model.safetensors")
     (official / "model.safetensors").unlink()
     as_torch = lambda v: torch.from_numpy(v.view(np.int16)).view(torch.bfloat16)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.inference.native import NativeEngines
+from benchmarks.inference.report import must_read
 from benchmarks.on_device.setting import GIB, PROMPT_LENGTH, Results, Setting, packed_weights
-from benchmarks.sampling_ours import Ours
-from benchmarks.sampling_report import must_read
 from janus_jax.config import JanusConfig, Policy
 
 STEPS = 16  # of a block that is timed alone
@@ -58,9 +58,9 @@ def _draw(
         ours.do_release()
 
 
-def loaded(setting: Setting, config: JanusConfig, int8: Sequence[str] = ()) -> Ours:
+def loaded(setting: Setting, config: JanusConfig, int8: Sequence[str] = ()) -> NativeEngines:
     """Engines with random weights."""
-    ours = Ours()
+    ours = NativeEngines()
     policy = Policy(setting.dtype, setting.dtype)
     weights = packed_weights(config, policy, "weights" in int8)
     ours.use(config, setting.dtype, weights, int8, PROMPT_LENGTH)
@@ -68,7 +68,7 @@ def loaded(setting: Setting, config: JanusConfig, int8: Sequence[str] = ()) -> O
 
 
 def block(
-    ours: Ours, images: int, repeats: int, options: dict[str, Any] | None = None
+    ours: NativeEngines, images: int, repeats: int, options: dict[str, Any] | None = None
 ) -> tuple[float, float]:
     """(ms of a step, seconds of the first call) of `STEPS` steps in the middle of a picture.
 
@@ -111,7 +111,9 @@ def block(
     return statistics.median(times[2:]) / steps * 1000, times[0]
 
 
-def measured(setting: Setting, ours: Ours, images: int, int8: Sequence[str]) -> dict[str, Any]:
+def measured(
+    setting: Setting, ours: NativeEngines, images: int, int8: Sequence[str]
+) -> dict[str, Any]:
     """Whole pictures, from prompt ids to pixels on the host."""
     config, steps = ours.config, ours.config.vq.num_codes
     warm = ours.do_warm(images, steps, steps)

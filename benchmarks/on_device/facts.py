@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.inference.meter import versions
 from benchmarks.on_device.setting import GIB, Results, Setting
-from benchmarks.sampling_worker import versions
 
 
 def facts(setting: Setting) -> Results:

@@ -10,8 +10,8 @@ import statistics
 import time
 from typing import Any
 
+from benchmarks.inference.inputs import prompt
 from benchmarks.on_device.setting import GIB, PROMPT_LENGTH, Results, Setting
-from benchmarks.sampling_worker import prompt
 
 SHORT = 16  # codes of a warm-up of what does not compile
 
@@ -20,20 +20,22 @@ def peers(setting: Setting) -> Results:
     """Whole pictures, from prompt ids to pixels on the host; `ratio` is over ours of section "drawing"."""
     import torch
 
-    from benchmarks import torch_loop, torch_peers
+    from benchmarks.peers.compiled_loop import CompiledLoop
+    from benchmarks.peers.loops import OfficialLoop
+    from benchmarks.peers.model import build_model
 
     on_cpu = setting.device == "cpu"
     config = setting.config()
     dtype = torch.float32 if on_cpu else torch.bfloat16
-    model = torch_peers.build_model(config, dtype, "cpu" if on_cpu else "cuda")
+    model = build_model(config, dtype, "cpu" if on_cpu else "cuda")
     ids = prompt(PROMPT_LENGTH, config.decoder.vocab_size)
     ours = setting.earlier("drawing").get("plain", {})
     rows: dict[str, Any] = {}
-    makers = {"official loop": (torch_peers.OfficialLoop, False)}
+    makers = {"official loop": (OfficialLoop, False)}
     if on_cpu:
-        makers["hand-written loop"] = (lambda m: torch_loop.CompiledLoop(m, compile=False), False)
+        makers["hand-written loop"] = (lambda m: CompiledLoop(m, compile=False), False)
     else:
-        makers["hand-written loop, compiled"] = (torch_loop.CompiledLoop, True)
+        makers["hand-written loop, compiled"] = (CompiledLoop, True)
     for n in setting.images:
         for name, (make, compiles) in makers.items():
             peer = make(model)

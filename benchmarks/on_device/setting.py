@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sampling import MODELS
+from benchmarks.inference.models import MODELS
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.models.stacking import REPEATED
 

@@ -1,6 +1,6 @@
 """Whether all PyTorch peers give the same teacher-forced logits and pixels, on a tiny model.
 
-python benchmarks/check_torch_peers.py [--compile]
+python -m benchmarks.peers.check [--compile]
 """
 
 from __future__ import annotations
@@ -9,23 +9,14 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.torch_loop import CompiledLoop
-from benchmarks.torch_peers import (
-    OfficialLoop,
-    Peer,
-    PeerUnavailable,
-    TransformersGenerate,
-    build_model,
-    load_model,
-    save_model,
-)
+from benchmarks.peers.compiled_loop import CompiledLoop
+from benchmarks.peers.loops import OfficialLoop, TransformersGenerate
+from benchmarks.peers.model import build_model, load_model, save_model
+from benchmarks.peers.peer import Peer, PeerUnavailable
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 
 TINY = JanusConfig(

@@ -1,6 +1,6 @@
 """A checkpoint in the official format with random bfloat16 weights, at a released model's true size.
 
-python benchmarks/random_checkpoint.py --model janus-pro-7b --out /tmp/random_7b
+python -m benchmarks.conversion.random_checkpoint --model janus-pro-7b --out /tmp/random_7b
 
 The released weights cannot always be had; their sizes, names, shapes and files can. Weights have unit gain, so
 that activations stay of size one. `--bin` writes pickled shards as the releases have them (needs torch).
@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax.config import PRESETS, JanusConfig
 from janus_jax.errors import UserError, run_main

@@ -1,21 +1,18 @@
-"""The PyTorch side of `sampling.py`, as `sampling_worker.py` runs it."""
+"""The PyTorch side of `benchmarks/sampling.py`, as `worker` runs it."""
 
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.sampling_worker import BOS, GIB, PAD, Meter, picture, prompt, question, versions
+from benchmarks.inference.inputs import BOS, PAD, picture, prompt, question
+from benchmarks.inference.meter import GIB, Meter, versions
 
 
 class Peers:
-    """The contenders of `torch_peers`, on one model."""
+    """The contenders of `benchmarks.peers`, on one model."""
 
     def do_load(
         self, directory: str, dtype: str, device: str, threads: int, prompt_length: int
@@ -24,14 +21,15 @@ class Peers:
         began = time.perf_counter()
         import torch
 
-        from benchmarks import torch_peers
+        from benchmarks.peers.model import load_model
+        from benchmarks.peers.peer import PeerUnavailable
 
         if device == "cuda" and not torch.cuda.is_available():
-            raise torch_peers.PeerUnavailable("torch sees no GPU")
+            raise PeerUnavailable("torch sees no GPU")
         if device == "cpu":
             torch.set_num_threads(threads)
         self.cuda = device == "cuda"
-        self.model = torch_peers.load_model(directory, getattr(torch, dtype), device)
+        self.model = load_model(directory, getattr(torch, dtype), device)
         gc.collect()
         self.prompts = prompt(prompt_length, self.model.config.text_config.vocab_size)
         self._peers: dict[str, Any] = {}
@@ -43,21 +41,22 @@ class Peers:
         }
 
     def _peer(self, contender: str) -> Any:
-        from benchmarks import torch_loop, torch_peers
+        from benchmarks.peers.compiled_loop import CompiledLoop
+        from benchmarks.peers.loops import OfficialLoop, TransformersGenerate
 
         makers: dict[str, Callable] = {
-            "official": torch_peers.OfficialLoop,
-            "transformers": torch_peers.TransformersGenerate,
-            "transformers_compiled": lambda m: torch_peers.TransformersGenerate(m, True),
-            "loop": lambda m: torch_loop.CompiledLoop(m, compile=False),
-            "loop_compiled": torch_loop.CompiledLoop,
+            "official": OfficialLoop,
+            "transformers": TransformersGenerate,
+            "transformers_compiled": lambda m: TransformersGenerate(m, True),
+            "loop": lambda m: CompiledLoop(m, compile=False),
+            "loop_compiled": CompiledLoop,
         }
         if contender not in self._peers:
             self._peers[contender] = makers[contender](self.model)
         return self._peers[contender]
 
     def do_gate(self, contender: str, images: int, codes: str, steps: int, out: str) -> None:
-        """As in `Ours`."""
+        """As in `NativeEngines`."""
         import numpy as np
 
         forced = np.load(codes)
@@ -118,11 +117,11 @@ class Peers:
         return {"bytes_per_s": 2 * a.nbytes / min(times[1:]), "how": "torch, device copy of 2 GiB"}
 
     def do_understand(self, contender: str, tokens: int, prompt_length: int) -> dict[str, Any]:
-        """As in `Ours`, by `generate`; "transformers_compiled" is its static cache."""
+        """As in `NativeEngines`, by `generate`; "transformers_compiled" is its static cache."""
         import torch
         import transformers
 
-        from benchmarks.torch_peers import PeerUnavailable
+        from benchmarks.peers.peer import PeerUnavailable
 
         static = contender == "transformers_compiled"
         if static and not self.cuda:

@@ -1,21 +1,18 @@
-"""Our side of `sampling.py`, as `sampling_worker.py` runs it."""
+"""The janus_jax side of `benchmarks/sampling.py`, as `worker` runs it."""
 
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.inference.inputs import PAD, picture, prompt, question
+from benchmarks.inference.meter import GIB, Meter, versions
 
-from benchmarks.sampling_worker import GIB, PAD, Meter, picture, prompt, question, versions
 
-
-class Ours:
+class NativeEngines:
     """The engines as `janus_jax.inference.Janus` builds them."""
 
     def do_load(

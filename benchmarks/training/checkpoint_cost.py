@@ -1,6 +1,6 @@
 """What checksums cost: seconds to save and to restore a checkpoint, with and without them.
 
-    python benchmarks/checkpoint_cost.py --gib 1 --repeats 3 --dir /tmp/checkpoint_cost
+    python -m benchmarks.training.checkpoint_cost --gib 1 --repeats 3 --dir /tmp/checkpoint_cost
 
 Variants take turns, so that a busy machine is as unfair to one as to the other. "sums" is the part of a save
 that waits for the disk, computes and writes checksums; "sync" what of that is waiting for the disk, which a
@@ -14,13 +14,10 @@ import argparse
 import os
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax.checkpoints import StageCheckpoints, checksums
 

@@ -1,17 +1,14 @@
 """Draws the README's picture: one tile per prompt, the prompt under it.
 
-python benchmarks/readme_picture.py --checkpoint runs/janus_tiny --out docs/images/samples.png
+python -m benchmarks.docs.readme_picture --checkpoint runs/janus_tiny --out docs/images/samples.png
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax import Janus
 from janus_jax.errors import run_main

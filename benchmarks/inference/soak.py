@@ -1,6 +1,6 @@
 """Many mixed requests to one model: does memory grow, does anything compile after the warm-up?
 
-python benchmarks/sampling_soak.py --checkpoint runs/janus_tiny --requests 200 --out soak.json
+python -m benchmarks.inference.soak --checkpoint runs/janus_tiny --requests 200 --out soak.json
 
 Half of the requests draw (1 to 4 pictures of 1 or 2 prompts of many lengths, guided or not, some with previews),
 half answer or hold a conversation. A first round of all kinds and sizes is the warm-up. Memory is the resident
@@ -13,14 +13,11 @@ import argparse
 import gc
 import json
 import os
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax import Janus
 from janus_jax.errors import run_main

@@ -1,7 +1,7 @@
 """Compiles drawing for a TPU without having one, and says what the program copies and needs.
 
 pip install --target /tmp/libtpu "libtpu==0.0.42.1"        # the one that jax 0.10.2 names; 700 MB
-PYTHONPATH=/tmp/libtpu python benchmarks/tpu_program.py --model janus-pro-1b --topology v5e:2x2 --images 16
+PYTHONPATH=/tmp/libtpu python -m benchmarks.compiled.tpu --model janus-pro-1b --topology v5e:2x2 --images 16
 
 Exit code 1 if a loop over codes copies the KV cache: that would cost more than everything else a step
 does. Evictions are reported apart: the compiler keeps in the memory on the chip what it finds best there,
@@ -16,7 +16,6 @@ import importlib.util
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +27,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.hlo_program import Shapes, report
+from benchmarks.compiled.hlo import Shapes, report
 from janus_jax import models
 from janus_jax.config import FLOAT_DTYPES, PRESETS, JanusConfig, Policy
 from janus_jax.errors import RunError, UserError, run_main

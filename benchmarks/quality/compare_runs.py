@@ -1,20 +1,17 @@
 """Scores of several runs side by side: each stage's, with their mean, as a Markdown table.
 
 for s in 0 1 2; do python train.py --config.seed=$s --workdir runs/seed$s; done
-python benchmarks/compare_runs.py runs/seed0 runs/seed1 runs/seed2
+python -m benchmarks.quality.compare_runs runs/seed0 runs/seed1 runs/seed2
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax.errors import UserError, run_main
 

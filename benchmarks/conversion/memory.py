@@ -1,7 +1,7 @@
 """Peak memory and time of one conversion, against the limit 1.25 x the largest file + 2 GiB.
 
-python benchmarks/random_checkpoint.py --model janus-pro-7b --bin --out /tmp/random_7b
-python benchmarks/conversion_memory.py --src /tmp/random_7b --dst /tmp/converted
+python -m benchmarks.conversion.random_checkpoint --model janus-pro-7b --bin --out /tmp/random_7b
+python -m benchmarks.conversion.memory --src /tmp/random_7b --dst /tmp/converted
 
 Linux only: reads /proc. "resident" counts mapped pages of the input as well, which the system takes back when it
 needs them; "anonymous" is what the process really holds.
@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.paths import ROOT
+
 GIB = 2**30
 
 

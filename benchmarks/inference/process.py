@@ -1,9 +1,14 @@
-"""The processes that `sampling.py` compares: one a contender, asked in turn."""
+"""The processes of `benchmarks/sampling.py`: one a contender, asked in turn.
+
+A pipe of JSON lines rather than a pool of processes: each contender needs variables of its own before its
+interpreter starts (threads of OpenMP, which devices are visible), imports only its own framework, writes what its
+libraries print to a log of its own, and may die, in which case the others go on. A spawned pool shares one
+environment and imports the parent's main module, and with it jax, in every process.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = dict(os.environ)  # as it was before anybody changed it
+from benchmarks.paths import importable
+
+ENVIRONMENT = dict(os.environ)  # as it was when the command started
 
 
 class WorkerError(Exception):
@@ -23,10 +30,10 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process of `sampling_worker.py` on the other end of two pipes."""
+    """A process of `benchmarks.inference.worker` on the other end of two pipes."""
 
     def __init__(self, kind: str, args: argparse.Namespace, scratch: Path, name: str):
-        env = dict(ENVIRONMENT)
+        env = importable(ENVIRONMENT)
         env.pop(
             "JAX_COMPILATION_CACHE_DIR", None
         )  # compile times are of a first use, on both sides
@@ -36,7 +43,7 @@ class Worker:
             env["OMP_NUM_THREADS"] = str(len(args.cores))
         if kind == "probe":  # it has threads of its own
             env["OPENBLAS_NUM_THREADS"] = "1"
-        if kind != "ours" or args.device == "cpu":
+        if kind != "native" or args.device == "cpu":
             env["JAX_PLATFORMS"] = "cpu"
         elif env.get("JAX_PLATFORMS") == "cpu":
             del env["JAX_PLATFORMS"]
@@ -45,7 +52,7 @@ class Worker:
         cores = ",".join(map(str, args.cores)) or "-"
         self.name, self._log = name, scratch / f"{name}.log"
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("sampling_worker.py"), kind, cores],
+            [sys.executable, "-m", "benchmarks.inference.worker", kind, cores],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log.open("w"),
@@ -62,9 +69,9 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
             code = self._process.wait()
-            raise WorkerError("failed", f"the process ended with {code} ({''.join(said)[:300]})")
+            raise WorkerError("failed", f"the process ended with {code} ({''.join(last)[:300]})")
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"], answer["message"])
@@ -74,34 +81,3 @@ class Worker:
         """Ends it: it holds nothing worth keeping."""
         self._process.kill()
         self._process.wait()
-
-
-class Contender:
-    """One way to draw, in a worker.
-
-    Attributes:
-      name: what it is called.
-      problem: why it takes no part (any more), or "".
-    """
-
-    def __init__(self, name: str, worker: Worker):
-        self.name, self.problem = name, ""
-        self.worker = worker
-        self._own = {} if name.startswith("ours") else {"contender": name}
-
-    def ask(self, do: str, **request: Any) -> Any:
-        """The answer, or None after a failure, which is kept in `problem`."""
-        if self.problem:
-            return None
-        try:
-            return self.worker.ask(do, **self._own, **request)
-        except WorkerError as error:
-            what = "not available" if error.kind == "unavailable" else f"failed in {do}"
-            self.problem = f"{what}: {' '.join(str(error).split())[:400]}"
-            return None
-
-    def release(self) -> None:
-        """Lets go of what the last number of pictures needed."""
-        if not self.problem:
-            with contextlib.suppress(WorkerError):
-                self.worker.ask("release")

@@ -1,6 +1,6 @@
 """What int8 costs: logits of given codes against those of bfloat16, as KL divergence and top-1 agreement.
 
-python benchmarks/int8_quality.py --checkpoint runs/janus_tiny --out int8.json
+python -m benchmarks.quality.int8 --checkpoint runs/janus_tiny --out int8.json
 
 Codes are drawn by the bfloat16 model itself, so that every position is one that it reaches. Logits are the guided
 ones at the checkpoint's own guidance and temperature 1. float32 stands next to them: it says how far bfloat16
@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from janus_jax import Janus
 from janus_jax.config import Policy

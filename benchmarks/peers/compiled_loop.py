@@ -1,22 +1,18 @@
 """The strong peer: PyTorch written for speed, in the style of gpt-fast.
 
-Static cache, fused weights, image head only, one compiled function a code. See `torch_peers` for the
-interface and the other peers.
+Static cache, fused weights, image head only, one compiled function a code. See `peer` for the
+interface and `loops` for the other peers.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.torch_peers import Job, Peer, available
+from benchmarks.peers.peer import Job, Peer, available
 
 _ROUND = 128  # cache lengths are multiples of it, so that prompts of similar length share graphs
 

@@ -1,23 +1,20 @@
-"""What `sampling.py` measured, summarised and as tables."""
+"""What `benchmarks/sampling.py` measured, summarised and as tables."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.inference.contenders import NATIVE, NATIVE_INT8
+from benchmarks.inference.meter import GIB
 from janus_jax.config import JanusConfig
 from janus_jax.inference.kv_cache import bytes_per_slot
 
 BUSY = 0.05  # of the cores, by others during a run: its ratios are marked
-GIB = 2**30
 
 
 def must_read(
@@ -43,7 +40,7 @@ def summarise(
     args: argparse.Namespace, config: JanusConfig, rows: list[dict[str, Any]], bandwidth: float
 ) -> None:
     """Adds what the table shows to every row that was timed."""
-    ours = {row["images"]: row["runs"] for row in rows if row["contender"] == "ours"}
+    native = {row["images"]: row["runs"] for row in rows if row["contender"] == NATIVE}
     for row in rows:
         runs = [run for run in row["runs"] if run]
         if row["problem"] or not runs:
@@ -58,13 +55,13 @@ def summarise(
         row["peak_gib"] = max(run["peak"] for run in runs) / GIB
         row["others"] = max(run["others"] for run in runs)
         row["contended"] = args.device == "cpu" and row["others"] > BUSY
-        int8 = args.int8 if row["contender"] == "ours_int8" else []
+        int8 = args.int8 if row["contender"] == NATIVE_INT8 else []
         row["must_read_bytes"] = must_read(
             config, n, args.steps, args.prompt_length, args.dtype, int8
         )
         row["of_bandwidth"] = row["must_read_bytes"] / middle("decode") / bandwidth
-        if all(ours.get(n) or [None]):
-            pairs = zip(runs, ours[n], strict=True)
+        if all(native.get(n) or [None]):
+            pairs = zip(runs, native[n], strict=True)
             row["ratio"] = spread([run["total"] / own["total"] for run, own in pairs])
 
 
@@ -121,8 +118,8 @@ def show(report: dict[str, Any]) -> str:
             )
         parts.append(table(head.split("|"), cells))
         parts.append(
-            "ratio: time of the contender / time of ours; above 1 ours is faster. others: share of the cores "
-            "that other processes took during the worst run; '!': they make the ratio unfair."
+            "ratio: time of the contender / time of janus_jax; above 1 janus_jax is faster. others: share of the "
+            "cores that other processes took during the worst run; '!': they make the ratio unfair."
         )
     if gates := [(r, r["gate"]) for r in report.get("drawing", []) if r["gate"]]:
         head = "parity|pictures|against|codes|max error / std|rms / std|argmax agrees".split("|")

@@ -1,0 +1,1 @@
+"""Programs as compilers make them, without the hardware: what they copy and what they need."""

@@ -1,0 +1,1 @@
+"""Converting checkpoints of true size: memory and time."""

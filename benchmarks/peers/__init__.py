@@ -1,0 +1,1 @@
+"""PyTorch implementations of drawing that ours is compared with, and a check that they agree."""

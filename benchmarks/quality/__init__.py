@@ -1,0 +1,1 @@
+"""Scores of runs side by side, and what int8 costs."""
