@@ -1,10 +1,12 @@
 """What the model reads and writes: tokens, chat prompts, pictures."""
 
 from janus_jax.processing.chat import UNDERSTANDING_SYSTEM_PROMPT
+from janus_jax.processing.generation_config import GenerationConfig
 from janus_jax.processing.image import (
     generation_pixels,
     grid,
     load_image,
+    save_image,
     to_float,
     to_uint8,
     understanding_pixels,
@@ -32,6 +34,7 @@ __all__ = [
     "TOKEN_UND",
     "UNDERSTANDING_SYSTEM_PROMPT",
     "Features",
+    "GenerationConfig",
     "Processor",
     "ProcessorConfig",
     "Tokenizer",
@@ -42,6 +45,7 @@ __all__ = [
     "grid",
     "image_positions",
     "load_image",
+    "save_image",
     "text_sequence",
     "to_float",
     "to_uint8",
