@@ -26,6 +26,7 @@ FLOORS = {
     "training": 3,
     "inference": 3,
     "emoji": 3,
+    "sampling": 4,
     "run": 4,
     "configs": 4,
     "cli": 5,
