@@ -102,7 +102,7 @@ def reference_scores(janus, shown, question, answer):
         embeds = embeds.at[0, at].set(features.reshape(-1, features.shape[-1]))
     length = tokens.shape[1]
     positions = jnp.arange(length)[None]
-    mask = models.causal_mask(length)[None]
+    mask = models.causal_mask(length)
     hidden, _ = model.apply(params, embeds, positions, mask, method="decode")
     logits = model.apply(params, hidden[0, len(ids) - 1 : -1], method="text_logits")
     return jax.nn.log_softmax(logits)[np.arange(len(given)), np.array(given)]
@@ -382,7 +382,6 @@ def test_a_run_needs_the_programs_of_the_warmup_and_no_others(previews, monkeypa
 
 def test_an_answer_of_full_length_needs_all_of_the_warmup(monkeypatch):
     fresh = make()
-    fresh.processor.tokenizer.__dict__.pop("eos_id", None)
     monkeypatch.setattr(fresh.text_engine, "_eos_id", -1)
     from janus_jax.inference import warmup
 
