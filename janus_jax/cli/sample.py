@@ -229,9 +229,8 @@ def main() -> None:
     if not flags.interactive:  # before anything is loaded or drawn
         check_directory(out, "--out", [*files, "grid.png", "samples.json"])
 
-    from janus_jax import Janus  # after the flags: JAX takes seconds to import
-    from janus_jax.config import Policy
-    from janus_jax.inference import enable_compilation_cache
+    from janus_jax.config import Policy  # after the flags: JAX takes seconds to import
+    from janus_jax.inference import Janus, enable_compilation_cache
     from janus_jax.parallel import parse_mesh
 
     enable_compilation_cache()

@@ -146,7 +146,7 @@ def unfuse_params(
     head = weights["image_head"]
     return {
         **jax.tree.map(np.asarray, weights["vision"]),
-        **generation,
+        **jax.tree.map(np.asarray, generation),
         "image_head": {
             "proj": {**dense(head["proj"]), "bias": host(head["proj_bias"])},
             "head": {**dense(head["head"]), "bias": host(head["head_bias"])},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -194,9 +195,11 @@ class InferenceModel:
     def _set_params(self, params: models.Params, donate_params: bool = False) -> None:
         used = {name: part for name, part in params.items() if name != "aux"}
         self.num_params = sum(x.size for x in jax.tree.leaves(used))
-        # A few megabytes, of which the fused weights keep the product only; `Janus.save` writes them.
+        # A few megabytes, of which the fused weights keep the product only; `save` writes them. Arrays on a
+        # device are copied: training gives its own away.
         self.generation_params = jax.tree.map(
-            np.asarray, {name: params[name] for name in ("gen_embed", "gen_adaptor")}
+            lambda x: x if isinstance(x, np.ndarray) else jnp.copy(x),
+            {name: params[name] for name in ("gen_embed", "gen_adaptor")},
         )
         self.weights: Weights = fuse_params(
             params, self.config, self.policy, self.mesh, "weights" in self.int8, donate_params
