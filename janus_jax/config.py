@@ -15,6 +15,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 
 from janus_jax.errors import UserError, nearest
@@ -346,6 +347,27 @@ class Policy(_Config):
                 value in FLOAT_DTYPES,
                 f"Policy.{field} must be one of {FLOAT_DTYPES}, not {value!r}",
             )
+
+    @classmethod
+    def auto(cls, dtype: str = "auto") -> Self:
+        """Parameters and arithmetic in one dtype; "auto" is float32 on a CPU and bfloat16 elsewhere.
+
+        Raises:
+          UserError: another dtype than "auto", "float32" or "bfloat16", or JAX finds no device.
+        """
+        choices = ("auto", "float32", "bfloat16")
+        if not isinstance(dtype, str) or dtype not in choices:
+            raise UserError(f"dtype must be one of {', '.join(choices)}, not {shown(dtype)}")
+        try:
+            backend = jax.default_backend()
+        except RuntimeError as error:  # such as JAX_PLATFORMS=cuda without a GPU
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"no device to compute on: {reason} (JAX_PLATFORMS=cpu works)"
+            ) from error
+        if dtype == "auto":
+            dtype = "float32" if backend == "cpu" else "bfloat16"
+        return cls(dtype, dtype)
 
     @property
     def param(self) -> jnp.dtype:

@@ -10,9 +10,7 @@ from PIL import Image
 from janus_jax import models
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.inference import Janus, make_sampling_params
-from janus_jax.inference.batching import left_pad
 from janus_jax.inference.generator import Request
-from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
 from janus_jax.processing import (
     Processor,
     ProcessorConfig,
@@ -88,10 +86,10 @@ def picture(seed):
 
 def draw_codes(janus, prompts, seed=0, **settings):
     """Codes of one picture a prompt, straight from the engine."""
-    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, **settings)
+    sampling, static = make_sampling_params(CONFIG.vq.codebook_size, **settings)
     requests = [Request(janus.processor.generation_ids(p), 0) for p in prompts]
-    plan, keys = janus._drawer().arrange(requests, 64, mode.guided, jax.random.key(seed))
-    codes, _ = janus._images.draw(janus.weights, plan, keys, knobs, mode=mode)
+    plan, keys = janus.generator().arrange(requests, 64, static.guided, jax.random.key(seed))
+    codes, _ = janus.image_engine.draw(janus.weights, plan, keys, sampling, static=static)
     return np.asarray(codes)[: len(prompts)]
 
 
@@ -100,8 +98,8 @@ def score(engine, weights, processor, codes, weight=2.0):
     requests = [processor.generation_ids(p) for p in (SHORT, LONG)]
     prompts, rows = deduplicate_prompts(requests, 2, True, processor.tokenizer.pad_id)
     plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
-    knobs, _ = make_sampling_params(CONFIG.vq.codebook_size, weight)
-    return np.asarray(engine.score(weights, plan, codes, knobs))
+    sampling, _ = make_sampling_params(CONFIG.vq.codebook_size, weight)
+    return np.asarray(engine.score(weights, plan, codes, sampling))
 
 
 @functools.cache

@@ -49,6 +49,8 @@ NO_LISTS = {
 }
 NO_PROMPTS = {name: v for name, v in NO_LISTS.items() if name != "text"} | {"nothing": None}
 NO_PICTURES = {"none": None, "bytes": SECRET.encode(), "number": 7, "list": [SECRET]}
+# No picture, no list of them, and not None, which is a question about none.
+NOT_SHOWN = {"bytes": SECRET.encode(), "number": 7, "list": [SECRET.encode()], "nested": [[SECRET]]}
 
 
 def optional(values):
@@ -86,7 +88,8 @@ PLACES = [
     ("images", NO_LISTS | {"none": None}, lambda j, v: j.answer_batch(v, ["what?"] * 4)),
     ("images", NO_LISTS | {"none": None}, lambda j, v: ask(j, "what?", v)),
     ("images", NO_LISTS, lambda j, v: asks(j, ["a", "b"], v)),
-    ("images", NO_PICTURES, lambda j, v: j.answer(v, "what?")),
+    ("images", NOT_SHOWN, lambda j, v: j.answer(v, "what?")),
+    ("images", NOT_SHOWN, lambda j, v: j.answer_batch([v], ["what?"])),
     ("images", NO_PICTURES, lambda j, v: ask(j, "what?", [v])),
     ("directory", optional(NO_PICTURES) | {"none": None}, lambda j, v: Janus.load(v)),
     ("progress", {"number": 1, "text": SECRET}, lambda j, v: j.generate("a cat", progress=v)),

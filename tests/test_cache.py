@@ -129,6 +129,24 @@ def test_a_conversion_is_found_when_the_hub_and_its_cache_are_gone(
         native_directory("stranger/Name")
 
 
+def test_a_conversion_is_of_one_revision_and_in_the_directory_that_is_asked_for(
+    tmp_path, cache, monkeypatch, capsys
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    snapshots = tmp_path / "hub" / "models--owner--Name" / "snapshots"
+    put(snapshots / "aaaa")
+    mine = tmp_path / "mine"
+    for revision in (None, "aaaa", "aaaa"):
+        load_checkpoint("owner/Name", revision=revision, cache_dir=mine)
+    assert len(list(mine.iterdir())) == 2 and not cache.exists()
+    assert capsys.readouterr().err.count(", once") == 2
+    # What was converted before, of whatever revision, does not stand for one that cannot be had.
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_checkpoint("owner/Name", revision="bbbb", cache_dir=mine)
+
+
 def test_what_killed_conversions_left_goes_with_the_next_use(torch_model, cache):
     old = cache / ".another-0123456789ab.1.tmp"
     (old / "params").mkdir(parents=True)

@@ -10,8 +10,8 @@ from janus_jax.inference import enable_compilation_cache
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import jax, jax.monitoring
-from janus_jax.inference import keep_programs
-print(keep_programs(seconds=0))
+from janus_jax.inference import enable_compilation_cache
+print(enable_compilation_cache(seconds=0))
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
 jax.jit(lambda x: (x @ x).sum() + 41)(jax.numpy.ones((8, 8))).block_until_ready()

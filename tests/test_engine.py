@@ -21,13 +21,14 @@ from dummies_model import (
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
 from janus_jax.inference import ImageEngine, Janus, decoder, kv_cache, make_sampling_params
-from janus_jax.inference.batching import bucket, left_pad
+from janus_jax.inference.batching import bucket, deduplicate_prompts, left_pad
 from janus_jax.inference.fused_params import fuse_params, quantize
-from janus_jax.inference.generator import Request, picture_keys, plan_blocks
-from janus_jax.inference.image_engine import Prompts, blocks, deduplicate_prompts
+from janus_jax.inference.generator import Request, picture_keys
+from janus_jax.inference.image_engine import Prompts, blocks
 from janus_jax.inference.logits import fold_in, sample
 from janus_jax.inference.matmul import matmul
 from janus_jax.inference.memory import decode_bytes, max_rows_that_fit, picture_bytes
+from janus_jax.inference.schedule import decode_segments
 from janus_jax.parallel import make_mesh
 
 pytestmark = pytest.mark.heavy
@@ -60,8 +61,8 @@ class Compilations:
 
 
 def test_windows_of_any_size_give_the_same_logits(janus):
-    one = score(janus._images, janus.weights, janus.processor, CODES)  # a single window
-    engine = ImageEngine(CONFIG, Policy(), window=4)
+    one = score(janus.image_engine, janus.weights, janus.processor, CODES)  # a single window
+    engine = ImageEngine(CONFIG, Policy(), cache_bucket=4)
     assert len(blocks(16, 4)) == 4
     many = score(engine, janus.weights, janus.processor, CODES)
     np.testing.assert_allclose(many, one, atol=2e-5 * np.abs(one).max())
@@ -76,7 +77,7 @@ def test_blocks_cover_every_code_once_in_windows_that_only_grow():
         (16, 5, 4),
         (2, 1, 1),
     ):
-        plan = list(plan_blocks(30, total, every, window))
+        plan = decode_segments(30, total, every, window)
         drawn = [code for begin, steps, _ in plan for code in range(begin, begin + steps)]
         assert drawn == list(range(1, total))
         lengths = [length for *_, length in plan]
@@ -229,7 +230,7 @@ def test_a_flat_cache_is_the_same_cache():
         assert kv_cache.flat(cache) is cache
     axes = kv_cache.empty(CONFIG.decoder, rows, 9, "float32")
     flat = kv_cache.flat(axes)
-    assert kv_cache.slots(flat) == 9 and flat[0]["k"].shape == (2 * 3 * K, 9, 8)
+    assert kv_cache.length(flat) == 9 and flat[0]["k"].shape == (2 * 3 * K, 9, 8)
     axes, flat = kv_cache.grow(axes, 12)[0], kv_cache.grow(flat, 12)[0]
     for index, T in ((0, 5), (5, 1)):
         k, v = jnp.asarray(rng.standard_normal((2, *rows, T, K, 8)), jnp.float32)
@@ -244,18 +245,18 @@ def test_a_flat_cache_is_the_same_cache():
 
 @pytest.mark.parametrize("columns", [1, 3])
 def test_no_step_copies_the_cache_on_a_cpu(janus, columns):
-    engine, processor = janus._images, janus.processor
+    engine, processor = janus.image_engine, janus.processor
     prompts, rows = deduplicate_prompts(
         [processor.generation_ids(SHORT)] * columns, columns, True, processor.tokenizer.pad_id
     )
     plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
     keys = picture_keys(jax.random.key(0), [Request((), i) for i in range(columns)], columns)
     knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, 2.0)
-    state, _ = engine.start(janus.weights, plan, keys, knobs, mode=mode)
+    state, _ = engine.start(janus.weights, plan, keys, knobs, static=mode)
     length = plan.ids.shape[1] + 11
     state = engine.grow(state, length=length)
     lowered = engine.advance.lower(
-        janus.weights, state, 1, keys, knobs, plan.ids.shape[1], steps=11, mode=mode
+        janus.weights, state, 1, keys, knobs, plan.ids.shape[1], steps=11, static=mode
     )
     shape = f"f32[{2 * columns * CONFIG.decoder.kv_heads},{length},{CONFIG.decoder.head_dim}]"
     program = lowered.compile().as_text().splitlines()
@@ -266,8 +267,8 @@ def test_no_step_copies_the_cache_on_a_cpu(janus, columns):
 @pytest.mark.parametrize("parts", [("weights",), ("cache",), ("weights", "cache")])
 def test_int8_stays_close_and_is_smaller(janus, parts):
     low = make(int8=parts)
-    exact = score(janus._images, janus.weights, janus.processor, CODES)
-    near = score(low._images, low.weights, low.processor, CODES)
+    exact = score(janus.image_engine, janus.weights, janus.processor, CODES)
+    near = score(low.image_engine, low.weights, low.processor, CODES)
     share = np.sqrt(np.mean((exact - near) ** 2)) / exact.std()
     assert 0 < share < 0.1
     size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree["layers"]))
@@ -276,7 +277,7 @@ def test_int8_stays_close_and_is_smaller(janus, parts):
     assert low.answer(PICTURES[0], "what is it?", 4) is not None
     if "weights" in parts:
         sharded = make(int8=parts, mesh=make_mesh(tensor=2))
-        near_too = score(sharded._images, sharded.weights, sharded.processor, CODES)
+        near_too = score(sharded.image_engine, sharded.weights, sharded.processor, CODES)
         np.testing.assert_allclose(near_too, near, atol=1e-3)
 
 
@@ -297,7 +298,7 @@ def test_bfloat16_stays_close(janus):
     policy = Policy("bfloat16", "bfloat16")
     low = fuse_params(random_params(CONFIG), CONFIG, policy)
     assert {x.dtype for x in jax.tree.leaves(low["layers"])} == {jnp.dtype("bfloat16")}
-    exact = score(janus._images, janus.weights, janus.processor, CODES)
+    exact = score(janus.image_engine, janus.weights, janus.processor, CODES)
     near = score(ImageEngine(CONFIG, policy), low, janus.processor, CODES)
     assert np.sqrt(np.mean((exact - near) ** 2)) / exact.std() < 0.05
 
@@ -329,9 +330,9 @@ def test_after_the_warmup_nothing_compiles(janus):
         janus.generate_arrays("a dog", n=4, seed=9)
         janus.answer(PICTURES[0], "what is it?", 24)
     programs = lambda: (
-        fresh._images.draw._cache_size(),
-        fresh._texts.block._cache_size(),
-        fresh._texts.prefill._cache_size(),
+        fresh.image_engine.draw._cache_size(),
+        fresh.text_engine.block._cache_size(),
+        fresh.text_engine.prefill._cache_size(),
     )
     del small
     with Compilations() as later:
@@ -367,11 +368,11 @@ def test_mixed_requests_compile_a_bounded_number_of_programs():
     for _ in range(40):
         request()
     lengths = {bucket(len(fresh.processor.generation_ids("a " * n))) for n in range(1, 12)}
-    assert fresh._images.draw._cache_size() <= len(lengths) * len({1, 2, 4})
+    assert fresh.image_engine.draw._cache_size() <= len(lengths) * len({1, 2, 4})
     questions = {bucket(len(fresh.processor.understanding_ids("a " * n))) for n in range(1, 12)}
-    assert fresh._texts.prefill._cache_size() <= len(questions)
+    assert fresh.text_engine.prefill._cache_size() <= len(questions)
     rooms = {bucket(n, 64) for n in range(1, 129)}
-    assert fresh._texts.block._cache_size() <= len(rooms)
+    assert fresh.text_engine.block._cache_size() <= len(rooms)
 
 
 def test_buckets_are_few_and_close():

@@ -33,6 +33,7 @@ FLOORS = {
     "inference": 3,
     "evaluation": 3,
     "emoji": 3.5,
+    "sampling": 4,
     "run": 4,
     "configs": 2,  # named by the run, and jax-free
     "cli": 5,

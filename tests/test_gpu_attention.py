@@ -15,8 +15,8 @@ from janus_jax.inference import (
     kv_cache,
     make_sampling_params,
 )
-from janus_jax.inference.batching import left_pad
-from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
+from janus_jax.inference.batching import deduplicate_prompts, left_pad
+from janus_jax.inference.image_engine import Prompts
 from janus_jax.models import JanusModel, init_params
 from janus_jax.models.attention import apply_rotary, rotary
 
@@ -91,8 +91,8 @@ def test_drawing_with_the_kernel_is_drawing_without(monkeypatch, kv_heads):
     drawn = {}
     for kernel in (False, True):
         engine = ImageEngine(config, policy, "float32", kernel=kernel)
-        assert (engine.window == config.vq.num_codes) == kernel
-        drawn[kernel], _ = engine.draw(weights, prompts, keys, knobs, mode=mode)
+        assert (engine.cache_bucket == config.vq.num_codes) == kernel
+        drawn[kernel], _ = engine.draw(weights, prompts, keys, knobs, static=mode)
     np.testing.assert_array_equal(drawn[True], drawn[False])
 
 

@@ -44,6 +44,24 @@ def test_only_what_is_needed_is_downloaded(fake, tmp_path, files, kind):
     assert asked == [("deepseek-ai/Janus-Pro-1B", {"*.json", "*.jinja", kind})]
 
 
+def test_a_revision_and_a_token_reach_the_hub(monkeypatch, tmp_path):
+    asked = []
+
+    class Hub:
+        def list_repo_files(self, name, **options):
+            asked.append(options)
+            return ["config.json", "model.safetensors"]
+
+    def download(name, allow_patterns, **options):
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    local_directory("owner/Name", "v1", "secret")
+    assert asked == [{"revision": "v1", "token": "secret"}] * 2
+
+
 def test_a_directory_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -167,3 +185,14 @@ def test_links_to_files_that_are_gone_are_seen(cached):
 def test_nothing_in_the_cache_is_one_line(cached):
     with pytest.raises(UserError, match=r"could not be downloaded: HF_HUB_OFFLINE is set$"):
         local_directory("owner/Name")
+
+
+def test_without_network_a_revision_is_only_its_own_snapshot(cached, capsys):
+    cached("aaaa", *WHOLE, main="aaaa")
+    other = cached("bbbb", *WHOLE)
+    assert local_directory("owner/Name", "bbbb") == other
+    assert capsys.readouterr().err == ""
+    (other.parent.parent / "refs" / "v1").write_text("bbbb")
+    assert local_directory("owner/Name", "v1") == other
+    with pytest.raises(UserError, match="could not be downloaded"):
+        local_directory("owner/Name", "v2")

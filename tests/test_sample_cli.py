@@ -1,6 +1,5 @@
 """sample.py: the files it writes, and one line for everything that a person can get wrong."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from PIL import Image
 
 from janus_jax import models
 from janus_jax.checkpoints import save_model
+from janus_jax.cli.sample import main
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import run_main
 from janus_jax.processing import ProcessorConfig, build_word_tokenizer
@@ -61,15 +61,12 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def sample(monkeypatch, capsys):
     """sample(*flags) -> (exit code, stdout, stderr), in this process."""
-    spec = importlib.util.spec_from_file_location("sample", SAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, flags)])
         code = 0
         try:
-            run_main(module.main)
+            run_main(main)
         except SystemExit as stop:
             code = stop.code
         return code, *capsys.readouterr()

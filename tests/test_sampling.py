@@ -24,10 +24,10 @@ from janus_jax import models
 from janus_jax.config import Policy
 from janus_jax.errors import UserError
 from janus_jax.inference import ImageEngine, Janus, TextEngine, make_sampling_params
-from janus_jax.inference.batching import left_pad, padded_size
+from janus_jax.inference.batching import deduplicate_prompts, left_pad, padded_size
 from janus_jax.inference.dialogue import Dialogue
 from janus_jax.inference.fused_params import fuse_params
-from janus_jax.inference.image_engine import Prompts, deduplicate_prompts
+from janus_jax.inference.image_engine import Prompts
 from janus_jax.inference.logits import filter_logits, sample
 from janus_jax.interop import config_from_official, params_from_torch
 from janus_jax.processing import Processor, ProcessorConfig
@@ -143,17 +143,17 @@ def test_greedy_is_top_k_one(janus):
 
 def test_pixels_are_decoded_in_chunks(janus):
     codes = np.random.default_rng(1).integers(0, 40, (32, CONFIG.vq.num_codes))
-    pixels = np.asarray(janus._images.pixels(janus.weights, codes))
-    few = np.asarray(janus._images.pixels(janus.weights, codes[30:]))
+    pixels = np.asarray(janus.image_engine.pixels(janus.weights, codes))
+    few = np.asarray(janus.image_engine.pixels(janus.weights, codes[30:]))
     assert np.abs(pixels[30:].astype(int) - few).max() <= 1
 
 
 def test_other_parameters_share_compiled_functions(janus):
     janus.generate_arrays(SHORT, n=2)
-    compiled = janus._images.draw._cache_size()
+    compiled = janus.image_engine.draw._cache_size()
     other = janus.with_params(jax.tree.map(lambda x: x * 0.9, random_params(CONFIG)))
     assert (other.generate_arrays(SHORT, n=2) != janus.generate_arrays(SHORT, n=2)).any()
-    assert janus._images.draw._cache_size() == compiled
+    assert janus.image_engine.draw._cache_size() == compiled
 
 
 def test_scanned_parameters_are_unrolled(janus):
@@ -199,7 +199,7 @@ def answer_tokens(janus, pictures, limits, eos_id):
     keys = jnp.broadcast_to(jax.random.key(0), (2,))
     pieces = list(dialogue.turn(ids, [[p] for p in pictures], limits, keys))
     tokens = np.concatenate(pieces, axis=1)
-    return [dialogue.cut(row, limit) for row, limit in zip(tokens, limits, strict=True)]
+    return [dialogue.truncate(row, limit) for row, limit in zip(tokens, limits, strict=True)]
 
 
 def test_greedy_answers_equal_uncached_decoding_in_a_padded_batch(janus, pictures):
@@ -230,7 +230,7 @@ def test_a_long_answer_stops_where_positions_end(janus, pictures, monkeypatch):
             asked.update(limits=np.array(limits), lengths=np.array([len(i) for i in ids]))
             yield np.zeros((len(ids), 1), np.int32)
 
-    monkeypatch.setattr("janus_jax.inference.api.Dialogue", Silent)
+    monkeypatch.setattr("janus_jax.inference.model.Dialogue", Silent)
     janus.answer_batch(pictures[:2], QUESTIONS, max_new_tokens=1000)
     # The last token takes no position, for it is never fed back.
     assert (asked["limits"] + asked["lengths"] - 1).tolist() == [64, 64]

@@ -34,7 +34,7 @@ def devices():
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch):
     for module in (image_engine, tpu_program):
-        monkeypatch.setattr(module, "WINDOW", 32)
+        monkeypatch.setattr(module, "CACHE_BUCKET", 32)
 
 
 def compiled_report(devices, mesh=None, int8=()):

@@ -68,11 +68,13 @@ def test_slots_without_pictures_of_their_own_are_refused_by_count(janus, slots):
     pixels = understanding_pixels(picture(0), LONGER.siglip.image_size)
     seen = janus.processor.understanding_ids("what is it?")
     for extra, shown in (([tok.bos_id], []), (seen, [pixels])):
-        dialogue = Dialogue(janus._texts, janus.weights, 2, knobs, mode, tok.pad_id, tok.eos_id)
+        dialogue = Dialogue(
+            janus.text_engine, janus.weights, 2, knobs, mode, tok.pad_id, tok.eos_id
+        )
         ids = [seen, [*extra, *[tok.image_id] * slots, tok.token_id(":")]]
         with pytest.raises(UserError, match="image slots, but its"):
             dialogue.turn(ids, [[pixels], shown], [4, 4], jax.random.split(jax.random.key(0), 2))
-        assert dialogue.said == [[], []]
+        assert dialogue.history == [[], []]
 
 
 def test_an_image_id_that_the_model_draws_shows_nothing(janus):
@@ -174,7 +176,7 @@ def test_an_interrupted_computation_loses_nothing(janus, monkeypatch, where, aft
     """Ctrl-C before or after the device has done its part: what is said and what the model sees agree."""
     conversation = janus.conversation()
     "".join(conversation.ask("the red cat", [picture(0)], 9))
-    engine, calls = janus._texts, []
+    engine, calls = janus.text_engine, []
     whole = getattr(engine, where)
 
     def interrupted(*args, **settings):

@@ -32,7 +32,7 @@ from janus_jax import models
 from janus_jax.config import FLOAT_DTYPES, PRESETS, JanusConfig, Policy
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.inference.fused_params import SPECS, Weights, fuse_params
-from janus_jax.inference.image_engine import WINDOW, ImageEngine, Prompts, blocks
+from janus_jax.inference.image_engine import CACHE_BUCKET, ImageEngine, Prompts, blocks
 from janus_jax.inference.logits import make_sampling_params
 from janus_jax.parallel import BATCH_AXES, make_mesh, param_shardings
 
@@ -116,7 +116,7 @@ def shapes_of(
     decoder, size = config.decoder, mesh.shape if mesh else dict.fromkeys(BATCH_AXES, 1)
     rows = 2 * images // math.prod(size[axis] for axis in BATCH_AXES)
     each = rows * decoder.kv_heads // size.get("tensor", 1) * decoder.head_dim
-    lengths = [prompt + end - 1 for _, end in blocks(config.vq.num_codes, WINDOW)]
+    lengths = [prompt + end - 1 for _, end in blocks(config.vq.num_codes, CACHE_BUCKET)]
     large = set()
     for x in jax.tree.leaves({k: v for k, v in weights.items() if k not in ("vision", "vq")}):
         dims = tuple(sorted(n for n in x.sharding.shard_shape(x.shape) if n > 1))
@@ -152,10 +152,10 @@ def compile_drawing(
     engine = ImageEngine(config, policy, cache_dtype, mesh, platform="tpu")
     began = time.perf_counter()
     if codes_only:
-        draw = jax.jit(lambda *args: engine.draw(*args, mode=mode)[0])
+        draw = jax.jit(lambda *args: engine.draw(*args, static=mode)[0])
         lowered = draw.lower(weights, prompts, keys, knobs)
     else:
-        lowered = engine.draw.lower(weights, prompts, keys, knobs, mode=mode)
+        lowered = engine.draw.lower(weights, prompts, keys, knobs, static=mode)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -240,10 +240,10 @@ def main() -> None:
                 f"the loop over {loop['slots']} slots copies the cache: {first['count']} x "
                 f"{first['opcode']} of {first['array']} a step"
             )
-    if len(result["loops"]) != len(blocks(config.vq.num_codes, WINDOW)):
+    if len(result["loops"]) != len(blocks(config.vq.num_codes, CACHE_BUCKET)):
         raise RunError(
             f"found {len(result['loops'])} loops that carry a cache, not "
-            f"{len(blocks(config.vq.num_codes, WINDOW))}: the checks above looked at too little"
+            f"{len(blocks(config.vq.num_codes, CACHE_BUCKET))}: the checks above looked at too little"
         )
 
 

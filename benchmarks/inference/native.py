@@ -111,9 +111,9 @@ class NativeEngines:
         if timed_steps == self.config.vq.num_codes:
             codes = _zeros((keys.shape[0], timed_steps))
             began = time.perf_counter()
-            lowered = {"draw": engine.draw.lower(*given, mode=self.mode)}
+            lowered = {"draw": engine.draw.lower(*given, static=self.mode)}
             # For the phases only; they are parts of the program above.
-            lowered["start"] = engine.start.lower(*given, mode=self.mode)
+            lowered["start"] = engine.start.lower(*given, static=self.mode)
             lowered["pixels"] = engine.pixels.lower(self.weights, codes)
             with ThreadPoolExecutor() as pool:  # XLA's compiler lets go of the interpreter
                 done = pool.map(lambda program: program.compile(), lowered.values())
@@ -176,10 +176,10 @@ class NativeEngines:
         prompts, keys = self._arrange(images, seed)
         T = prompts.ids.shape[1]
         state, codes = jax.block_until_ready(
-            self.engine.start(self.weights, prompts, keys, self.knobs, mode=self.mode)
+            self.engine.start(self.weights, prompts, keys, self.knobs, static=self.mode)
         )
         middle = time.perf_counter()
-        for begin, end in blocks(self.config.vq.num_codes, self.engine.window):
+        for begin, end in blocks(self.config.vq.num_codes, self.engine.cache_bucket):
             if begin < steps:
                 state = self.engine.grow(state, length=T + end - 1)
                 state, codes = self.engine.advance(
@@ -190,7 +190,7 @@ class NativeEngines:
                     self.knobs,
                     T,
                     steps=min(end, steps) - begin,
-                    mode=self.mode,
+                    static=self.mode,
                 )
         jax.block_until_ready(codes)
         return {"prefill": middle - began, "decode": time.perf_counter() - middle}
@@ -243,7 +243,7 @@ class NativeEngines:
                 began = time.perf_counter()
                 first = window - T - steps + 1
                 state, codes = self.engine.advance(
-                    self.weights, state, first, keys, self.knobs, T, steps=steps, mode=self.mode
+                    self.weights, state, first, keys, self.knobs, T, steps=steps, static=self.mode
                 )
                 jax.block_until_ready(codes)
                 times.append((time.perf_counter() - began) / steps * 1000)

@@ -104,7 +104,7 @@ def block(
         began = time.perf_counter()
         first = window - T - steps + 1
         state, codes = advance(
-            ours.weights, state, first, keys, ours.knobs, T, steps=steps, mode=ours.mode
+            ours.weights, state, first, keys, ours.knobs, T, steps=steps, static=ours.mode
         )
         jax.block_until_ready(codes)
         times.append(time.perf_counter() - began)

@@ -89,7 +89,7 @@ def _compare(dtype: str) -> dict[str, Any]:
         compare("first guided logits", guided[:, 0], want["gen_cfg_logits_first"])
         compare("last guided logits", guided[:, -1], want["gen_cfg_logits_last"])
         keys = jax.random.split(jax.random.key(0), len(forced))
-        drawn, pixels = engine.draw(weights, prompts, keys, knobs, mode=mode)
+        drawn, pixels = engine.draw(weights, prompts, keys, knobs, static=mode)
     pixels = np.abs(np.asarray(pixels).astype(int) - want["gen_pixels_uint8"])
     worst = max(error["max"] for error in errors.values())
     equal = {

@@ -58,13 +58,13 @@ def main() -> None:
     ]
 
     def plan(janus):
-        return janus._drawer().arrange(requests, len(requests), mode.guided, jax.random.key(0))
+        return janus.generator().arrange(requests, len(requests), mode.guided, jax.random.key(0))
 
     prompts, keys = plan(base)
-    codes, _ = base._images.draw(base.weights, prompts, keys, knobs, mode=mode)
+    codes, _ = base.image_engine.draw(base.weights, prompts, keys, knobs, static=mode)
 
     def log_probabilities(janus):
-        logits = janus._images.score(janus.weights, plan(janus)[0], codes, knobs)
+        logits = janus.image_engine.score(janus.weights, plan(janus)[0], codes, knobs)
         return np.asarray(jax.nn.log_softmax(logits), np.float64)
 
     truth = log_probabilities(base)

@@ -24,7 +24,7 @@ from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
 from janus_jax.places import check_directory, make_directory, write_file
-from janus_jax.processing import grid, load_image
+from janus_jax.processing import GenerationConfig, grid, load_image, save_image
 from janus_jax.untrusted import read_json
 
 MIN_TILE = 192  # pixels of a picture in grid.png, so that small ones can be seen
@@ -49,7 +49,12 @@ def parse_flags() -> argparse.Namespace:
     add("--image", metavar="FILE", help="the picture to ask about")
     add("--question", action="append", default=[], help="asked about --image; may be repeated")
     add("--interactive", action="store_true", help="a chat in the terminal, with pictures")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: float32 on a CPU, else bfloat16",
+    )
     add(
         "--int8",
         default="",
@@ -91,58 +96,6 @@ def progress(items: list) -> tqdm:
     return tqdm(items, unit="batch", disable=len(items) < 2)
 
 
-def save_picture(path: Path, picture: Image.Image) -> None:
-    write_file(path, lambda temporary: picture.save(temporary, "PNG"))
-
-
-class Growing:
-    """Shows pictures while they are drawn: a bar of codes, and with `files` the files themselves."""
-
-    def __init__(self, total: int, files: list[Path] | None):
-        self._files = files
-        self._bar = tqdm(total=total, unit="code", disable=None)
-
-    def __call__(self, preview) -> None:
-        self._bar.update(preview.first * preview.total + preview.count * preview.done - self._bar.n)
-        if self._files is None or preview.done == preview.total:
-            return
-        for i, pixels in enumerate(preview.pixels(), preview.first):
-            save_picture(self._files[i], Image.fromarray(pixels))
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def parse_mesh(text: str):
-    """ "data=2,tensor=4" -> a mesh; "" is None."""
-    from janus_jax.parallel import make_mesh
-
-    if not text:
-        return None
-    try:
-        sizes = {name: int(size) for name, size in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        sizes = {}
-    if not sizes or set(sizes) - {"data", "tensor"}:
-        raise UserError(f"--mesh must look like data=2,tensor=4, not {text!r}")
-    return make_mesh(**sizes)
-
-
-def policy(dtype: str | None):
-    """Parameters and arithmetic in `dtype`; what suits the device by default."""
-    import jax
-
-    from janus_jax.config import Policy
-
-    try:
-        backend = jax.default_backend()
-    except RuntimeError as error:  # such as JAX_PLATFORMS=cuda without a GPU
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no device to compute on: {reason} (JAX_PLATFORMS=cpu works)") from error
-    dtype = dtype or ("float32" if backend == "cpu" else "bfloat16")
-    return Policy(dtype, dtype)
-
-
 def chat(janus, flags: argparse.Namespace) -> None:
     """The chat in the terminal, until /quit or the end of the input."""
     from janus_jax.cli.terminal import Terminal
@@ -155,12 +108,12 @@ def chat(janus, flags: argparse.Namespace) -> None:
                 print()
                 return
 
-    drawing = {
-        "cfg_weight": flags.cfg_weight,
-        "temperature": flags.temperature,
-        "top_k": flags.top_k,
-        "top_p": flags.top_p,
-    }
+    drawing = GenerationConfig(
+        cfg_weight=flags.cfg_weight,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+    )
     Terminal(
         janus,
         Path(flags.out),
@@ -189,6 +142,8 @@ def warm_up(janus, flags: argparse.Namespace, previews: bool) -> None:
 
 def draw(janus, flags: argparse.Namespace, out: Path, files: list[str], seen: bool) -> dict:
     """Draws and writes the pictures and grid.png; returns their part of samples.json."""
+    from janus_jax.inference import PreviewWriter
+
     own = janus.processor.config
     settings = {
         "cfg_weight": own.cfg_weight if flags.cfg_weight is None else flags.cfg_weight,
@@ -197,19 +152,19 @@ def draw(janus, flags: argparse.Namespace, out: Path, files: list[str], seen: bo
         "top_p": flags.top_p,
     }
     paths = [out / file for file in files] if flags.preview else None
-    growing = Growing(len(files) * janus.config.vq.num_codes, paths) if seen else None
-    images = janus.generate(
-        flags.prompt, flags.num_images, seed=flags.seed, preview=growing, **settings
-    )
-    if growing:
-        growing.close()
+    total = len(files) * janus.config.vq.num_codes
+    with tqdm(total=total, unit="code", disable=None if seen else True) as bar:
+        writer = PreviewWriter(paths, lambda done: bar.update(done - bar.n)) if seen else None
+        images = janus.generate(
+            flags.prompt, flags.num_images, seed=flags.seed, preview=writer, **settings
+        )
     for file, image in zip(files, images, strict=True):
-        save_picture(out / file, image)
+        save_image(out / file, image)
     if len(images) > 1:
         scale = -(-MIN_TILE // images[0].width)
         tiles = [i.resize((i.width * scale, i.height * scale), resample=0) for i in images]
         columns = flags.num_images if len(flags.prompt) > 1 else None  # a row for each prompt
-        save_picture(out / "grid.png", grid(tiles, columns))
+        save_image(out / "grid.png", grid(tiles, columns))
     prompts = (prompt for prompt in flags.prompt for _ in range(flags.num_images))
     entries = [
         {"file": file, "prompt": prompt, "index": i % flags.num_images}
@@ -274,15 +229,16 @@ def main() -> None:
     if not flags.interactive:  # before anything is loaded or drawn
         check_directory(out, "--out", [*files, "grid.png", "samples.json"])
 
-    from janus_jax import Janus  # after the flags: JAX takes seconds to import
-    from janus_jax.inference import enable_compilation_cache
+    from janus_jax.config import Policy  # after the flags: JAX takes seconds to import
+    from janus_jax.inference import Janus, enable_compilation_cache
+    from janus_jax.parallel import parse_mesh
 
     enable_compilation_cache()
     janus = Janus.load(
         flags.checkpoint,
-        policy=policy(flags.dtype),
+        policy=Policy.auto(flags.dtype),
         int8=[part for part in flags.int8.split(",") if part],
-        mesh=parse_mesh(flags.mesh),
+        mesh=parse_mesh(flags.mesh, "--mesh"),
         memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
     )
     seen = flags.preview or sys.stderr.isatty()

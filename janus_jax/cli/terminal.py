@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -14,8 +13,8 @@ from janus_jax.console import printable
 from janus_jax.errors import UserError, about_place, one_line
 from janus_jax.inference import Janus
 from janus_jax.inference.logits import make_sampling_params
-from janus_jax.places import check_directory, make_directory, write_file
-from janus_jax.processing import load_image
+from janus_jax.places import check_directory, make_directory
+from janus_jax.processing import GenerationConfig, load_image, save_image
 
 HELP = """Type a message. Commands:
   /image FILE    the next message is about this picture; may be repeated (~, quotes and "\\ " work)
@@ -35,7 +34,7 @@ class Terminal:
       seed: of both; every drawing takes the next one.
       max_new_tokens: most tokens of an answer.
       write: shows text, without a line end of its own.
-      drawing: settings of `Janus.generate_arrays`, such as {"cfg_weight": 3}; by default the checkpoint's.
+      drawing: settings of `Janus.generate`; its seed is not read.
       pictures: how many each /draw draws.
 
     Raises:
@@ -51,14 +50,15 @@ class Terminal:
         seed: int = 0,
         max_new_tokens: int = 512,
         write: Callable[[str], None] = lambda text: print(text, end="", flush=True),
-        drawing: Mapping[str, Any] | None = None,
+        drawing: GenerationConfig | None = None,
         pictures: int = 1,
     ):
         self._janus, self._out, self._seed = janus, out, seed
         self._new = lambda: janus.conversation(temperature, top_p, seed)
         self._max_new_tokens, self._write = max_new_tokens, write
-        self._drawing, self._pictures = dict(drawing or {}), pictures
-        given = {name: value for name, value in self._drawing.items() if value is not None}
+        self._drawing, self._pictures = drawing or GenerationConfig(), pictures
+        names = ("cfg_weight", "temperature", "top_k", "top_p")
+        given = {name: value for name, value in self._drawing.given().items() if name in names}
         make_sampling_params(janus.config.vq.codebook_size, **given)  # raises now, not at the first
         self._conversation = self._new()
         self._images: list[Image.Image] = []
@@ -126,9 +126,10 @@ class Terminal:
         check_directory(self._out, "the output directory")  # not after minutes of drawing
         make_directory(self._out)
         seed = (self._seed + self._drawn) % 2**32
-        for picture in self._janus.generate(prompt, self._pictures, seed=seed, **self._drawing):
+        drawn = self._janus.generate(prompt, self._pictures, seed=seed, config=self._drawing)
+        for picture in drawn:
             path = self._free_file()
-            write_file(path, lambda temporary, p=picture: p.save(temporary, format="PNG"))
+            save_image(path, picture)
             self._files += 1
             self._write(f"{printable(path)}\n")
         self._drawn += 1

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.processing.processor import unconditional_ids
+
 BUCKET = 16  # lengths are rounded up to multiples of this
 
 
@@ -42,6 +44,31 @@ def left_pad(rows: Sequence[Sequence[int]], size: int, fill: int) -> tuple[np.nd
         ids[i, length - len(row) :] = row
         mask[i, length - len(row) :] = True
     return ids, mask
+
+
+def deduplicate_prompts(
+    requests: Sequence[Sequence[int]], columns: int, guided: bool, pad_id: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Distinct prompts of a batch, and the rows that continue them.
+
+    The unconditional prompt depends on the length alone, so that one serves all prompts of that length.
+
+    Args:
+      requests: the prompt ids of each picture.
+      columns: B; more than there are requests repeats the last one.
+      guided: whether there are unconditional rows.
+      pad_id: of the unconditional prompts.
+
+    Returns:
+      (prompts, rows [C][B] into them).
+    """
+    requests = [*requests, *[requests[-1]] * (columns - len(requests))]
+    halves = [requests]
+    if guided:
+        halves.append([unconditional_ids(ids, pad_id) for ids in requests])
+    prompts: dict[tuple[int, ...], int] = {}
+    rows = [[prompts.setdefault(tuple(ids), len(prompts)) for ids in half] for half in halves]
+    return [list(ids) for ids in prompts], rows
 
 
 def positions_of(mask: jax.Array) -> jax.Array:

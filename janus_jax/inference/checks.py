@@ -26,7 +26,7 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
     As all functions here it raises UserError, and names what else was given by its type alone.
     """
-    value = _plain(value)
+    value = _unwrap(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise UserError(f"{name} must be a whole number, not {type(value).__name__}")
     if abs(value) >= 2**63:
@@ -38,7 +38,7 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 def number(name: str, value: Any) -> float:
     """As `whole`, for any real number."""
-    value = _plain(value)
+    value = _unwrap(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"{name} must be a number, not {type(value).__name__}")
     return float(value) if abs(value) < 2**63 else float("nan" if value != value else "inf")
@@ -75,15 +75,51 @@ def pictures(name: str, values: Any) -> list[Any]:
     shape = getattr(values, "shape", None)
     if shape is not None and (len(shape) < 3 or (len(shape) == 3 and shape[-1] in (3, 4))):
         raise UserError(f"{name} must be a list of pictures, not the array of one")
-    values = listed(name, values)
-    for value in values:
-        readable = isinstance(value, str | os.PathLike | Image.Image | np.ndarray)
-        if not readable and not hasattr(value, "read"):
-            raise UserError(
-                f"{name}: a picture is a file name, a PIL image or a uint8 array, "
-                f"not {type(value).__name__}"
-            )
-    return values
+    return [_picture(name, value) for value in listed(name, values)]
+
+
+def _picture(name: str, value: Any) -> Any:
+    readable = isinstance(value, str | os.PathLike | Image.Image | np.ndarray)
+    if not readable and not hasattr(value, "read"):
+        raise UserError(
+            f"{name}: a picture is a file name, a PIL image or a uint8 array, "
+            f"not {type(value).__name__}"
+        )
+    return value
+
+
+def pictures_of_one(name: str, value: Any) -> list[Any]:
+    """The pictures of one question: of None, of one picture, or of several."""
+    if value is None:
+        return []
+    return [_picture(name, value)] if is_one_picture(value) else pictures(name, value)
+
+
+def is_one_picture(value: Any) -> bool:
+    """Whether a value is not a list of pictures; it need not be a picture either."""
+    if isinstance(value, _SINGLE) or hasattr(value, "read") or not isinstance(value, Iterable):
+        return True
+    return hasattr(value, "shape") and len(value.shape) < 4
+
+
+def pictures_of_each(name: str, values: Any) -> list[list[Any]]:
+    """The pictures of each question; one array of several pictures is one for each."""
+    shape = getattr(values, "shape", None)
+    if shape is not None:
+        return [[value] for value in pictures(name, values)]
+    return [pictures_of_one(name, value) for value in listed(name, values)]
+
+
+def stop_strings(value: Any) -> tuple[str, ...]:
+    """No, one or several texts that end an answer."""
+    if value is None:
+        return ()
+    texts = (value,) if isinstance(value, str) else tuple(listed("stop", value))
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            what = "an empty one" if text == "" else type(text).__name__
+            raise UserError(f"stop must be texts that are not empty, not {what}")
+    return texts
 
 
 def function(name: str, value: Any) -> None:
@@ -92,13 +128,12 @@ def function(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a function, not {type(value).__name__}")
 
 
-def preview_steps(total: int, preview_every: int | None) -> int:
-    """Codes between two previews of a picture of `total`: an eighth of it, unless somebody says."""
-    own = max(1, total // 8)
-    return own if preview_every is None else whole("preview_every", preview_every, least=1)
+def preview_steps(total: int, every: int | None, name: str = "preview_every") -> int:
+    """Codes between two previews of a picture of `total`: an eighth of it unless it is given."""
+    return max(1, total // 8) if every is None else whole(name, every, least=1)
 
 
-def _plain(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     """Arrays without axes as numbers of Python."""
     return value.item() if getattr(value, "shape", None) == () else value
 
@@ -145,15 +180,22 @@ def check_options(
     return parts
 
 
-def check_load(directory: Any, step: Any, policy: Any, options: Mapping[str, Any]) -> None:
-    """Raises UserError if what to load, or an option that is given, is of another type."""
-    known = ("max_batch", "mesh", "int8")
-    given = {name: options[name] for name in known if name in options}
-    check_options(policy, limit=options.get("memory_limit"), **given)
-    if not isinstance(directory, str | os.PathLike):
-        raise UserError(f"a model directory is a path, not {type(directory).__name__}")
+def check_source(id_or_dir: Any, step: Any) -> None:
+    """Raises UserError if what to load is of another type."""
+    if not isinstance(id_or_dir, str | os.PathLike):
+        raise UserError(f"a model directory is a path, not {type(id_or_dir).__name__}")
     if step is not None:
         whole("step", step, least=0)
+
+
+def check_hub(revision: Any, token: Any, cache_dir: Any) -> None:
+    """Raises UserError if an option about the hub or the cache is of another type."""
+    if revision is not None and not (isinstance(revision, str) and revision):
+        raise UserError(f"revision must be text that is not empty, not {type(revision).__name__}")
+    if token is not None and not isinstance(token, str | bool):
+        raise UserError(f"token must be text or a bool, not {type(token).__name__}")
+    if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
+        raise UserError(f"cache_dir must be a path, not {type(cache_dir).__name__}")
 
 
 def check_fit(config: JanusConfig, processor: Processor) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from janus_jax.errors import UserError
 from janus_jax.inference import checks
 from janus_jax.inference.dialogue import Dialogue, started
+from janus_jax.inference.text_stream import TextStream, update_texts
 from janus_jax.processing import Processor, load_image, understanding_pixels
 from janus_jax.processing.image import ImageLike
 
@@ -29,8 +30,8 @@ class Conversations:
       image_size: side of understanding inputs in pixels.
       max_position: positions of the model.
       seed: of the draws.
-      check: is called with the slots that a turn may fill, in each conversation, and raises if there is no
-        memory for them.
+      check: is called with the length of the cache that a turn may need, and raises if there is no memory for
+        it.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Conversations:
         image_size: int,
         max_position: int,
         seed: int = 0,
-        check: Callable[[int], None] = lambda slots: None,
+        check: Callable[[int], None] = lambda cache_length: None,
     ):
         self._check = check
         self._dialogue, self._processor = dialogue, processor
@@ -49,9 +50,9 @@ class Conversations:
 
     @property
     def ids(self) -> list[list[int]]:
-        """Everything said so far, a list of token ids each; image slots hold the image id. An answer is
-        there once it has ended."""
-        return [list(said) for said in self._dialogue.said]
+        """The history of each, as token ids; image positions hold the image id. An answer is there once it has
+        ended."""
+        return [list(ids) for ids in self._dialogue.history]
 
     def ask(
         self,
@@ -61,10 +62,10 @@ class Conversations:
     ) -> Iterator[list[str]]:
         """Sends a message to each and yields the answers as they grow, in pieces that join to the whole.
 
-        The messages are said when `ask` returns, even if nobody iterates the answers, which are computed as
-        they are iterated. They end where they are, and what they have said stays said, when the iterator is
-        closed or dropped, when an exception ends it, and when the next `ask` or `add` begins: an iterator of
-        a turn before that has nothing more to yield.
+        The messages are part of the history when `ask` returns, even if the answers are never iterated: these are
+        computed as they are iterated. They end where they are, and stay in the history as far as they have come,
+        when the iterator is closed or dropped, when an exception ends it, and when the next `ask` or `add`
+        begins: an iterator of a turn before that has nothing more to yield.
 
         Args:
           messages: one for each conversation.
@@ -78,17 +79,17 @@ class Conversations:
         Raises:
           UserError: an empty message, an unreadable picture, another number of messages or of picture
             lists than of conversations, no room left in the model's context, or not enough memory. Nothing
-            is said then.
+            is added then.
         """
         max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, least=1)
         ids, pixels = self._messages(messages, images)
         self._dialogue.stop()
         limits, keys = [], []
-        for said, new in zip(self._dialogue.said, ids, strict=True):
-            limits.append(min(max_new_tokens, self._room(len(said) + len(new))))
-            # The draws depend on everything said before, not on how it was cut into turns.
-            keys.append(zlib.crc32(np.asarray(said + new, np.int32).tobytes()))
-        self._check(self._dialogue.slots(ids, limits))
+        for history, new in zip(self._dialogue.history, ids, strict=True):
+            limits.append(min(max_new_tokens, self._remaining_positions(len(history) + len(new))))
+            # The draws depend on everything before, not on how it was cut into turns.
+            keys.append(zlib.crc32(np.asarray(history + new, np.int32).tobytes()))
+        self._check(self._dialogue.cache_length(ids, limits))
         fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
         turn = self._dialogue.turn(
             ids, pixels, limits, fold(self._key, jnp.array(keys, jnp.uint32))
@@ -101,45 +102,45 @@ class Conversations:
         answers: Sequence[str],
         images: Sequence[Sequence[ImageLike]] | None = None,
     ) -> None:
-        """Says a message to each as if it had been answered with `answers`: earlier turns, or examples.
+        """Adds a message to each as if it had been answered with `answers`: earlier turns, or examples.
 
         Args:
           messages, images: as in `ask`.
           answers: one for each conversation.
 
         Raises:
-          UserError: as `ask`, or an empty answer, or another number of answers. Nothing is said then.
+          UserError: as `ask`, or an empty answer, or another number of answers. Nothing is added then.
         """
         ids, pixels = self._messages(messages, images)
-        answers = self._each("answers", answers)
+        answers = self._one_for_each("answers", answers)
         ids = [new + self._processor.answer_ids(a) for new, a in zip(ids, answers, strict=True)]
         self._dialogue.stop()
-        for said, new in zip(self._dialogue.said, ids, strict=True):
-            self._room(len(said) + len(new))
+        for history, new in zip(self._dialogue.history, ids, strict=True):
+            self._remaining_positions(len(history) + len(new))
         self._dialogue.add(ids, pixels)
 
     def _messages(
         self, messages: Sequence[str], images: Sequence[Sequence[ImageLike]] | None
     ) -> tuple[list[list[int]], list[list[np.ndarray]]]:
-        """Ids and pixels of what is said to each."""
-        messages = self._each("messages", messages)
-        shown = [()] * len(messages) if images is None else self._each("images", images)
+        """Ids and pixels of the messages."""
+        messages = self._one_for_each("messages", messages)
+        shown = [()] * len(messages) if images is None else self._one_for_each("images", images)
         shown = [checks.pictures("the images of a message", some) for some in shown]
         ids = [
-            self._prompt(bool(said), message, len(some))
-            for said, message, some in zip(self._dialogue.said, messages, shown, strict=True)
+            self._prompt(bool(history), message, len(some))
+            for history, message, some in zip(self._dialogue.history, messages, shown, strict=True)
         ]
         size = self._image_size
         return ids, [[understanding_pixels(load_image(i), size) for i in some] for some in shown]
 
-    def _each(self, name: str, given: Sequence[Any]) -> list[Any]:
+    def _one_for_each(self, name: str, given: Sequence[Any]) -> list[Any]:
         """One of `given` for each conversation."""
-        given, rows = checks.listed(name, given), len(self._dialogue.said)
+        given, rows = checks.listed(name, given), len(self._dialogue.history)
         if len(given) != rows:
             raise UserError(f"{name}: {len(given)} for {rows} conversations")
         return given
 
-    def _room(self, tokens: int) -> int:
+    def _remaining_positions(self, tokens: int) -> int:
         """Tokens that an answer may have after so many."""
         room = self._max_position - tokens
         if room < 1:
@@ -153,21 +154,13 @@ class Conversations:
         self, turn: Iterator[np.ndarray], limits: list[int]
     ) -> Generator[list[str], None, None]:
         tokenizer = self._processor.tokenizer
-        told = [""] * len(limits)
+        texts = [TextStream(tokenizer) for _ in limits]
         drawn = np.zeros((len(limits), 0), np.int32)
-        with closing(turn):  # the rest of an answer that nobody listens to is not drawn
-            yield told
+        with closing(turn):  # the rest of an answer that is not iterated is not drawn
+            yield [""] * len(limits)
             for new in turn:
                 drawn = np.concatenate([drawn, new], axis=1)
-                pieces = []
-                for row, limit in enumerate(limits):
-                    answer = self._dialogue.cut(drawn[row], limit)
-                    text = tokenizer.decode(answer).strip()
-                    # Half a character must wait for its other half, unless the answer ends there.
-                    whole = len(answer) < drawn.shape[1] or len(answer) == limit
-                    grown = text.startswith(told[row]) and (whole or not text.endswith("\ufffd"))
-                    pieces.append(text[len(told[row]) :] if grown else "")
-                    told[row] += pieces[-1]
+                pieces = update_texts(texts, self._dialogue, drawn, limits)
                 if any(pieces):
                     yield pieces
 
@@ -189,8 +182,7 @@ class Conversation:
 
     @property
     def ids(self) -> list[int]:
-        """Everything said so far, as token ids; image slots hold the image id. An answer is there once it
-        has ended."""
+        """The history as token ids; image positions hold the image id. An answer is there once it has ended."""
         return self._one.ids[0]
 
     def ask(
@@ -198,8 +190,8 @@ class Conversation:
     ) -> Iterator[str]:
         """Sends a message and yields the answer as it grows, in pieces that join to the whole.
 
-        The message is said when `ask` returns; see `Conversations.ask` for an answer that is not iterated to
-        its end.
+        The message is part of the history when `ask` returns; see `Conversations.ask` for an answer that is not
+        iterated to its end.
 
         Args:
           message: the text.
@@ -208,15 +200,15 @@ class Conversation:
 
         Raises:
           UserError: an empty message, an unreadable picture, no room left in the model's context, or not
-            enough memory. Nothing is said then.
+            enough memory. Nothing is added then.
         """
         return started(_first(self._one.ask([message], [images], max_new_tokens)))
 
     def add(self, message: str, answer: str, images: Sequence[ImageLike] = ()) -> None:
-        """Says a message as if it had been answered with `answer`: an earlier turn, or an example.
+        """Adds a message as if it had been answered with `answer`: an earlier turn, or an example.
 
         Raises:
-          UserError: as `ask`, or an empty answer. Nothing is said then.
+          UserError: as `ask`, or an empty answer. Nothing is added then.
         """
         self._one.add([message], [answer], [images])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -60,7 +61,7 @@ def fuse_params(
         `_HEADS`); SigLIP and adaptors in `policy.param`, the image tokenizer in float32.
       mesh: cuts weights over `tensor`; None is one device.
       int8: weights of the language model and the heads in int8, one scale an output (needs qwix).
-      consume: takes the layers out of `params` one by one, so that an unrolled language model is never in
+      donate_params: takes the layers out of `params` one by one, so that an unrolled language model is never in
         memory twice; the tree is of no use afterwards.
       platform: what the weights are for, such as "tpu"; None is the default one.
 
@@ -99,6 +100,64 @@ def fuse_params(
         },
         "vision": _whole(vision, policy.param, mesh),
         "vq": _whole(params["vq"], jnp.float32, mesh, "vq"),
+    }
+
+
+def unfuse_params(
+    weights: Weights, config: JanusConfig, policy: Policy, generation: models.Params
+) -> models.Params:
+    """The inverse of `fuse_params`: unrolled parameters, as host arrays in the dtypes that they are kept in.
+
+    Args:
+      weights: from `fuse_params`, not in int8.
+      config: architecture.
+      policy: as they were fused with.
+      generation: "gen_embed" and "gen_adaptor", which `weights["codes"]` does not give back.
+    """
+    decoder = config.decoder
+
+    def host(x: jax.Array) -> np.ndarray:
+        x = np.asarray(x)
+        return x.view(jnp.dtype("bfloat16")) if x.dtype == np.uint16 else x.astype(policy.compute)
+
+    def dense(x: jax.Array) -> dict[str, np.ndarray]:
+        return {"kernel": host(x).T}
+
+    def layer(fused: dict[str, Any]) -> models.Params:
+        qkv = host(fused["qkv"])
+        groups = decoder.heads // decoder.kv_heads
+        parts = {"q": qkv[:, :groups], "k": qkv[:, groups : groups + 1], "v": qkv[:, groups + 1 :]}
+        attention = {
+            f"{name}_proj": {"kernel": rearrange(x, "k g h d -> d (k g h)")}
+            for name, x in parts.items()
+        }
+        gate, up = host(fused["gate_up"])
+        return {
+            "attn_norm": {"scale": host(fused["attn_norm"])},
+            "attn": {**attention, "o_proj": dense(fused["o"])},
+            "mlp_norm": {"scale": host(fused["mlp_norm"])},
+            "mlp": {
+                "gate_proj": {"kernel": gate.T},
+                "up_proj": {"kernel": up.T},
+                "down_proj": dense(fused["down"]),
+            },
+        }
+
+    head = weights["image_head"]
+    return {
+        **jax.tree.map(np.asarray, weights["vision"]),
+        **jax.tree.map(np.asarray, generation),
+        "image_head": {
+            "proj": {**dense(head["proj"]), "bias": host(head["proj_bias"])},
+            "head": {**dense(head["head"]), "bias": host(head["head_bias"])},
+        },
+        "decoder": {
+            **{f"layers_{i}": layer(fused) for i, fused in enumerate(weights["layers"])},
+            "final_norm": {"scale": host(weights["final_norm"])},
+            "embed": {"embedding": host(weights["embed"])},
+            "lm_head": dense(weights["lm_head"]),
+        },
+        "vq": jax.tree.map(np.asarray, weights["vq"]),
     }
 
 

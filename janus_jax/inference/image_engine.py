@@ -23,12 +23,21 @@ from janus_jax.inference import decoder, gpu_attention, kv_cache
 from janus_jax.inference.batching import positions_of, prefill_mask
 from janus_jax.inference.cpu import compiler_options
 from janus_jax.inference.fused_params import Weights
-from janus_jax.inference.logits import SamplingParams, StaticSampling, apply_cfg, fold_in, sample
+from janus_jax.inference.logits import (
+    SamplingParams,
+    StaticSampling,
+    apply_cfg,
+    fold_in,
+    log_probs,
+    sample,
+)
 from janus_jax.parallel import BATCH_AXES
 from janus_jax.pixels import to_uint8
 
 DECODE_CHUNK = 16  # pictures that the VQ decoder handles at once: bounds its activations
-WINDOW = 128  # steps between two growths of the cache: attention reads no more than that too much
+CACHE_BUCKET = (
+    128  # decode steps between two lengths of the cache: attention reads that much too much at most
+)
 
 
 class Prompts(NamedTuple):
@@ -71,11 +80,11 @@ class ImageEngine:
       policy: dtypes; activations are in its compute dtype.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: pictures are cut over `data` and `fsdp`, heads over `tensor`; None is one device.
-      window: steps between two growths of the cache. Smaller reads less and compiles longer;
-        None takes `WINDOW`.
+      cache_bucket: decode steps between two lengths of the cache. Smaller reads less and compiles longer;
+        None takes `CACHE_BUCKET`.
       platform: what is compiled for, such as "tpu"; None is the default one.
       int8: the weights will be in int8; matters to how programs are compiled for a CPU.
-      kernel: whether steps use `gpu_attention`, with one window for all of them; None decides.
+      kernel: whether steps use `gpu_attention`, with one length of the cache for all of them; None decides.
     """
 
     def __init__(
@@ -84,7 +93,7 @@ class ImageEngine:
         policy: Policy,
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
-        window: int | None = None,
+        cache_bucket: int | None = None,
         platform: str | None = None,
         int8: bool = False,
         kernel: bool | None = None,
@@ -97,25 +106,27 @@ class ImageEngine:
             on_gpu = (platform or jax.default_backend()) == "gpu" and mesh is None
             kernel = on_gpu and gpu_attention.supported(self._cache_dtype, config.decoder.head_dim)
         self._kernel = kernel
-        self.window = window or (config.vq.num_codes if kernel else WINDOW)
+        self.cache_bucket = cache_bucket or (config.vq.num_codes if kernel else CACHE_BUCKET)
         options = compiler_options(config.decoder, mesh, platform, int8)
         jit = partial(jax.jit, compiler_options=options)
-        self.draw = jit(self._draw, static_argnames="mode")
+        self.draw = jit(self._draw, static_argnames="static")
+        self.draw_with_log_probs = jit(self._draw_with_log_probs, static_argnames="static")
         self.score = jit(self._score)
-        self.start = jit(self._start, static_argnames="mode")
+        self.start = jit(self._start, static_argnames="static")
         self.grow = jax.jit(self._grow, static_argnames="length")
         self.advance = jit(
-            self._advance, static_argnames=("steps", "mode"), donate_argnames="state"
+            self._advance, static_argnames=("steps", "static"), donate_argnames="state"
         )
         self.pixels = jit(self._pixels)
+        self.encode = jit(self._encode)
 
     def _draw(
         self,
         weights: Weights,
         prompts: Prompts,
         keys: jax.Array,
-        knobs: SamplingParams,
-        mode: StaticSampling,
+        sampling: SamplingParams,
+        static: StaticSampling,
     ) -> tuple[jax.Array, jax.Array]:
         """Draws one picture a column of `prompts.rows`, from prompt to pixels.
 
@@ -123,31 +134,51 @@ class ImageEngine:
           weights: from `weights.fuse_params`.
           prompts: see `Prompts`.
           keys: [B] random keys, one a picture.
-          knobs, mode: see `make_sampling_params`.
+          sampling, static: see `make_sampling_params`.
 
         Returns:
           Codes int32 [B, num_codes], row-major over the grid, and pixels uint8 [B, H, W, 3].
         """
-        codes = self._run(weights, prompts, knobs, self._sampler(keys, knobs, mode))
+        codes = self._run(weights, prompts, sampling, self._sampler(keys, sampling, static))
         return codes.T, self._pixels(weights, codes.T)
 
+    def _draw_with_log_probs(
+        self,
+        weights: Weights,
+        prompts: Prompts,
+        keys: jax.Array,
+        sampling: SamplingParams,
+        static: StaticSampling,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As `draw`, and float32 [B, num_codes]: the log-probability of each code under the distribution that
+        it was drawn from. A program of its own, so that drawing without them pays nothing."""
+
+        def choose(logits: jax.Array, step: jax.Array) -> tuple[jax.Array, Any]:
+            codes = sample(logits, fold_in(keys, step), sampling, static)
+            return codes, (codes, log_probs(logits, codes, sampling, static))
+
+        codes, kept = self._run(weights, prompts, sampling, choose)
+        return codes.T, self._pixels(weights, codes.T), kept.T
+
     def _score(
-        self, weights: Weights, prompts: Prompts, codes: jax.Array, knobs: SamplingParams
+        self, weights: Weights, prompts: Prompts, codes: jax.Array, sampling: SamplingParams
     ) -> jax.Array:
         """Guided logits float32 [B, num_codes, V] before each of the given codes [B, num_codes]."""
         choose = lambda logits, step: (codes[:, step], logits)
-        return jnp.swapaxes(self._run(weights, prompts, knobs, choose), 0, 1)
+        return jnp.swapaxes(self._run(weights, prompts, sampling, choose), 0, 1)
 
     def _start(
         self,
         weights: Weights,
         prompts: Prompts,
         keys: jax.Array,
-        knobs: SamplingParams,
-        mode: StaticSampling,
+        sampling: SamplingParams,
+        static: StaticSampling,
     ) -> tuple[State, jax.Array]:
         """Prefill and the first code: (state, codes [B, 1])."""
-        state, first = self._prefill(weights, prompts, knobs, self._sampler(keys, knobs, mode))
+        state, first = self._prefill(
+            weights, prompts, sampling, self._sampler(keys, sampling, static)
+        )
         return state, first[:, None]
 
     def _advance(
@@ -156,44 +187,44 @@ class ImageEngine:
         state: State,
         first: jax.Array,
         keys: jax.Array,
-        knobs: SamplingParams,
+        sampling: SamplingParams,
         prompt_length: jax.Array,
         steps: int,
-        mode: StaticSampling,
+        static: StaticSampling,
     ) -> tuple[State, jax.Array]:
         """Draws the codes `first`, ..., `first + steps - 1`: (state, codes [B, steps]).
 
         Args:
           state: donated; has at least `prompt_length + first + steps - 1` slots (see `grow`).
         """
-        choose = self._sampler(keys, knobs, mode)
+        choose = self._sampler(keys, sampling, static)
         state, codes = self._steps(
-            weights, state, first + jnp.arange(steps), prompt_length, knobs, choose
+            weights, state, first + jnp.arange(steps), prompt_length, sampling, choose
         )
         return state, codes.T
 
-    def _sampler(self, keys: jax.Array, knobs: SamplingParams, mode: StaticSampling) -> Choose:
+    def _sampler(self, keys: jax.Array, sampling: SamplingParams, static: StaticSampling) -> Choose:
         def choose(logits: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-            codes = sample(logits, fold_in(keys, step), knobs, mode)
+            codes = sample(logits, fold_in(keys, step), sampling, static)
             return codes, codes
 
         return choose
 
     def _run(
-        self, weights: Weights, prompts: Prompts, knobs: SamplingParams, choose: Choose
+        self, weights: Weights, prompts: Prompts, sampling: SamplingParams, choose: Choose
     ) -> Any:
         """All steps; what `choose` keeps, stacked over the steps."""
         T = prompts.ids.shape[1]
-        state, first = self._prefill(weights, prompts, knobs, choose)
+        state, first = self._prefill(weights, prompts, sampling, choose)
         kept = [jax.tree.map(lambda x: x[None], first)]
-        for begin, end in blocks(self._config.vq.num_codes, self.window):
+        for begin, end in blocks(self._config.vq.num_codes, self.cache_bucket):
             state = self._grow(state, T + end - 1)
-            state, more = self._steps(weights, state, jnp.arange(begin, end), T, knobs, choose)
+            state, more = self._steps(weights, state, jnp.arange(begin, end), T, sampling, choose)
             kept.append(more)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
     def _prefill(
-        self, weights: Weights, prompts: Prompts, knobs: SamplingParams, choose: Choose
+        self, weights: Weights, prompts: Prompts, sampling: SamplingParams, choose: Choose
     ) -> tuple[State, Any]:
         """Each distinct prompt once; then a copy of its cache for each row that continues it."""
         ids, mask, rows = prompts
@@ -211,7 +242,7 @@ class ImageEngine:
         )
         cache = self._constrain_cache(jax.tree.map(lambda x: x[rows], cache))
         pads = (T - mask.sum(axis=-1, dtype=jnp.int32))[rows]
-        codes, kept = choose(self._logits(weights, hidden[:, -1][rows], knobs), jnp.int32(0))
+        codes, kept = choose(self._logits(weights, hidden[:, -1][rows], sampling), jnp.int32(0))
         return State(cache, pads, codes), kept
 
     def _steps(
@@ -220,12 +251,12 @@ class ImageEngine:
         state: State,
         steps: jax.Array,
         prompt_length: jax.Array | int,
-        knobs: SamplingParams,
+        sampling: SamplingParams,
         choose: Choose,
     ) -> tuple[State, Any]:
         """Draws the codes of `steps` [n]; the cache has room for them."""
         pads, config = state.pads, self._config.decoder
-        slot = jnp.arange(kv_cache.slots(state.cache))
+        slot = jnp.arange(kv_cache.length(state.cache))
         starts = pads if self._kernel else None
 
         def step(carry, i):
@@ -243,7 +274,7 @@ class ImageEngine:
                 index,
                 starts,
             )
-            codes, kept = choose(self._logits(weights, hidden[..., 0, :], knobs), i)
+            codes, kept = choose(self._logits(weights, hidden[..., 0, :], sampling), i)
             return (cache, codes), kept
 
         (cache, codes), kept = jax.lax.scan(step, (state.cache, state.codes), steps)
@@ -253,10 +284,12 @@ class ImageEngine:
         """The same state with room for `length` slots."""
         return state._replace(cache=self._constrain_cache(kv_cache.grow(state.cache, length)))
 
-    def _logits(self, weights: Weights, hidden: jax.Array, knobs: SamplingParams) -> jax.Array:
+    def _logits(self, weights: Weights, hidden: jax.Array, sampling: SamplingParams) -> jax.Array:
         """Hidden states [C, B, D] -> guided logits [B, V]."""
         logits = decoder.image_logits(weights, hidden)
-        return apply_cfg(logits[0], logits[1], knobs.cfg_weight) if len(logits) == 2 else logits[0]
+        return (
+            apply_cfg(logits[0], logits[1], sampling.cfg_weight) if len(logits) == 2 else logits[0]
+        )
 
     def _constrain_cache(self, cache: kv_cache.Cache) -> kv_cache.Cache:
         """Pins how the cache [C, B, K, S, ...] lies on the mesh; without one, `kv_cache.flat`."""
@@ -276,33 +309,12 @@ class ImageEngine:
             return decode(codes)
         return jax.lax.map(lambda one: decode(one[None])[0], codes, batch_size=DECODE_CHUNK)
 
+    def _encode(self, weights: Weights, pixels: jax.Array) -> jax.Array:
+        """Pictures uint8 [B, H, W, 3] -> codes int32 [B, num_codes], row-major over the grid."""
+        pixels = (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
+        return self._model.apply({"params": {"vq": weights["vq"]}}, pixels, method="encode_codes")
+
 
 def blocks(steps: int, size: int) -> list[tuple[int, int]]:
     """[begin, end) of the blocks that draw codes 1, ..., `steps` - 1; code 0 is the prefill's."""
     return [(begin, min(begin + size, steps)) for begin in range(1, steps, size)]
-
-
-def deduplicate_prompts(
-    requests: list[list[int]], columns: int, guided: bool, pad_id: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Distinct prompts of a batch, and the rows that continue them.
-
-    The unconditional prompt [BOS, pad.., BOI] depends on the length alone, so that one serves all
-    prompts of that length.
-
-    Args:
-      requests: the prompt ids of each picture.
-      columns: B; more than there are requests repeats the last one.
-      guided: whether there are unconditional rows.
-      pad_id: stands between BOS and BOI.
-
-    Returns:
-      (prompts, rows [C][B] into them).
-    """
-    requests = [*requests, *[requests[-1]] * (columns - len(requests))]
-    halves = [requests]
-    if guided:
-        halves.append([[ids[0], *[pad_id] * (len(ids) - 2), ids[-1]] for ids in requests])
-    prompts: dict[tuple[int, ...], int] = {}
-    rows = [[prompts.setdefault(tuple(ids), len(prompts)) for ids in half] for half in halves]
-    return [list(ids) for ids in prompts], rows

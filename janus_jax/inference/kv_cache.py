@@ -3,7 +3,7 @@
 The axes before S may be merged into one (`flat`); `append` and `attend` take either.
 
 Slots come before the head size and after the heads, so that attention reads each head's keys in one
-piece. A window is grown by padding between loops: inside of one, everything that is there is read.
+piece. A cache is grown by padding between loops: inside of one, everything that is there is read.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def empty(config: DecoderConfig, rows: Sequence[int], length: int, dtype: jnp.dt
     return tuple(layer() for _ in range(config.layers))
 
 
-def slots(cache: Cache) -> int:
+def length(cache: Cache) -> int:
     """S, the number of slots."""
     return cache[0]["k"].shape[-2]
 
 
-def grow(cache: Cache, length: int) -> Cache:
-    """The same cache with `length` slots."""
-    extra = length - slots(cache)
+def grow(cache: Cache, slots: int) -> Cache:
+    """The same cache with so many slots."""
+    extra = slots - length(cache)
     if extra < 0:
-        raise ValueError(f"a cache of {slots(cache)} slots cannot shrink to {length}")
+        raise ValueError(f"a cache of {length(cache)} slots cannot shrink to {slots}")
 
     def pad(name: str, x: jax.Array) -> jax.Array:
         axis = x.ndim - (1 if name.endswith("_scale") else 2)

@@ -62,8 +62,8 @@ def make_sampling_params(
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
     greedy = temperature == 0
     filtered = not greedy and not (top_k in (None, vocab) and top_p in (None, 1))
-    knobs = SamplingParams(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
-    return knobs, StaticSampling(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
+    sampling = SamplingParams(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
+    return sampling, StaticSampling(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
 
 
 def apply_cfg(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.
 
 
 def sample(
-    logits: jax.Array, keys: jax.Array, knobs: SamplingParams, mode: StaticSampling
+    logits: jax.Array, keys: jax.Array, sampling: SamplingParams, static: StaticSampling
 ) -> jax.Array:
     """Draws one class a row.
 
@@ -103,12 +103,38 @@ def sample(
     Returns:
       int32 [B].
     """
-    if mode.greedy:
+    if static.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / knobs.temperature
-    if mode.filtered:
-        logits = filter_logits(logits, knobs.top_k, knobs.top_p)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, _warp(logits, sampling, static)).astype(jnp.int32)
+
+
+def log_probs(
+    logits: jax.Array, tokens: jax.Array, sampling: SamplingParams, static: StaticSampling
+) -> jax.Array:
+    """Log-probability of each token under the distribution that `sample` draws from: 0 if it is greedy.
+
+    Args:
+      logits: float32 [B, V].
+      tokens: int32 [B], drawn by `sample`.
+
+    Returns:
+      float32 [B].
+    """
+    if static.greedy:
+        return jnp.zeros(tokens.shape, jnp.float32)
+    return token_log_probs(_warp(logits, sampling, static), tokens)
+
+
+def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Logits float32 [..., V] and tokens int32 [...] -> float32 [...]."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _warp(logits: jax.Array, sampling: SamplingParams, static: StaticSampling) -> jax.Array:
+    """Temperature, then top-k and top-p."""
+    logits = logits / sampling.temperature
+    return filter_logits(logits, sampling.top_k, sampling.top_p) if static.filtered else logits
 
 
 def fold_in(keys: jax.Array, data: jax.Array) -> jax.Array:

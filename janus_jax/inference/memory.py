@@ -14,7 +14,7 @@ from janus_jax.inference.kv_cache import bytes_per_slot
 
 _SHARE = 0.9  # of what is free: allocators need some room
 # Temporary memory of the compiled programs at the size of Janus-Pro-1B: the VQ decoder takes 3.0 images of
-# its widest layer a picture (CPU); while a window grows, old and new cache are there together, but layer
+# its widest layer a picture (CPU); while a cache grows, the old and the new one are there together, but layer
 # by layer, in all 1.25 times the larger one (TPU v5e).
 _VQ_COPIES = 3
 _CACHE_COPIES = 1.5
@@ -36,12 +36,24 @@ def decode_bytes(config: JanusConfig, pictures: int) -> int:
     return pictures * _VQ_COPIES * 4 * config.vq.image_size**2 * config.vq.ch
 
 
-def answer_bytes(config: JanusConfig, slots: int, cache_dtype: jnp.dtype) -> int:
-    """Bytes that one more answer takes: cache, logits, and SigLIP on one picture."""
-    cache = _CACHE_COPIES * slots * bytes_per_slot(config.decoder, cache_dtype)
+def answer_bytes(
+    config: JanusConfig, cache_length: int, cache_dtype: jnp.dtype, pictures: int = 1
+) -> int:
+    """Bytes that one more answer takes: cache, logits, and SigLIP on its pictures."""
+    cache = _CACHE_COPIES * cache_length * bytes_per_slot(config.decoder, cache_dtype)
     patches, width = config.siglip.num_patches, config.siglip.width
     attention = 4 * config.siglip.heads * patches**2
-    return int(cache) + 4 * 4 * config.decoder.vocab_size + 3 * attention + 32 * patches * width
+    vision = pictures * (3 * attention + 32 * patches * width)
+    return int(cache) + 4 * 4 * config.decoder.vocab_size + vision
+
+
+def score_bytes(config: JanusConfig, length: int, targets: int, classes: int) -> int:
+    """Bytes that one more row takes when it is scored in one pass, in float32."""
+    decoder = config.decoder
+    cache = length * bytes_per_slot(decoder, jnp.float32)
+    attention = 3 * 4 * decoder.heads * length**2
+    activations = 4 * length * (8 * decoder.width + 4 * decoder.ffw)
+    return cache + attention + activations + 3 * 4 * targets * classes
 
 
 def free_bytes(device: jax.Device | None = None) -> int:
@@ -60,35 +72,35 @@ def free_bytes(device: jax.Device | None = None) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def max_rows_that_fit(each: int, limit: int | None, most: int, what: str) -> int:
-    """How many rows fit: a power of two, at most `most`.
+def max_rows_that_fit(bytes_per_row: int, limit: int | None, max_batch: int, what: str) -> int:
+    """How many rows fit: a power of two, at most `max_batch`.
 
     Args:
-      each: bytes of one row.
+      bytes_per_row: what one takes.
       limit: bytes to stay within; None takes what is free on the device.
-      most: upper bound.
+      max_batch: upper bound.
       what: names a row in the message.
 
     Raises:
       UserError: not even one row fits.
     """
     budget = _budget(limit)
-    count = budget // each
+    count = budget // bytes_per_row
     if count < 1:
-        raise _too_little(f"even one {what}: it takes", each, budget, limit)
-    count = min(int(count), most)
-    return count if count == most else 1 << (count.bit_length() - 1)
+        raise _too_little(f"even one {what}: it takes", bytes_per_row, budget, limit)
+    count = min(int(count), max_batch)
+    return count if count == max_batch else 1 << (count.bit_length() - 1)
 
 
-def check_rows(each: int, rows: int, limit: int | None, what: str) -> None:
+def check_rows(bytes_per_row: int, rows: int, limit: int | None, what: str) -> None:
     """As `max_rows_that_fit`, for rows that must be there together.
 
     Raises:
       UserError: they do not fit; `what` names them all in the message.
     """
     budget = _budget(limit)
-    if rows * each > budget:
-        raise _too_little(f"{what}: that takes", rows * each, budget, limit)
+    if rows * bytes_per_row > budget:
+        raise _too_little(f"{what}: that takes", rows * bytes_per_row, budget, limit)
 
 
 def _budget(limit: int | None) -> int:

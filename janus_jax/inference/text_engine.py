@@ -2,8 +2,8 @@
 
 Source: deepseek-ai/Janus `inference.py` and `MultiModalityCausalLM.prepare_inputs_embeds`. A turn's
 prompts are left-padded, so that all rows write the same slots of the cache; `valid` remembers which of
-them hold something. Which positions show a picture is told by the host: a model can draw the id of an
-image slot, too. A block ends without asking the host anything: rows that are done go on with
+them hold a token. Which positions show a picture is told by the host: a model can draw the id of an
+image position, too. A block ends without asking the host anything: rows that are done go on with
 end-of-sentence, which is not valid and hence not seen.
 """
 
@@ -22,13 +22,12 @@ from janus_jax.inference import decoder, kv_cache
 from janus_jax.inference.cpu import compiler_options
 from janus_jax.inference.fused_params import Weights
 from janus_jax.inference.logits import SamplingParams, StaticSampling, fold_in, sample
+from janus_jax.inference.schedule import BLOCK
 from janus_jax.pixels import to_float
-
-BLOCK = 16  # tokens between two looks at whether all rows are done
 
 
 class State(NamedTuple):
-    """What was said so far, in all rows.
+    """The conversations so far, in all rows.
 
     Attributes:
       cache: of B rows; `kv_cache.flat` but on a mesh.
@@ -49,15 +48,15 @@ class Answer(NamedTuple):
     Attributes:
       last: int32 [B] tokens drawn last, not in the cache yet.
       done: bool [B], the row has drawn its end-of-sentence or as many tokens as it may.
-      ended: bool [B], its end-of-sentence is drawn: a limit brings it about one step later.
-      over: bool [B], it was drawn before `last`, which hence belongs to nothing.
+      eos_drawn: bool [B], its end-of-sentence is drawn: a limit brings it about one step later.
+      past_eos: bool [B], it was drawn before `last`, which hence belongs to nothing.
       step: int32, tokens drawn so far.
     """
 
     last: jax.Array
     done: jax.Array
-    ended: jax.Array
-    over: jax.Array
+    eos_drawn: jax.Array
+    past_eos: jax.Array
     step: jax.Array
 
 
@@ -67,7 +66,7 @@ class TextEngine:
     Args:
       config: architecture.
       policy: dtypes.
-      image_id: token at the image slots of a prompt; their embeddings are replaced.
+      image_id: token at the image positions of a prompt; their embeddings are replaced.
       eos_id: token that ends an answer.
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: where the weights lie; heads are cut over `tensor` as theirs are. None is one device.
@@ -75,7 +74,7 @@ class TextEngine:
 
     Attributes:
       image_id: as above.
-      patches: P, image slots of a picture.
+      patches: P, image positions of a picture.
     """
 
     def __init__(
@@ -95,14 +94,15 @@ class TextEngine:
         self.image_id, self.patches = image_id, config.siglip.num_patches
         self._eos_id = eos_id
         self._mesh = mesh
+        self.empty = jax.jit(self._empty, static_argnames=("rows", "length"))
         self.features = jax.jit(self._features)
         self.grow = jax.jit(_grow, static_argnames="length")
         jit = partial(jax.jit, compiler_options=compiler_options(config.decoder, mesh, int8=int8))
-        self.prefill = jit(self._prefill, static_argnames="mode", donate_argnames="state")
-        self.block = jit(self._block, static_argnames="mode", donate_argnames=("state", "answer"))
+        self.prefill = jit(self._prefill, static_argnames="static", donate_argnames="state")
+        self.block = jit(self._block, static_argnames="static", donate_argnames=("state", "answer"))
 
-    def empty(self, rows: int, length: int) -> State:
-        """Nothing said yet."""
+    def _empty(self, rows: int, length: int) -> State:
+        """`rows` conversations without tokens; the cache has room for `length`."""
         cache = kv_cache.empty(self._config.decoder, (rows,), length, self._cache_dtype)
         return State(
             cache if self._mesh is not None else kv_cache.flat(cache),
@@ -128,8 +128,8 @@ class TextEngine:
         sources: jax.Array | None,
         limits: jax.Array,
         keys: jax.Array,
-        knobs: SamplingParams,
-        mode: StaticSampling,
+        sampling: SamplingParams,
+        static: StaticSampling,
     ) -> tuple[State, Answer]:
         """Adds one turn to every row and draws the first token of the answers.
 
@@ -158,9 +158,9 @@ class TextEngine:
             weights, self._config.decoder, x, positions, seen, state.cache, start
         )
         state = State(cache, valid, state.positions + mask.sum(-1, dtype=jnp.int32), start + T)
-        nobody = jnp.zeros(len(ids), bool)
-        silent = Answer(ids[:, -1], nobody, nobody, nobody, jnp.int32(0))
-        answer = self._draw(weights, hidden[:, -1], silent, limits, keys, knobs, mode)
+        no_rows = jnp.zeros(len(ids), bool)
+        empty = Answer(ids[:, -1], no_rows, no_rows, no_rows, jnp.int32(0))
+        answer = self._draw(weights, hidden[:, -1], empty, limits, keys, sampling, static)
         return state, answer
 
     def _block(
@@ -170,8 +170,8 @@ class TextEngine:
         answer: Answer,
         limits: jax.Array,
         keys: jax.Array,
-        knobs: SamplingParams,
-        mode: StaticSampling,
+        sampling: SamplingParams,
+        static: StaticSampling,
     ) -> tuple[State, Answer, jax.Array]:
         """Draws `BLOCK` more tokens of every row: (state, answer, int32 [B, BLOCK]).
 
@@ -182,7 +182,7 @@ class TextEngine:
         def step(carry, _):
             state, answer = carry
             index = state.index
-            valid = jax.lax.dynamic_update_slice(state.valid, ~answer.over[:, None], (0, index))
+            valid = jax.lax.dynamic_update_slice(state.valid, ~answer.past_eos[:, None], (0, index))
             seen = valid | (slot == index)
             hidden, cache = decoder.decode(
                 weights,
@@ -193,8 +193,8 @@ class TextEngine:
                 state.cache,
                 index,
             )
-            positions = state.positions + ~answer.over
-            answer = self._draw(weights, hidden[:, 0], answer, limits, keys, knobs, mode)
+            positions = state.positions + ~answer.past_eos
+            answer = self._draw(weights, hidden[:, 0], answer, limits, keys, sampling, static)
             return (State(cache, valid, positions, index + 1), answer), answer.last
 
         (state, answer), tokens = jax.lax.scan(step, (state, answer), length=BLOCK)
@@ -207,16 +207,16 @@ class TextEngine:
         answer: Answer,
         limits: jax.Array,
         keys: jax.Array,
-        knobs: SamplingParams,
-        mode: StaticSampling,
+        sampling: SamplingParams,
+        static: StaticSampling,
     ) -> Answer:
         """Hidden states [B, D] -> the next token; rows that are done draw end-of-sentence."""
         logits = decoder.text_logits(weights, hidden)
-        tokens = sample(logits, fold_in(keys, answer.step), knobs, mode)
+        tokens = sample(logits, fold_in(keys, answer.step), sampling, static)
         tokens = jnp.where(answer.done, self._eos_id, tokens)
-        ended = answer.ended | (tokens == self._eos_id)
+        eos_drawn = answer.eos_drawn | (tokens == self._eos_id)
         step = answer.step + 1
-        return Answer(tokens, ended | (step >= limits), ended, answer.ended, step)
+        return Answer(tokens, eos_drawn | (step >= limits), eos_drawn, answer.eos_drawn, step)
 
 
 def _grow(state: State, length: int) -> State:

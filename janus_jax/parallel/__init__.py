@@ -6,6 +6,7 @@ from janus_jax.parallel.mesh import (
     batch_sharding,
     global_batch,
     make_mesh,
+    parse_mesh,
     replicated,
 )
 from janus_jax.parallel.multihost import (
@@ -36,6 +37,7 @@ __all__ = [
     "make_mesh",
     "param_shardings",
     "param_specs",
+    "parse_mesh",
     "replicated",
     "shard_params",
     "state_shardings",

@@ -68,6 +68,27 @@ def make_mesh(
     )
 
 
+def parse_mesh(text: str, name: str = "mesh") -> Mesh | None:
+    """ "data=2,tensor=4" -> a mesh; "" is None.
+
+    Args:
+      text: sizes of `data` and `tensor`, the axes of inference.
+      name: of the option, for messages.
+
+    Raises:
+      UserError: another form, or more devices than there are.
+    """
+    if not text:
+        return None
+    try:
+        sizes = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        sizes = {}
+    if not sizes or set(sizes) - {"data", "tensor"}:
+        raise UserError(f"{name} must look like data=2,tensor=4, not {text!r}")
+    return make_mesh(**sizes)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis over data and fsdp together, the other axes whole."""
     return NamedSharding(mesh, P(BATCH_AXES))

@@ -2,10 +2,12 @@
 
 from janus_jax.pixels import to_float, to_uint8
 from janus_jax.processing.chat import UNDERSTANDING_SYSTEM_PROMPT
+from janus_jax.processing.generation_config import GenerationConfig
 from janus_jax.processing.image import (
     generation_pixels,
     grid,
     load_image,
+    save_image,
     understanding_pixels,
 )
 from janus_jax.processing.processor import Processor, ProcessorConfig
@@ -31,6 +33,7 @@ __all__ = [
     "TOKEN_UND",
     "UNDERSTANDING_SYSTEM_PROMPT",
     "Features",
+    "GenerationConfig",
     "Processor",
     "ProcessorConfig",
     "Tokenizer",
@@ -41,6 +44,7 @@ __all__ = [
     "grid",
     "image_positions",
     "load_image",
+    "save_image",
     "text_sequence",
     "to_float",
     "to_uint8",

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from janus_jax.errors import UserError
+from janus_jax.places import write_file
 from janus_jax.untrusted import KINDS
 
 BACKGROUND = (127, 127, 127)  # int(0.5 * 255), the padding of the understanding path
@@ -336,3 +337,12 @@ def grid(images: Sequence[Image.Image | np.ndarray], columns: int | None = None)
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
     return sheet
+
+
+def save_image(path: str | os.PathLike, image: Image.Image) -> None:
+    """Writes a PNG file; half of one is never there.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    write_file(Path(path), lambda temporary: image.save(temporary, "PNG"))

@@ -124,10 +124,8 @@ class Processor:
         return self._encode(chat.generation_pieces(self.template, prompt))
 
     def unconditional_ids(self, ids: Sequence[int], pad: int | None = None) -> list[int]:
-        """[BOS, pad.., BOI] of the same length; `pad` defaults to the pad id. The pads are attended
-        to (official `generation_inference.py`: `tokens[i, 1:-1] = pad_id`)."""
-        pad = self.tokenizer.pad_id if pad is None else pad
-        return [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+        """`unconditional_ids` of a prompt; `pad` defaults to the pad id."""
+        return unconditional_ids(ids, self.tokenizer.pad_id if pad is None else pad)
 
     def understanding_ids(
         self, question: str, num_images: int = 1, system: str | None = None
@@ -190,6 +188,12 @@ class Processor:
 
     def _encode(self, pieces: Sequence[str]) -> list[int]:
         return [self.tokenizer.bos_id, *self.tokenizer.encode_pieces(pieces)]
+
+
+def unconditional_ids(ids: Sequence[int], pad: int) -> list[int]:
+    """[BOS, pad.., BOI] of the length of a prompt. The pads are attended to (official
+    `generation_inference.py`: `tokens[i, 1:-1] = pad_id`)."""
+    return [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
 
 
 def _check_text(name: str, text: str, hint: str = "") -> None:

@@ -37,7 +37,15 @@ def cache_directory() -> Path | None:
     return Path(chosen) if chosen else user_cache()
 
 
-def load_checkpoint(src: str | Path, step: int | None = None, **options: Any) -> LoadedModel:
+def load_checkpoint(
+    src: str | Path,
+    step: int | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> LoadedModel:
     """Loads whatever a model can be read from.
 
     A conversion is kept in the cache. Where that cannot be written it stays in memory, with a warning.
@@ -46,21 +54,26 @@ def load_checkpoint(src: str | Path, step: int | None = None, **options: Any) ->
       src: a native model directory; a training run, or a directory of its checkpoints, such as
         RUN/checkpoints/STAGE/STEP; PyTorch weights in either format, or a hub id.
       step: of a training run; by default the newest.
+      revision: branch, tag or commit of a hub id; by default its newest state.
+      token: of the hub.
+      cache_dir: where conversions are kept; by default `cache_directory()`.
       **options: of `checkpoints.load_model`.
 
     Raises:
       UserError: the checkpoint cannot be found, downloaded, converted or loaded.
     """
     part = part_of_run(src)
-    if part:
+    if part and revision is None:
         run, stage, own = part
         if None not in (step, own) and step != own:
             raise UserError(f"{src} is step {own} of {run}, but step {step} is asked for")
         return load_model(run, step=own if step is None else step, stage=stage, **options)
     name = str(src)
+    if revision is not None and not is_hub_id(name):
+        raise UserError(f"revision is of a model of the hub, but {name} is none")
     if not _is_foreign(name):
         return load_model(name, step=step, **options)
-    found = _find(name)
+    found = _find(name, revision, token, cache_dir)
     if step is not None or options.get("stage") is not None:
         raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
     if isinstance(found, Path):
@@ -121,13 +134,20 @@ def _is_foreign(name: str) -> bool:
     return not is_native(path) and (is_hub_id(name) or is_torch(path))
 
 
-def _find(name: str) -> Path | tuple[Source, Path | None]:
+def _find(
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path | tuple[Source, Path | None]:
     """The conversion that is there already, or what to convert and where to."""
-    cache = cache_directory()
+    cache = cache_directory() if cache_dir is None else Path(cache_dir)
     try:
-        directory = local_directory(name)
+        directory = local_directory(name, revision, token)
     except UserError as error:
-        earlier = _converted_before(cache, name) if is_hub_id(name) else None
+        # What was converted before may be of any revision.
+        known = is_hub_id(name) and revision is None
+        earlier = _converted_before(cache, name) if known else None
         if earlier is None:
             raise
         print(
@@ -137,7 +157,7 @@ def _find(name: str) -> Path | tuple[Source, Path | None]:
         )
         return earlier
     label = Path(name).name.lower()
-    place = cache and cache / f"{label[:80]}-{_fingerprint(directory)}"
+    place = cache and cache / f"{label[:80]}-{_fingerprint(directory, revision)}"
     if place:
         remove_stale_staging(cache)
         with contextlib.suppress(OSError):  # a cache that cannot be read holds nothing
@@ -212,9 +232,11 @@ def _origin(directory: Path) -> Path:
         return Path()
 
 
-def _fingerprint(directory: Path) -> str:
-    """Changes when a file of the checkpoint does: names, sizes and times of all of them; and with `_READS`."""
+def _fingerprint(directory: Path, revision: str | None = None) -> str:
+    """Changes when a file of the checkpoint does: names, sizes and times of all of them; with the revision
+    that was asked for; and with `_READS`."""
     files = sorted(p for p in directory.iterdir() if p.is_file())
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    text = repr((_READS, str(directory.resolve()), stats))
+    asked = () if revision is None else (revision,)
+    text = repr((_READS, str(directory.resolve()), stats, *asked))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -26,11 +26,11 @@ def is_hub_id(src: str) -> bool:
     return _ID.fullmatch(src) is not None and not Path(src).exists()
 
 
-def local_directory(src: str) -> Path:
+def local_directory(src: str, revision: str | None = None, token: str | bool | None = None) -> Path:
     """The directory itself, or of a hub id the downloaded one.
 
     Weights come as safetensors where the repository has them, else as `.bin`. If the hub cannot be
-    reached, also because of `HF_HUB_OFFLINE`, the snapshot in its cache is taken.
+    reached, also because of `HF_HUB_OFFLINE`, the snapshot in its cache is taken; of a `revision` only its own.
 
     Raises:
       UserError: neither a directory nor a hub id, `huggingface_hub` is not installed, or the download
@@ -48,13 +48,15 @@ def local_directory(src: str) -> Path:
         ) from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries say nothing new
     try:
-        files = HfApi().list_repo_files(src)
+        asked = {} if revision is None else {"revision": revision}
+        asked |= {} if token is None else {"token": token}
+        files = HfApi().list_repo_files(src, **asked)
         weights = _SAFETENSORS if any(f.endswith(".safetensors") for f in files) else _BIN
-        return Path(snapshot_download(src, allow_patterns=[*_SETTINGS, *weights]))
+        return Path(snapshot_download(src, allow_patterns=[*_SETTINGS, *weights], **asked))
     except Exception as error:  # the hub raises its own, requests', httpx' and OSError
         reason = one_line(error)[:200] or type(error).__name__
         reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else reason
-        snapshot, instead, expected = _cached(src)
+        snapshot, instead, expected = _cached(src, revision)
         if snapshot is None:
             raise UserError(
                 f"{src} is no directory here, and it could not be downloaded: {reason}{instead}"
@@ -73,8 +75,8 @@ def repository_directory(src: str) -> str:
     return "models--" + src.replace("/", "--")
 
 
-def _cached(src: str) -> tuple[Path | None, str, bool]:
-    """(snapshot, what is there instead, whether it is that of refs/main) in the hub's cache.
+def _cached(src: str, revision: str | None = None) -> tuple[Path | None, str, bool]:
+    """(snapshot, what is there instead, whether it is that of the revision) in the hub's cache.
 
     An update that was cut short leaves the snapshot before it whole; that one is taken then.
     """
@@ -86,9 +88,12 @@ def _cached(src: str) -> tuple[Path | None, str, bool]:
     except OSError:
         return None, "", False
     try:
-        newest = (directory / "refs" / "main").read_text(encoding="utf-8").strip()
+        ref = directory / "refs" / (revision or "main")
+        newest = ref.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):  # downloaded by the name of a commit or tag
-        newest = None
+        newest = revision
+    if revision is not None:
+        snapshots = [p for p in snapshots if p.name == newest]
     lacking = {p: _lacking(p) for p in snapshots}
     whole = [p for p, lacks in lacking.items() if not lacks]
     for path in whole:
