@@ -10,7 +10,9 @@ from PIL import Image
 from janus_jax import models
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.inference import Janus, make_sampling_params
+from janus_jax.inference.batching import deduplicate_prompts, left_pad
 from janus_jax.inference.generator import Request
+from janus_jax.inference.image_engine import Prompts
 from janus_jax.processing import (
     Processor,
     ProcessorConfig,
