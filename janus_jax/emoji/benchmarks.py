@@ -218,11 +218,6 @@ def make_world(options: Mapping[str, Any]) -> World:
 
 def _trained_tasks(stage: Any) -> set[str]:
     """The kinds of scene that a stage draws, by the options of its sources."""
-    listed = [getattr(stage, "scenes", {})]
-    listed += [s.options for s in getattr(stage, "sources", ()) if s.task == "generation"]
-    return {
-        task
-        for options in listed
-        for task, weight in dict(options.get("tasks", {})).items()
-        if weight > 0
-    }
+    listed = [getattr(stage, "scenes", {}).get("tasks", {})]
+    listed += [s.options.get("kinds", {}) for s in getattr(stage, "sources", ()) if s.task == "gen"]
+    return {kind for weights in listed for kind, weight in dict(weights).items() if weight > 0}

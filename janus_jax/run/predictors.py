@@ -68,7 +68,6 @@ class Predictors:
         return np.concatenate(out)
 
     def _model(self, params: Params) -> Janus:
-        params = {k: v for k, v in params.items() if k != "aux"}
         if self._janus is not None:
             self._janus = self._janus.with_params(params)
             return self._janus
