@@ -126,9 +126,11 @@ def test_built_in_benchmarks_know_what_they_need_and_how_to_be_shorter():
 
 
 def test_previews_show_what_a_stage_learns_to_draw():
-    stage = SimpleNamespace(scenes={"tasks": {"colors": 1.0, "counting": 0.0, "dense": 3.0}})
+    drawn = {"kinds": {"colors": 1.0, "counting": 0.0, "dense": 3.0}}
+    asked = SimpleNamespace(task="und", options={"kinds": {"position": 1.0}})
+    sources = (asked, SimpleNamespace(task="gen", options=drawn))
     benchmark = MiniGenEval(0)
-    prompts = benchmark.preview_prompts(stage)
+    prompts = benchmark.preview_prompts(SimpleNamespace(sources=sources))
     assert (
         len(prompts) == 24
         and prompts[0] == emoji.make_prompts(emoji.World(), "colors", 1, seed=1)[0].text

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from smoke import STAGES, tiny
 
 from janus_jax.config import JANUS_TINY
+from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, init_params
+from janus_jax.run import build, training_run
 from janus_jax.training import start_from_codebook
 
 pytestmark = pytest.mark.heavy
@@ -57,3 +60,24 @@ def test_codes_start_where_the_codebook_has_them(params):
     bias = start_from_codebook(merged, jax.random.key(3))["image_head"]["head"]["bias"]
     assert np.flatnonzero(bias != was).tolist() == [5, 9] and (bias[jnp.array([5, 9])] < -5).all()
     assert loud["image_head"]["proj"] is params["image_head"]["proj"]
+
+
+def starts_from_codebook(**fields):
+    """Names of the stages whose image-code embedding starts from the codebook."""
+    experiment = build(tiny(**fields))
+    stages = experiment.stages
+    return [s.name for s in stages if training_run._starts_from_codebook(experiment, s)]
+
+
+def test_the_first_stage_that_draws_starts_from_a_codebook_of_the_same_run():
+    order = ("stage0_vq", *STAGES)
+    option = "init_gen_embed_from_codebook"
+    assert starts_from_codebook() == []  # no image tokenizer is trained
+    assert starts_from_codebook(stage_order=order) == ["stage1"]  # stage0_lm draws nothing
+    assert starts_from_codebook(stage_order=("stage0_vq", "stage2", "stage3")) == ["stage2"]
+    off = {"stages__stage1__options": {option: False}}
+    assert starts_from_codebook(stage_order=order, **off) == []
+    on = {"stages__stage2__options": {option: True}}
+    assert starts_from_codebook(**on) == ["stage2"]
+    with pytest.raises(UserError, match=f"{option} must be True or False"):
+        build(tiny(stages__stage2__options={option: "yes"}))

@@ -407,6 +407,16 @@ def test_more_steps_and_more_stages_of_a_finished_run(trainer, monkeypatch, tmp_
     assert len((run_dir / "changes.jsonl").read_text().splitlines()) == 2
 
 
+def test_frozen_random_language_models_are_warned_about_under_any_name(trainer, tmp_path, capsys):
+    config = tiny(stage_order=("stage1",))
+    config.stages.adaptors = config.stages.stage1
+    config.stage_order = ("adaptors",)
+    train(config, tmp_path / "run", quiet=True)
+    assert "the adaptors train on a frozen random language model" in capsys.readouterr().err
+    train(tiny(stage_order=("stage2",)), tmp_path / "other", quiet=True)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_model_to_start_from_is_needed_only_once(trainer, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         train(tiny(init_from=str(tmp_path / "gone")), tmp_path / "run", quiet=True)

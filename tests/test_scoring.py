@@ -10,7 +10,8 @@ from smoke import tiny
 from janus_jax import emoji as es
 from janus_jax.emoji import make_prompts, make_questions
 from janus_jax.emoji.benchmarks import TUNING_SEED
-from janus_jax.run import build
+from janus_jax.run import build, training_run
+from janus_jax.run.claim import lock
 from janus_jax.run.predictors import Predictors
 from janus_jax.run.scores import ScoreStore
 from janus_jax.run.scoring import Evaluator
@@ -124,3 +125,27 @@ def test_reconstructions_come_in_any_number(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 255, (103, 48, 48, 3)).astype(np.uint8)
     found = predictors.reconstruct({}, pictures)
     assert found.shape == pictures.shape and np.abs(found.astype(int) - pictures).max() <= 1
+
+
+def prepare(run_dir, **fields):
+    """Opens a run directory with a config, as a run does that trains its stages next."""
+    experiment = build(tiny(**fields))
+    with lock(run_dir):
+        training_run._prepare(run_dir, experiment, list(experiment.stages), ())
+    path = run_dir / "scores.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_scores_are_dropped_when_what_is_scored_changes_and_not_with_a_new_version(tmp_path):
+    run_dir, listed = tmp_path / "run", ({"name": "emoji/questions", "questions": 3},)
+    assert prepare(run_dir, eval__benchmarks=listed) == {}
+    scores = {"stage2": {"train_seconds": 1.0, "questions": {"what": {"accuracy": 1.0}}}}
+    (run_dir / "scores.json").write_text(json.dumps(scores))
+    # A run of a version that named no benchmarks.
+    fields = json.loads((run_dir / "config.json").read_text())
+    del fields["eval"]["benchmarks"]
+    fields["eval"] |= {"prompts": 50, "questions": 50, "cfg_weights": [1.5]}
+    (run_dir / "config.json").write_text(json.dumps(fields))
+    assert prepare(run_dir, eval__benchmarks=listed) == scores
+    assert prepare(run_dir, eval__benchmarks=()) == scores  # nothing is scored: what is there stays
+    assert prepare(run_dir, eval__benchmarks=listed)["stage2"] == {"train_seconds": 1.0}

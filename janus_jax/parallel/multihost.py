@@ -80,7 +80,9 @@ def initialize(env: Mapping[str, str] | None = None) -> bool:
     if address:
         _check_address(address, min(timeout, NAME_TIMEOUT))
     try:
-        with _patience(timeout, f"the other processes (coordinator: {address or 'found by JAX'})"):
+        with _exit_after(
+            timeout, f"the other processes (coordinator: {address or 'found by JAX'})"
+        ):
             jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=count,
@@ -108,7 +110,7 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line, code = _said(error)
+        line, code = _error_line(error)
         print(f"{line} [process {jax.process_index()}]", file=sys.stderr, flush=True)
         if is_first():
             time.sleep(
@@ -117,7 +119,7 @@ def ending_together() -> Iterator[None]:
         os._exit(code)
 
 
-def _said(error: Exception) -> tuple[str, int]:
+def _error_line(error: Exception) -> tuple[str, int]:
     """What to print of an error, and the exit code."""
     if _is_lost(error):
         return (
@@ -144,7 +146,7 @@ def _is_lost(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _patience(seconds: int, what: str) -> Iterator[None]:
+def _exit_after(seconds: int, what: str) -> Iterator[None]:
     """Ends the process if the inside takes longer, because nothing in it can be interrupted."""
 
     def leave():

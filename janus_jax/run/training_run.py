@@ -16,6 +16,7 @@ Run directory:
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import signal
 import sys
 import time
@@ -236,6 +237,10 @@ def _starts_from_codebook(experiment: Experiment, stage: Stage) -> bool:
     return stage in drawing[:1] and any(RECONSTRUCT in abilities(s) for s in experiment.stages)
 
 
+def _trains_decoder(stage: Stage) -> bool:
+    return any(fnmatch.fnmatch("decoder", str(p).split("/")[0]) for p in stage.trainable)
+
+
 def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
     """A single stage in the middle needs the end of the one directly before it, or a model."""
     index = experiment.stages.index(first)
@@ -320,7 +325,7 @@ def _starting_params(
         )
     if initial is not None:
         return shard_params(initial, experiment.mesh)
-    if stage.objective == "janus" and "decoder" not in stage.trainable and is_first():
+    if stage.objective == "janus" and not _trains_decoder(stage) and is_first():
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",
             file=sys.stderr,
