@@ -28,7 +28,6 @@ from janus_jax.files import (
     DamagedError,
     access_error,
     is_disk_full,
-    read_json_lines,  # noqa: F401
     unreadable,
 )
 

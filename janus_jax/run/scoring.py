@@ -19,6 +19,7 @@ from janus_jax.evaluation import (
     choose_cfg_weight,
     run_benchmarks,
 )
+from janus_jax.models import Params
 from janus_jax.parallel import first_only
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.predictors import Predictors
@@ -28,7 +29,6 @@ from janus_jax.training import Stage, Stopped
 
 DRAWN_COLUMNS, RECONSTRUCTED_COLUMNS = 6, 8  # of the grids
 
-Params = dict[str, Any]
 StopFn = Callable[[], signal.Signals | None]
 
 
