@@ -177,9 +177,7 @@ class Processor:
           UserError: the message is empty or not text, or has an `<image_placeholder>`.
         """
         _check_text("message", message)
-        return self._encode(
-            chat.text_pieces(self.template, message, self._system(system), picture)
-        )
+        return self._encode(chat.text_pieces(self.template, message, self._system(system), picture))
 
     def expand_image_slots(self, ids: Sequence[int]) -> list[int]:
         """Replaces each image id by BOI + num_image_tokens image ids + EOI."""

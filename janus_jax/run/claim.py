@@ -25,7 +25,7 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.parallel import first_only, who_lacks
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json, write_json
-from janus_jax.run.old_configs import upgraded
+from janus_jax.run.old_configs import upgraded, where_it_went
 
 LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
@@ -145,9 +145,8 @@ def check_allowed(allow: tuple[str, ...], config: ConfigDict) -> None:
     known = _names(plain(config))
     for name in allow:
         if name not in known:
-            raise UserError(
-                f"--allow_change: no field {name!r} in the config.{nearest(name, known)}"
-            )
+            wrong = f"no field {name!r} in the config.{nearest(name, known)}"
+            raise UserError(f"--allow_change: {where_it_went(name) or wrong}")
 
 
 def check_shared(run_dir: Path) -> None:
