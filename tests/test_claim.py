@@ -209,6 +209,10 @@ def test_a_change_of_the_result_can_be_allowed_by_name(run):
         claims(run, **rate)
     with pytest.raises(UserError, match=r"Did you mean 'stages\.stage1\.learning_rate'"):
         claims(run, allow=("stages.stage1.learning_rat",), **rate)
+    with pytest.raises(
+        UserError, match=r"--allow_change: config\.stages\.stage1\.scenes has moved"
+    ):
+        claims(run, allow=("stages.stage1.scenes",))
     with pytest.raises(UserError, match="seed was 0, now 1"):  # only what is named
         claims(run, allow=(field,), seed=1, **rate)
     (record,) = claims(run, allow=(field,), **rate)

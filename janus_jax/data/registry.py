@@ -34,9 +34,11 @@ def make_source(
     prefix = f"{where}: " if where else ""
     try:
         factory = SOURCES.get(name)
-        known = inspect.signature(factory).parameters
+        parameters = inspect.signature(factory).parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        known = [p.name for p in parameters if p.name not in ("task", "seed")]
         for option in options:
-            if option not in known or option in ("task", "seed"):
+            if option in ("task", "seed") or not (takes_any or option in known):
                 raise UserError(
                     f"source {name!r} has no option {option!r}.{nearest(option, known)}"
                 )

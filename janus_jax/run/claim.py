@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
-from janus_jax.configs.earlier import upgraded
+from janus_jax.configs.earlier import upgraded, where_it_went
 from janus_jax.errors import UserError, nearest
 from janus_jax.files import atomic_write, is_leftover, write_json
 from janus_jax.parallel import first_only, who_lacks
@@ -146,9 +146,8 @@ def check_allowed(allow: tuple[str, ...], config: ConfigDict) -> None:
     known = _names(jsonable(config))
     for name in allow:
         if name not in known:
-            raise UserError(
-                f"--allow_change: no field {name!r} in the config.{nearest(name, known)}"
-            )
+            wrong = f"no field {name!r} in the config.{nearest(name, known)}"
+            raise UserError(f"--allow_change: {where_it_went(name) or wrong}")
 
 
 def check_shared(run_dir: Path) -> None:
