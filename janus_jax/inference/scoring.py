@@ -84,7 +84,7 @@ class Scorer:
         """
         x = decoder.embed_text(weights, ids)
         if features is not None:
-            x = merge_features(x, features.reshape(-1, features.shape[-1]), sources)
+            x = merge_features(x, features.reshape(1, -1, features.shape[-1]), sources)
         hidden = self._hidden(weights, x, mask)
         logits = decoder.text_logits(weights, hidden[:, -targets - 1 : -1])
         return token_log_probs(logits, ids[:, -targets:])

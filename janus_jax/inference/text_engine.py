@@ -144,7 +144,7 @@ class TextEngine:
         """
         x = decoder.embed_text(weights, ids)
         if features is not None:
-            x = merge_features(x, features.reshape(-1, features.shape[-1]), sources)
+            x = merge_features(x, features.reshape(1, -1, features.shape[-1]), sources)
         T, length = ids.shape[1], state.valid.shape[1]
         start = state.index
         valid = jax.lax.dynamic_update_slice(state.valid, mask, (0, start))
@@ -225,12 +225,12 @@ def _grow(state: State, length: int) -> State:
 
 
 def merge_features(embeds: jax.Array, features: jax.Array, sources: jax.Array) -> jax.Array:
-    """Puts image features in the place of text embeddings.
+    """Replaces embeddings by features, position by position.
 
     Args:
-      embeds: [B, T, D] text embeddings.
-      features: [N, D].
-      sources: int32 [B, T], the number of the feature, -1 where the text stays.
+      embeds: [B, T, D].
+      features: [1, K, D], which all rows share.
+      sources: int32 [B, T], which of the K features feeds a position; -1 keeps the embedding.
     """
-    shown = features[jnp.maximum(sources, 0)].astype(embeds.dtype)
-    return jnp.where(sources[..., None] >= 0, shown, embeds)
+    chosen = features[0, jnp.maximum(sources, 0)].astype(embeds.dtype)
+    return jnp.where(sources[..., None] >= 0, chosen, embeds)
