@@ -10,16 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from janus_jax.errors import UserError
-from janus_jax.files import atomic_write as write_file
-
-__all__ = [
-    "check_directory",
-    "check_file",
-    "make_directory",
-    "probe",
-    "user_cache",
-    "write_file",
-]
 
 
 def user_cache() -> Path | None:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
-from janus_jax.places import check_directory, make_directory, write_file
+from janus_jax.files import atomic_write
+from janus_jax.places import check_directory, make_directory
 from janus_jax.processing import GenerationConfig, grid, load_image, save_image
 from janus_jax.untrusted import read_json
 
@@ -194,7 +195,7 @@ def answer(janus, flags: argparse.Namespace, asked: Image.Image) -> dict:
 def write_record(path: Path, record: dict) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     # Lone surrogates stand for bytes of a name that is no UTF-8; "\\udcff" is JSON for one.
-    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    atomic_write(path, text.encode(errors="backslashreplace"))
 
 
 def earlier_calls(path: Path, files: list[str]) -> list[dict]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from janus_jax.errors import UserError
-from janus_jax.places import write_file
+from janus_jax.files import atomic_write
 from janus_jax.untrusted import KINDS
 
 BACKGROUND = (127, 127, 127)  # int(0.5 * 255), the padding of the understanding path
@@ -345,4 +345,4 @@ def save_image(path: str | os.PathLike, image: Image.Image) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    write_file(Path(path), lambda temporary: image.save(temporary, "PNG"))
+    atomic_write(Path(path), lambda temporary: image.save(temporary, "PNG"))
