@@ -22,6 +22,8 @@ from janus_jax.inference.logits import filter_logits
 from janus_jax.inference.text_stream import TextStream, find_stop
 from janus_jax.parallel import make_mesh, parse_mesh
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parent.parent
 N = CONFIG.vq.num_codes
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

@@ -64,6 +64,7 @@ def test_every_sprite_in_every_tint_is_read_as_itself(judge):
     assert wrong == []
 
 
+@pytest.mark.heavy
 def test_true_scenes_are_right_and_shuffled_ones_are_not():
     found = prove_judge(WORLD, per_task=25)
     assert set(found) == {"true", "shuffled"}

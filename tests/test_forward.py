@@ -13,6 +13,8 @@ from janus_jax.models.merging import sources_in_order
 from janus_jax.pixels import to_float, to_uint8
 from janus_jax.training.objectives.janus import janus_loss
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=64, z_channels=16, ch=16, norm_groups=4),

@@ -25,6 +25,7 @@ def recording(**arrays):
     return change
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("change", "words"),
     [

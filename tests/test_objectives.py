@@ -25,6 +25,8 @@ from janus_jax.training import (
 )
 from janus_jax.training.objectives.base import Objective
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = JANUS_TINY.replace(
     siglip=JANUS_TINY.siglip.replace(width=32, layers=1, heads=2),
     vq=JANUS_TINY.vq.replace(codebook_size=16, z_channels=16, ch=16, norm_groups=4),

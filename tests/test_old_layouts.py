@@ -17,6 +17,8 @@ from janus_jax.interop import TABLES, load_checkpoint
 from janus_jax.interop.conversion import open_source, write_native, write_torch
 from janus_jax.models import unstack_layers
 
+pytestmark = pytest.mark.heavy
+
 ARCHIVE = Path(__file__).parent / "data" / "golden" / "version_0_1_0.zip"
 
 

@@ -10,6 +10,8 @@ from janus_jax.parallel import make_mesh, shard_params, to_host
 from janus_jax.run import build
 from janus_jax.run.predictors import Predictors, sampling_mesh
 
+pytestmark = pytest.mark.heavy
+
 PROMPTS = ["a red cat", "a dog to the left of a cat", "one owl"]
 
 

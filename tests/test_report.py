@@ -213,6 +213,7 @@ def test_writing_again_replaces_and_leaves_nothing_behind(run):
     assert not list(run.glob("*.tmp"))
 
 
+@pytest.mark.heavy
 def test_damaged_files_are_left_out_with_a_warning(run, capsys):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[5:5] = ["garbage", "[]", "3", '{"stage": "vq"}', '{"stage": "vq", "step": 1, "lo']
@@ -353,6 +354,7 @@ def test_any_file_may_be_damaged(run, quick, capfd, name, way):
         assert err.count("\n") == 1 and name in err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [n for n in FILES if n.endswith(".json")])
 def test_any_value_may_be_another(run, quick, capfd, name):
     value = json.loads((run / name).read_text())

@@ -86,6 +86,7 @@ def test_unsupported_hf_settings_are_refused(section, key, value):
 # Round trips
 
 
+@pytest.mark.heavy
 def test_official_to_ours_and_back_is_bit_identical(official, tmp_path):
     ours, back = tmp_path / "ours", tmp_path / "back"
     convert(official, ours, "janus_jax")
@@ -109,6 +110,7 @@ def test_official_to_ours_and_back_is_bit_identical(official, tmp_path):
     }
 
 
+@pytest.mark.heavy
 def test_hf_to_official_to_hf_is_bit_identical(tmp_path, tokenizer):
     state = random_state(SMALL, HF)
     write_hf(tmp_path / "hf", state, SMALL, tokenizer)
@@ -229,6 +231,7 @@ def test_all_problems_are_told_together(official, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["official"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("to", ["janus_jax", "official"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_found_while_writing(official, tmp_path, to, value):
@@ -241,6 +244,7 @@ def test_values_that_are_not_finite_are_found_while_writing(official, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["official"]
 
 
+@pytest.mark.heavy
 def test_the_largest_numbers_are_finite(official, tmp_path):
     largest = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 
