@@ -20,6 +20,7 @@ from janus_jax.inference.logits import SamplingParams, StaticSampling, make_samp
 from janus_jax.inference.model import InferenceModel
 from janus_jax.inference.schedule import UNLIMITED
 from janus_jax.inference.text_stream import TextStream, update_texts
+from janus_jax.parallel import to_host
 from janus_jax.processing import image_positions, load_image, understanding_pixels
 
 
@@ -172,7 +173,7 @@ def _score_batch(
     targets = padded_size(max(count for *_, count in batch), ids.shape[1] - 1)
     shown = sources if pixels else None
     scored = model.scorer.answers(model.weights, ids, mask, features, shown, targets=targets)
-    return np.asarray(scored)
+    return to_host(scored)
 
 
 def _prompts(

@@ -16,6 +16,7 @@ from janus_jax.inference.generator import Drawn, Request
 from janus_jax.inference.logits import SamplingParams, StaticSampling, make_sampling_params
 from janus_jax.inference.model import InferenceModel
 from janus_jax.inference.previews import Preview
+from janus_jax.parallel import to_host
 from janus_jax.processing import generation_pixels, load_image
 from janus_jax.processing.image import ImageLike
 
@@ -183,7 +184,7 @@ def score(
         ids, mask = left_pad([ids for ids, _ in batch], rows, model.processor.tokenizer.pad_id)
         given = np.stack([*(c for _, c in batch), *[batch[-1][1]] * (rows - len(batch))])
         scored = model.scorer.codes(model.weights, ids, mask, given)
-        scores.append(np.asarray(scored)[: len(batch)])
+        scores.append(to_host(scored)[: len(batch)])
     return np.concatenate(scores)
 
 
@@ -197,4 +198,4 @@ def _in_bucket(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> np.nd
     """`function` on a bucketed number of rows; the last one is repeated."""
     count = padded_size(len(rows), 1 << 30)
     padded = np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
-    return np.asarray(function(padded))[: len(rows)]
+    return to_host(function(padded))[: len(rows)]
