@@ -41,7 +41,10 @@ def janus():
         (lambda j: j.warmup(progress=3), "progress must be a function, not int"),
         (lambda j: j.warmup(previews="no"), "previews must be True or False, not str"),
         (lambda j: j.sample("a cat", log_probs="no"), "log_probs must be True or False, not str"),
-        (lambda j: j.answer(None, "a cat", stop=3), "stop, if it is no text, must be a list"),
+        (
+            lambda j: j.answer(None, "a cat", stop=3),
+            "stop must be a text or a list of texts, not int",
+        ),
         (lambda j: Janus.load("x", verify="no"), "verify must be True or False, not str"),
         (lambda j: Janus.load("x", revision=""), "revision must be text .* not an empty one"),
     ],

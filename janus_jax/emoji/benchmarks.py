@@ -222,7 +222,7 @@ def _trained_tasks(stage: Any) -> set[str]:
     """The kinds of scene that a stage draws, by the options of its sources."""
     return {
         kind
-        for source in stage.sources
+        for source in getattr(stage, "sources", ())
         if source.task == "gen"
         for kind, weight in source.options.get("kinds", {}).items()
         if weight > 0

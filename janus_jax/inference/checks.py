@@ -121,7 +121,11 @@ def stop_strings(value: Any) -> tuple[str, ...]:
     """No, one or several texts that end an answer."""
     if value is None:
         return ()
-    texts = (value,) if isinstance(value, str) else tuple(listed("stop, if it is no text,", value))
+    try:
+        texts = (value,) if isinstance(value, str) else tuple(listed("stop", value))
+    except UserError:
+        what = type(value).__name__
+        raise UserError(f"stop must be a text or a list of texts, not {what}") from None
     for text in texts:
         if not isinstance(text, str) or not text:
             what = "an empty one" if text == "" else type(text).__name__

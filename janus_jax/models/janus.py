@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from einops import rearrange
 
 from janus_jax.batch import TOKEN_GEN, TOKEN_UND
@@ -165,6 +164,8 @@ class JanusModel(nn.Module):
           Of `target_ids`, float32 [B, M], and of the codes of the pictures to generate, float32 [B, G, N].
           Padding has some value, too: weight it by `target_weights` and `gen_weights`.
         """
+        import optax  # drawing and answering do without it
+
         codes = self.target_codes(batch)
         hidden = self.hidden({**batch, "gen_codes": codes})
         rows = jnp.arange(hidden.shape[0])
