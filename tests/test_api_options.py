@@ -63,6 +63,11 @@ def test_wrapped_methods_keep_their_signatures():
         assert "args" not in parameters and "kwargs" not in parameters
 
 
+@pytest.mark.parametrize("name", sorted(name for name in vars(Janus) if name[0] != "_"))
+def test_every_public_method_has_an_example(name):
+    assert ">>> " in inspect.getdoc(getattr(Janus, name))
+
+
 def test_settings_that_do_not_exist_are_named():
     with pytest.raises(UserError, match=r"'cfg_weigth'\. Did you mean 'cfg_weight'"):
         GenerationConfig(cfg_weigth=2)

@@ -368,7 +368,12 @@ class Janus(InferenceModel):
 
     @checked_options
     def decode_codes(self, codes: Any) -> Image.Image | list[Image.Image]:
-        """The picture of codes [num_codes], or the pictures of [B, num_codes], as PIL images."""
+        """The picture of codes [num_codes], or the pictures of [B, num_codes], as PIL images.
+
+        Example:
+          >>> janus.decode_codes(janus.sample("a red car").codes[0]).size
+          (48, 48)
+        """
         arrays = self.decode_codes_arrays(codes)
         return Image.fromarray(arrays) if arrays.ndim == 3 else list(map(Image.fromarray, arrays))
 
