@@ -11,9 +11,12 @@ _NAMES = {
     "Conversations": "Conversations",
     "ImageEngine": "ImageEngine",
     "Janus": "Janus",
+    "Knobs": "SamplingParams",
+    "Mode": "StaticSampling",
     "Preview": "Preview",
     "TextEngine": "TextEngine",
     "keep_programs": "enable_compilation_cache",
+    "make_knobs": "make_sampling_params",
     "pack": "fuse_params",
 }
 

@@ -42,7 +42,15 @@ def make_source(
                 raise UserError(
                     f"source {name!r} has no option {option!r}.{nearest(option, known)}"
                 )
+        try:
+            inspect.signature(factory).bind(task, seed=seed, **options)
+        except TypeError as error:  # such as an option that must be there
+            raise UserError(f"source {name!r}: {error}") from error
         source = factory(task, seed=seed, **options)
+        if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+            raise UserError(
+                f"source {name!r} must have __len__ and __getitem__; {type(source).__name__} has not"
+            )
         if not len(source):
             raise UserError(f"source {name!r} has no examples")
     except UserError as error:

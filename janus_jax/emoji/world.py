@@ -102,6 +102,8 @@ class World:
     def from_options(cls, options: Mapping[str, Any]) -> World:
         """The world of a config's options. Raises UserError for a field that it does not have, too."""
         known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(options, Mapping):
+            raise UserError(f"world must be a dict with {', '.join(known)}, not {options!r}")
         for name in options:
             if name not in known:
                 raise UserError(f"world has no field {name!r}.{nearest(str(name), known)}")

@@ -7,7 +7,7 @@ reconstructions and returns tables of numbers. How a model becomes a predictor i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,11 +114,11 @@ def run_benchmarks(benchmarks: Iterable[Benchmark], predictor: Predictor) -> Sco
     """Runs benchmarks one after the other and returns the tables of all.
 
     Raises:
-      UserError: two of them have a table of the same name.
+      UserError: two of them have a table of the same name, or one returns something other than tables.
     """
     scores: Scores = {}
     for benchmark in benchmarks:
-        found = benchmark.run(predictor)
+        found = _tables(benchmark.name, benchmark.run(predictor))
         if shared := sorted(scores.keys() & found.keys()):
             raise UserError(
                 f"benchmark {benchmark.name}: another one has a table {shared[0]!r}, too; name each "
@@ -126,6 +126,31 @@ def run_benchmarks(benchmarks: Iterable[Benchmark], predictor: Predictor) -> Sco
             )
         scores |= found
     return scores
+
+
+def _tables(name: str, found: Any) -> Scores:
+    """What a benchmark returned, with numbers of Python, as files hold them.
+
+    Raises:
+      UserError: it is not table -> row -> column -> number, or group -> table -> row -> column -> number.
+    """
+    tables, depths = _numbers(found)
+    if not isinstance(found, Mapping) or not depths <= {3, 4}:
+        raise UserError(
+            f"benchmark {name}: run must return {{table: {{row: {{column: number}}}}}}, not {found!r:.100}"
+        )
+    return tables
+
+
+def _numbers(found: Any) -> tuple[Any, set[int]]:
+    """(`found` with numbers of Python, how deep they lie); {-1} where there is anything else."""
+    if isinstance(found, Mapping):
+        parts = {str(key): _numbers(value) for key, value in found.items()}
+        depths = {depth + 1 if depth >= 0 else -1 for _, part in parts.values() for depth in part}
+        return {key: part for key, (part, _) in parts.items()}, depths
+    if getattr(found, "shape", None) == ():
+        found = found.item()
+    return found, {0 if found is None or isinstance(found, int | float) else -1}
 
 
 def choose_cfg_weight(

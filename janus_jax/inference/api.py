@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from janus_jax.errors import UserError
 from janus_jax.inference import answering, checks, drawing, warmup
 from janus_jax.inference.conversation import Conversation, Conversations
 from janus_jax.inference.drawing import ImageSamples, Progress
@@ -31,7 +32,7 @@ class Janus(InferenceModel):
       >>> janus = Janus.load("runs/janus_tiny")
       >>> janus.generate("a red car above a panda", seed=3)[0].save("car.png")
       >>> janus.answer("car.png", "which colour is the car?")
-      'red.'
+      'red'
     """
 
     @checked_options
@@ -142,7 +143,7 @@ class Janus(InferenceModel):
         """
         plan = drawing.make_plan(self, prompt, n, seed, cfg_weight, temperature, top_k, top_p)
         checks.function("progress", progress)
-        return drawing.draw(self, plan, progress, bool(log_probs))
+        return drawing.draw(self, plan, progress, checks.flag("log_probs", log_probs))
 
     @checked_options
     def stream_images(
@@ -190,7 +191,7 @@ class Janus(InferenceModel):
 
         Example:
           >>> janus.answer("car.png", "which colour is the car?")
-          'red.'
+          'red'
         """
         shown = [checks.pictures_of_one("images", image)]
         asked = (max_new_tokens, temperature, top_p, seed, stop)
@@ -278,7 +279,7 @@ class Janus(InferenceModel):
         Example:
           >>> talk = janus.conversation()
           >>> "".join(talk.ask("what is it?", ["car.png"])), "".join(talk.ask("which colour?"))
-          ('a car.', 'red.')
+          ('a car', 'red')
         """
         return Conversation(answering.conversations(self, 1, temperature, top_p, seed))
 
@@ -349,6 +350,7 @@ class Janus(InferenceModel):
         checks.function("progress", progress)
         return answering.score(self, shown, questions, answers, progress)
 
+    @checked_options
     def encode_image(self, image: ImageLike | Sequence[ImageLike]) -> np.ndarray:
         """Codes of a picture, int32 [num_codes], or of several, [B, num_codes].
 
@@ -357,16 +359,25 @@ class Janus(InferenceModel):
         Example:
           >>> janus.decode_codes(janus.encode_image("car.png")).save("again.png")
         """
-        shown = checks.pictures_of_one("images", image)
+        if image is None:
+            raise UserError("image must be a picture or a list of pictures, not None")
+        shown = checks.pictures_of_one("image", image)
         one = checks.is_one_picture(image)
         codes = drawing.encode(self, shown)
         return codes[0] if one else codes
 
+    @checked_options
     def decode_codes(self, codes: Any) -> Image.Image | list[Image.Image]:
-        """The picture of codes [num_codes], or the pictures of [B, num_codes], as PIL images."""
+        """The picture of codes [num_codes], or the pictures of [B, num_codes], as PIL images.
+
+        Example:
+          >>> janus.decode_codes(janus.sample("a red car").codes[0]).size
+          (48, 48)
+        """
         arrays = self.decode_codes_arrays(codes)
         return Image.fromarray(arrays) if arrays.ndim == 3 else list(map(Image.fromarray, arrays))
 
+    @checked_options
     def decode_codes_arrays(self, codes: Any) -> np.ndarray:
         """Codes [num_codes] or [B, num_codes] -> uint8 [H, W, 3] or [B, H, W, 3].
 
@@ -410,6 +421,8 @@ class Janus(InferenceModel):
         Example:
           >>> janus.warmup(pictures=[1, 4], answers=[])
         """
+        checks.function("progress", progress)
+        previews = checks.flag("previews", previews)
         sizes = (pictures, answers, tokens, max_new_tokens)
         programs = warmup.list_programs(
             self, *sizes, cfg_weight, temperature, preview_every, previews

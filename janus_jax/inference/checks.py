@@ -57,6 +57,13 @@ def listed(name: str, values: Any) -> list[Any]:
     return list(values)
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False; a text such as "no" would count as True otherwise."""
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f"{name} must be True or False, not {type(value).__name__}")
+    return bool(value)
+
+
 def counts(name: str, values: Any) -> list[int]:
     """The list of some whole numbers of at least 1."""
     return [whole(f"each of {name}", value, least=1) for value in listed(name, values)]
@@ -114,7 +121,11 @@ def stop_strings(value: Any) -> tuple[str, ...]:
     """No, one or several texts that end an answer."""
     if value is None:
         return ()
-    texts = (value,) if isinstance(value, str) else tuple(listed("stop", value))
+    try:
+        texts = (value,) if isinstance(value, str) else tuple(listed("stop", value))
+    except UserError:
+        what = type(value).__name__
+        raise UserError(f"stop must be a text or a list of texts, not {what}") from None
     for text in texts:
         if not isinstance(text, str) or not text:
             what = "an empty one" if text == "" else type(text).__name__
@@ -191,7 +202,8 @@ def check_source(id_or_dir: Any, step: Any) -> None:
 def check_hub(revision: Any, token: Any, cache_dir: Any) -> None:
     """Raises UserError if an option about the hub or the cache is of another type."""
     if revision is not None and not (isinstance(revision, str) and revision):
-        raise UserError(f"revision must be text that is not empty, not {type(revision).__name__}")
+        what = "an empty one" if revision == "" else type(revision).__name__
+        raise UserError(f"revision must be text that is not empty, not {what}")
     if token is not None and not isinstance(token, str | bool):
         raise UserError(f"token must be text or a bool, not {type(token).__name__}")
     if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):

@@ -14,6 +14,7 @@ import numpy as np
 from janus_jax.errors import UserError
 from janus_jax.inference import checks
 from janus_jax.inference.dialogue import Dialogue, started
+from janus_jax.inference.options import checked_options
 from janus_jax.inference.text_stream import TextStream, update_texts
 from janus_jax.processing import Processor, load_image, understanding_pixels
 from janus_jax.processing.image import ImageLike
@@ -54,6 +55,7 @@ class Conversations:
         ended."""
         return [list(ids) for ids in self._dialogue.history]
 
+    @checked_options
     def ask(
         self,
         messages: Sequence[str],
@@ -96,6 +98,7 @@ class Conversations:
         )
         return started(self._pieces(turn, limits))
 
+    @checked_options
     def add(
         self,
         messages: Sequence[str],
@@ -185,6 +188,7 @@ class Conversation:
         """The history as token ids; image positions hold the image id. An answer is there once it has ended."""
         return self._one.ids[0]
 
+    @checked_options
     def ask(
         self, message: str, images: Sequence[ImageLike] = (), max_new_tokens: int = 512
     ) -> Iterator[str]:
@@ -204,6 +208,7 @@ class Conversation:
         """
         return started(_first(self._one.ask([message], [images], max_new_tokens)))
 
+    @checked_options
     def add(self, message: str, answer: str, images: Sequence[ImageLike] = ()) -> None:
         """Adds a message as if it had been answered with `answer`: an earlier turn, or an example.
 

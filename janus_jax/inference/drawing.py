@@ -153,7 +153,13 @@ def check_codes(model: InferenceModel, codes: Any, axes: tuple[int, ...] = (1, 2
     Raises:
       UserError: no whole numbers, another shape, or outside of the codebook.
     """
-    vq, array = model.config.vq, np.asarray(codes)
+    vq = model.config.vq
+    try:
+        array = np.asarray(codes)
+    except ValueError as error:  # lists of different lengths
+        raise UserError(
+            f"codes must be whole numbers [{'B, ' * (2 in axes)}{vq.num_codes}], not rows of different lengths"
+        ) from error
     if array.dtype.kind not in "iu" or array.ndim not in axes or array.shape[-1] != vq.num_codes:
         raise UserError(
             f"codes must be whole numbers [{'B, ' * (2 in axes)}{vq.num_codes}], not {array.dtype} of shape "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
@@ -142,6 +143,7 @@ class InferenceModel:
         checks.check_options(policy, max_batch, mesh, int8, memory_limit)
         checks.check_source(id_or_dir, step)
         checks.check_hub(revision, token, cache_dir)
+        verify = checks.flag("verify", verify)
         if policy is not None and dtype != "auto":
             raise UserError("dtype and policy both set dtypes: give one of them")
         policy = policy or Policy.auto(dtype)
@@ -168,16 +170,23 @@ class InferenceModel:
             donate_params=True,
         )
 
+    @checked_options
     def save(self, path: str | Path) -> None:
         """Writes a model directory that `load` reads back with equal numbers, in the dtypes of now.
 
+        A model in bfloat16 gives equal numbers when it is loaded with `dtype="bfloat16"`; "auto" computes in
+        float32 on a CPU.
+
         Raises:
-          UserError: weights in int8, or of several processes; something else is in the place; a full disk.
+          UserError: `path` is no path; weights in int8, or of several processes; something else is in the
+            place; a full disk.
 
         Example:
           >>> janus.save("models/mine")
           >>> again = Janus.load("models/mine")
         """
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"path must be a path, not {type(path).__name__}")
         if "weights" in self.int8:
             raise UserError("a model with weights in int8 cannot be saved: load it without int8")
         if jax.process_count() > 1:

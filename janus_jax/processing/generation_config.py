@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ParamSpec, Self
 
 from janus_jax.errors import UserError, nearest
 from janus_jax.untrusted import shown
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class GenerationConfig:
     max_new_tokens: int | None = None
     stop: str | Sequence[str] | None = None
 
+    def __post_init__(self):
+        if isinstance(self.stop, list):  # which could change, and has no hash
+            object.__setattr__(self, "stop", tuple(self.stop))
+
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.given().items())
         return f"{type(self).__name__}({fields})"
@@ -62,10 +69,30 @@ class GenerationConfig:
         Raises:
           UserError: a setting that does not exist; the message has the nearest name.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise UserError(
-                    f"no generation setting {shown(name)}.{nearest(str(name)[:100], known)}"
-                )
+        if not isinstance(settings, Mapping):
+            raise UserError(f"generation settings must be a dict, not {type(settings).__name__}")
+        _check_names(settings)
         return cls(**settings)
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    known = [f.name for f in dataclasses.fields(GenerationConfig)]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"no generation setting {shown(name)}.{nearest(str(name)[:100], known)}"
+            )
+
+
+def _checked(init: Callable[P, None]) -> Callable[P, None]:
+    """`__init__` with a message for settings that do not exist; its signature stays visible."""
+
+    @functools.wraps(init)
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        _check_names(kwargs)
+        init(*args, **kwargs)
+
+    return call
+
+
+GenerationConfig.__init__ = _checked(GenerationConfig.__init__)  # type: ignore[method-assign]

@@ -17,9 +17,7 @@ from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.run.config_checks import check_config
 from janus_jax.training import SourceSpec, Stage
-
-# What the objectives of stage 0 train on.
-OBJECTIVE_TASKS = {"vq": "pictures", "siglip": "pairs"}
+from janus_jax.training.stages import OBJECTIVE_TASKS
 
 
 @dataclasses.dataclass(frozen=True)

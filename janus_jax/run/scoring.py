@@ -36,7 +36,7 @@ def abilities(stage: Stage) -> frozenset[str]:
     """What a model can do after a stage, as benchmarks name it (`Benchmark.needs`)."""
     if stage.objective == "vq":
         return frozenset({RECONSTRUCT})
-    if stage.objective != "janus":
+    if not stage.packed:
         return frozenset()
     und, _, gen = stage.ratio
     return frozenset([*([ANSWER] if und > 0 else []), *([DRAW] if gen > 0 else [])])

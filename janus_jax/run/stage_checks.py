@@ -11,7 +11,7 @@ import numpy as np
 from janus_jax.data import COUNTED_BY, TASKS, PackedShape
 from janus_jax.errors import UserError
 from janus_jax.parallel import BATCH_AXES
-from janus_jax.run.experiment import OBJECTIVE_TASKS, Experiment
+from janus_jax.run.experiment import Experiment
 from janus_jax.run.stage_data import has_codes, make_encoder, open_source, stage_sources
 from janus_jax.training import SourceSpec, Stage
 
@@ -25,7 +25,7 @@ def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
     for stage in stages:
         _check_batch(experiment, stage)
     for stage in stages:
-        if stage.objective not in OBJECTIVE_TASKS:
+        if stage.packed:
             _check_room(experiment, stage)
 
 

@@ -28,7 +28,7 @@ from janus_jax.data import (
 )
 from janus_jax.errors import UserError
 from janus_jax.parallel import is_first
-from janus_jax.run.experiment import OBJECTIVE_TASKS, Experiment
+from janus_jax.run.experiment import Experiment
 from janus_jax.training import SourceSpec, Stage
 
 
@@ -141,7 +141,7 @@ def batches(experiment: Experiment, stage: Stage) -> Batches:
     rows = stage.batch_size // process[1]
     # Another stage is another part of the data, not the same examples again.
     seed = config.seed * 100 + experiment.stages.index(stage)
-    is_packed = stage.objective not in OBJECTIVE_TASKS
+    is_packed = stage.packed
     row = row_shape(config, stage)
     codes = is_packed and has_codes(stage_sources(stage, seed))
     encode = make_encoder(experiment, stage, row, codes)

@@ -20,8 +20,9 @@ import fnmatch
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -300,9 +301,20 @@ def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | No
     if loaded.config != experiment.janus_config:
         raise UserError(
             f"config.init_from: {config.init_from} holds {loaded.config.name}, but this config is "
-            f"for {experiment.janus_config.name}"
+            f"for {experiment.janus_config.name}: "
+            f"{_first_difference(loaded.config.to_dict(), experiment.janus_config.to_dict())}"
         )
     return loaded.params
+
+
+def _first_difference(have: Mapping[str, Any], need: Mapping[str, Any], path: str = "") -> str:
+    """The first field that two architectures do not share; but for the name, if there are others."""
+    fields = sorted(have.keys() | need.keys(), key=lambda field: field == "name")
+    field = next(field for field in fields if have.get(field) != need.get(field))
+    one, other = have.get(field), need.get(field)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return _first_difference(one, other, f"{path}{field}.")
+    return f"{path}{field} is {one}, not {other}"
 
 
 def _starting_params(
@@ -325,7 +337,7 @@ def _starting_params(
         )
     if initial is not None:
         return shard_params(initial, experiment.mesh)
-    if stage.objective == "janus" and not _trains_decoder(stage) and is_first():
+    if stage.packed and not _trains_decoder(stage) and is_first():
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",
             file=sys.stderr,

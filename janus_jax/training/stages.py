@@ -15,6 +15,9 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.training.objectives import OBJECTIVES
 from janus_jax.training.optimizer_options import optimizer_options
 
+# What the objectives of stage 0 train on; all others, also those of one's own, on packed rows of the mixture.
+OBJECTIVE_TASKS = {"vq": "pictures", "siglip": "pairs"}
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceSpec:
@@ -53,7 +56,7 @@ class Stage:
       steps: optimizer steps; where a stage is stopped early (Janus-Pro-7B stage 2), the last one done.
       learning_rate: constant after `warmup_steps` of linear warm-up.
       batch_size: rows per step, over all hosts.
-      ratio: understanding : text : generation, by number of sequences ("janus" only).
+      ratio: understanding : text : generation, by number of sequences (of packed rows).
       ema_decay: of the average of the weights that is evaluated and handed on; 0 keeps no average.
       sources: where its examples come from; a task without a share in `ratio` needs none.
       condition_dropout: share of generation examples whose prompt is dropped (Janus paper, footnote 2).
@@ -83,7 +86,7 @@ class Stage:
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"stage {self.name}: steps and batch_size must be at least 1")
         ratio = self.ratio
-        if len(ratio) != 3 or min(ratio) < 0 or (self.objective == "janus" and sum(ratio) <= 0):
+        if len(ratio) != 3 or min(ratio) < 0 or (self.packed and sum(ratio) <= 0):
             raise UserError(f"stage {self.name}: ratio must be three weights, not all zero")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"stage {self.name}: ema_decay must be in [0, 1)")
@@ -93,6 +96,11 @@ class Stage:
             optimizer_options(self.options)
         except UserError as error:
             raise UserError(f"stage {self.name}: options.optimizer: {error}") from None
+
+    @property
+    def packed(self) -> bool:
+        """Whether it trains on packed rows of the mixture, as all objectives do but those of stage 0."""
+        return self.objective not in OBJECTIVE_TASKS
 
 
 def select_stages(stages: list[Stage], only: str) -> list[Stage]:
