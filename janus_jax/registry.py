@@ -43,7 +43,7 @@ class Registry:
         """The factory of a name.
 
         Raises:
-          UserError: no such name; the message suggests the nearest.
+          UserError: no such name, and the message suggests the nearest; or it cannot be imported.
         """
         if name not in self._places:
             raise UserError(
@@ -52,5 +52,11 @@ class Registry:
         place = self._places[name]
         if isinstance(place, str):
             module, _, attribute = place.partition(":")
-            place = getattr(importlib.import_module(module), attribute)
+            try:
+                place = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise UserError(
+                    f"the {self._kind} {name!r} cannot be imported from {place}: {error}; is its "
+                    "package installed, or its directory in PYTHONPATH?"
+                ) from error
         return place

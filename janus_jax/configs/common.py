@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from janus_jax.configs import standin
-from janus_jax.errors import nearest
+from janus_jax.errors import UserError, nearest
 from janus_jax.freeze_sets import TRAINABLE
 
 
@@ -110,6 +110,6 @@ def pick(config: ConfigDict, arg: str, variants: tuple[str, ...] = ()) -> Config
     """`file.py:stage2` runs one stage; without it all run in order."""
     known = (*variants, *config.stage_order)
     if arg and arg not in known:
-        raise ValueError(f"no variant {arg!r} ({', '.join(known)}).{nearest(arg, known)}")
+        raise UserError(f"no variant {arg!r} ({', '.join(known)}).{nearest(arg, known)}")
     config.only_stage = arg
     return config
