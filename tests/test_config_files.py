@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax.configs import emoji, janus_tiny, standin
+from janus_jax.configs import common, emoji, janus_tiny, standin
 from janus_jax.emoji.scene import SCENE_KINDS, TRAINING_SCENE_KINDS
 from janus_jax.emoji.source import EmojiSource
 from janus_jax.errors import UserError
 from janus_jax.registry import Registry
 from janus_jax.run.config_checks import check_config
 from janus_jax.training import TRAINABLE
+from janus_jax.training.groups import split_params
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("janus_tiny", "janus_small", "janus_1b", "janus_pro_1b", "janus_pro_7b")
@@ -128,3 +129,14 @@ def test_a_source_that_cannot_be_imported_is_one_line(place):
     registry = Registry("source", {"mine": place})
     with pytest.raises(UserError, match=f"source 'mine' cannot be imported from {place}"):
         registry.get("mine")
+
+
+def test_a_stage_trains_a_freeze_set_or_patterns():
+    assert common.stage("janus", "lm", {}).trainable == TRAINABLE["lm"]
+    patterns = ("siglip/blocks*/**/kernel", "decoder/layers*/attn")
+    stage = common.stage("janus", patterns, {})
+    assert stage.trainable == patterns
+    with pytest.raises(UserError, match="no freeze set 'stage'"):
+        common.stage("janus", "stage", {})
+    params = {"siglip": {"blocks_0": {"qkv": {"kernel": 1}}}, "decoder": {"layers": {"attn": 1}}}
+    assert not split_params(params, patterns)[1]
