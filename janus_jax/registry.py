@@ -66,7 +66,8 @@ class Registry:
                 place = getattr(importlib.import_module(module), attribute)
             except (ImportError, AttributeError) as error:
                 raise UserError(
-                    f"{self._kind} {name!r} cannot be imported from {place}: {error}"
+                    f"the {self._kind} {name!r} cannot be imported from {place}: {error}; is its "
+                    "package installed, or its directory in PYTHONPATH?"
                 ) from error
         return place
 

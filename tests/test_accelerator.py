@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from dummies_data import TOKENIZER, DummySource
 
+from benchmarks.on_device import drawing, setting, tables, training
 from benchmarks.on_device import run as accelerator
-from benchmarks.on_device import setting, tables, training
 from janus_jax.config import PRESETS, Policy
 from janus_jax.data import TASKS, PackedShape, SequenceEncoder, WeightedSource, mixed_batches
 from janus_jax.errors import RunError, UserError
@@ -149,7 +149,7 @@ def test_rows_are_those_of_the_data_pipeline():
 
 
 def test_drawing_needs_no_data_pipeline():
-    """The machines that are lent for drawing have neither Grain nor ML Collections."""
+    """It runs where neither Grain nor ML Collections is installed."""
     code = (
         "import sys\n"
         "for name in ('grain', 'ml_collections', 'tensorflow_datasets'): sys.modules[name] = None\n"
@@ -157,3 +157,10 @@ def test_drawing_needs_no_data_pipeline():
         "import benchmarks.accelerator"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.getcwd(), timeout=120)
+
+
+def test_a_block_is_timed_under_options_of_xla(tmp_path):
+    settings = setting.Setting("cpu", "tiny", "tiny", (1,), 1, (1,), (), tmp_path)
+    native = drawing.loaded(settings, TINY)
+    ms, _ = drawing.block(native, 1, 1, {"xla_cpu_enable_fast_min_max": True})
+    assert ms > 0

@@ -151,9 +151,11 @@ def test_a_limit_that_is_set_later_is_named(janus, monkeypatch):
 
 
 def test_numbers_of_numpy_are_numbers():
-    knobs, _ = make_sampling_params(16, np.float32(2), np.array(0.5), np.int64(3), np.float64(0.25))
-    assert knobs == (2.0, 0.5, 3, 0.25)
-    assert [type(k) for k in knobs] == [float, float, int, float]
+    sampling, _ = make_sampling_params(
+        16, np.float32(2), np.array(0.5), np.int64(3), np.float64(0.25)
+    )
+    assert sampling == (2.0, 0.5, 3, 0.25)
+    assert [type(k) for k in sampling] == [float, float, int, float]
 
 
 def test_what_can_be_a_list_is_one(janus):

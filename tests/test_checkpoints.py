@@ -167,8 +167,8 @@ def test_a_failed_save_leaves_the_older_model(saved, params, monkeypatch):
 
 
 def edit_card(directory, **fields):
-    card = json.loads((directory / "janus.json").read_text())
-    (directory / "janus.json").write_text(json.dumps(card | fields))
+    metadata = json.loads((directory / "janus.json").read_text())
+    (directory / "janus.json").write_text(json.dumps(metadata | fields))
 
 
 def other_width():

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax.configs import emoji, janus_tiny, standin
+from janus_jax.configs import common, emoji, janus_tiny, standin
 from janus_jax.emoji.scene import SCENE_KINDS, TRAINING_SCENE_KINDS
 from janus_jax.emoji.source import EmojiSource
+from janus_jax.errors import UserError
+from janus_jax.registry import Registry
+from janus_jax.run.config_checks import check_config
 from janus_jax.training import TRAINABLE
+from janus_jax.training.groups import split_params
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("janus_tiny", "janus_small", "janus_1b", "janus_pro_1b", "janus_pro_7b")
@@ -87,3 +91,52 @@ def test_a_config_is_json():
     for arg in ("", "smoke", "long"):
         text = janus_tiny.get_config(arg).to_json()
         assert json.loads(text)["eval"]["benchmarks"][0]["name"] == "emoji/geneval"
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "said"),
+    [
+        ("", "nonsense", "config has no field 'nonsense'. Did you mean 'seed'?"),
+        ("log", "save_evry", "config.log has no field 'save_evry'. Did you mean 'save_every'?"),
+        ("data.row", "token", "config.data.row has no field 'token'. Did you mean 'tokens'?"),
+        (
+            "stages.stage1",
+            "stepz",
+            "config.stages.stage1 has no field 'stepz'. Did you mean 'steps'?",
+        ),
+    ],
+)
+def test_a_field_that_nobody_reads_is_an_error(part, field, said):
+    config = janus_tiny.get_config("smoke")
+    place = config
+    for name in filter(None, part.split(".")):
+        place = place[name]
+    place[field] = 4
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    assert str(error.value) == said
+
+
+def test_a_field_of_a_stage_that_is_missing_is_named():
+    config = janus_tiny.get_config("smoke")
+    del config.stages.stage1.steps
+    with pytest.raises(UserError, match=r"config\.stages\.stage1\.steps is missing"):
+        check_config(config)
+
+
+@pytest.mark.parametrize("place", ["no_such_module:Mine", "janus_jax.errors:Mine"])
+def test_a_source_that_cannot_be_imported_is_one_line(place):
+    registry = Registry("source", {"mine": place})
+    with pytest.raises(UserError, match=f"source 'mine' cannot be imported from {place}"):
+        registry.get("mine")
+
+
+def test_a_stage_trains_a_freeze_set_or_patterns():
+    assert common.stage("janus", "lm", {}).trainable == TRAINABLE["lm"]
+    patterns = ("siglip/blocks*/**/kernel", "decoder/layers*/attn")
+    stage = common.stage("janus", patterns, {})
+    assert stage.trainable == patterns
+    with pytest.raises(UserError, match="no freeze set 'stage'"):
+        common.stage("janus", "stage", {})
+    params = {"siglip": {"blocks_0": {"qkv": {"kernel": 1}}}, "decoder": {"layers": {"attn": 1}}}
+    assert not split_params(params, patterns)[1]

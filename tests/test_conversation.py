@@ -266,8 +266,8 @@ def test_a_pytorch_directory_loads_and_is_converted_once(
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "cache"))
     loaded = Janus.load(hf_directory)
     assert "once" in capsys.readouterr().err
-    ours = Janus.load(tmp_path / "ours")
-    jax.tree.map(np.testing.assert_array_equal, loaded.weights, ours.weights)
+    native = Janus.load(tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, loaded.weights, native.weights)
     place = native_directory(hf_directory)
     assert capsys.readouterr().err == "" and place.parent == tmp_path / "cache"
     assert native_directory(tmp_path / "ours") == tmp_path / "ours"

@@ -84,20 +84,20 @@ def everything(directory):
 
 
 def test_an_earlier_model_is_replaced_and_nothing_else_with_it(official, tmp_path, script):
-    ours = tmp_path / "ours"
-    assert script("--src", official, "--dst", ours)[0] == 0
-    assert script("--src", official, "--dst", ours)[0] == 0
-    shutil.copyfile(official / "config.json", ours / "config.json")
-    shutil.copyfile(official / "model.safetensors", ours / "model.safetensors")
+    native = tmp_path / "ours"
+    assert script("--src", official, "--dst", native)[0] == 0
+    assert script("--src", official, "--dst", native)[0] == 0
+    shutil.copyfile(official / "config.json", native / "config.json")
+    shutil.copyfile(official / "model.safetensors", native / "model.safetensors")
     before = everything(tmp_path)
     for said in ("config.json, model.safetensors", "model.safetensors"):
-        code, line = script("--src", official, "--dst", ours)
+        code, line = script("--src", official, "--dst", native)
         assert code == 2 and f"ours: it holds {said}, which this program did not write" in line
         assert everything(tmp_path) == before
-        (ours / "config.json").unlink(missing_ok=True)
-        before.pop(ours / "config.json", None)
-    (ours / "model.safetensors").unlink()
-    assert script("--src", official, "--dst", ours)[0] == 0
+        (native / "config.json").unlink(missing_ok=True)
+        before.pop(native / "config.json", None)
+    (native / "model.safetensors").unlink()
+    assert script("--src", official, "--dst", native)[0] == 0
 
 
 @pytest.mark.parametrize("to", ["janus_jax", "hf"])

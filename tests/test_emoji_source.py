@@ -128,14 +128,14 @@ def test_detailed_captions_tell_everything():
     objects = {TOKENIZER.token_id(n) for n in WORLD.names}
     colours = {TOKENIZER.token_id(b) for b in es.BACKGROUNDS}
     asked = [str(TOKENIZER.encode(text))[1:-1] for text in es.DESCRIBE_IN_DETAIL]
-    most = 0
+    longest = 0
     for kind in ("und", "gen"):
         for record in (source(kind, **mix)[i] for i in range(100)):
             ids = record["tokens"].tolist()
             assert colours & set(ids)  # the background is always named
             assert (kind == "und") == any(a in str(ids) for a in asked)
-            most = max(most, sum(i in objects for i in ids))
-    assert most == 6  # two thirds of the cells
+            longest = max(longest, sum(i in objects for i in ids))
+    assert longest == 6  # two thirds of the cells
     half = dict(detailed=0.5, describe=1.0)
     told = [
         any(a in str(source("und", **half)[i]["tokens"].tolist()) for a in asked)

@@ -146,6 +146,9 @@ def test_codes_take_the_place_of_pixels():
     for wrong in (np.arange(35), np.zeros(36)):
         with pytest.raises(UserError, match="must be 36 integers"):
             encode(Generation(prompt="w1", codes=wrong), codes=True)
+    for wrong in (codes - 1, codes + 20):  # an embedding would clip them in silence
+        with pytest.raises(UserError, match="must be from 0 to 40, not from"):
+            encode(Generation(prompt="w1", codes=wrong), codes=True, codebook_size=41)
 
 
 @pytest.mark.parametrize(

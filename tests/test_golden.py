@@ -60,8 +60,8 @@ def apply(model, variables):
     return lambda method, *args: run(variables, method, args)
 
 
-def close(ours, theirs):
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=TOLERANCE)
+def close(native, theirs):
+    np.testing.assert_allclose(np.asarray(native), theirs, rtol=0, atol=TOLERANCE)
 
 
 def nhwc(x):

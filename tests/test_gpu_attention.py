@@ -26,7 +26,7 @@ H = 16
 
 
 def plain(qkv, positions, layer, index, starts):
-    """As `sampling.decoder` without the kernel."""
+    """As `inference.decoder` without the kernel."""
     angles = rotary(positions[..., None], H, 10000.0)
     qkv = qkv[..., None, :, :, :]  # one token: [..., T, K, G + 2, H]
     turned = apply_rotary(qkv[..., :-1, :], *angles)

@@ -234,19 +234,19 @@ def test_no_value_of_a_file_is_a_traceback(valid, tmp_path):
     from janus_jax.interop.conversion.source import _read_config
 
     torch_dir = shutil.copytree(valid / "torch", tmp_path / "torch", copy_function=os.link)
-    ours = shutil.copytree(valid / "ours", tmp_path / "ours", copy_function=os.link)
+    native = shutil.copytree(valid / "ours", tmp_path / "ours", copy_function=os.link)
     hf = tmp_path / "hf"
     hf.mkdir()
     plain = config_to_hf(JANUS_PRO_1B, 5, "float32") | {"model_type": "janus"}
     (hf / "config.json").write_text(json.dumps(plain))
-    card = lambda d: (
+    metadata = lambda d: (
         lambda c: (JanusConfig.from_dict(c["config"]), ProcessorConfig.from_dict(c["processor"]))
     )(_read_metadata(d))
     tried = refused = 0
     for directory, file, use in (
         (torch_dir, "config.json", lambda d: _read_config(d, "x")),
         (hf, "config.json", lambda d: _read_config(d, "x")),
-        (ours, "janus.json", card),
+        (native, "janus.json", metadata),
     ):
         text = (directory / file).read_bytes()
         for path in leaves_of(json.loads(text)):

@@ -278,8 +278,8 @@ def test_einsum_gradients_and_their_dtypes():
     b = jax.random.normal(jax.random.key(1), (2, 3, 4))
     spec = "bij,bjk->bik"
     loss = lambda product: lambda a, b: jnp.sum(jnp.sin(product(spec, a, b)))
-    ours = jax.grad(loss(einsum), argnums=(0, 1))(a, b)
-    jax.tree.map(close, ours, jax.grad(loss(jnp.einsum), argnums=(0, 1))(a, b))
+    native = jax.grad(loss(einsum), argnums=(0, 1))(a, b)
+    jax.tree.map(close, native, jax.grad(loss(jnp.einsum), argnums=(0, 1))(a, b))
 
     low = (a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
     jaxpr = jax.make_jaxpr(jax.grad(loss(einsum), argnums=(0, 1)))(*low)

@@ -48,9 +48,9 @@ BACK_ENDS = {
 def test_segments_are_alone(back_end, key_heads):
     q, k, v = inputs(4, key_heads)
     with jax.default_matmul_precision("highest"):
-        ours = BACK_ENDS[back_end](q, k, v)
-        np.testing.assert_allclose(ours, one_by_one(q, k, v), atol=2e-5)
-    assert not np.asarray(ours)[0, 137:].any()  # padding
+        native = BACK_ENDS[back_end](q, k, v)
+        np.testing.assert_allclose(native, one_by_one(q, k, v), atol=2e-5)
+    assert not np.asarray(native)[0, 137:].any()  # padding
 
 
 def test_gradients_of_back_ends_are_equal():
@@ -62,8 +62,8 @@ def test_gradients_of_back_ends_are_equal():
             jax.grad(functools.partial(loss, BACK_ENDS[name]), argnums=(0, 1, 2))(q, k, v)
             for name in ("xla", "pallas")
         )
-    for ours, theirs in zip(got, want, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=5e-5)
+    for native, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(native, theirs, atol=5e-5)
         assert not np.asarray(theirs)[0, 137:].any()
 
 
@@ -73,8 +73,8 @@ def test_padding_of_any_content_changes_nothing():
     bad = [jnp.where(real, x, jnp.nan) for x in (q, k, v)]
     call = lambda *x: jnp.sum(packed_attention(*x, Segments(IDS)) ** 2)
     want, got = (jax.grad(call, argnums=(0, 1, 2))(*x) for x in ((q, k, v), bad))
-    for ours, theirs in zip(got, want, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for native, theirs in zip(got, want, strict=True):
+        np.testing.assert_array_equal(native, theirs)
 
 
 def test_offsets_say_where_segments_lie():

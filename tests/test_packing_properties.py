@@ -17,7 +17,7 @@ SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 ROW = PackedShape(tokens=24, targets=12, und_images=3, gen_images=2)
 IMAGE, PATCHES, CODES, SIDE = 9, 2, 4, 2  # id of an image position; positions of a picture
 
-ids = lambda least, most: st.lists(st.integers(10, 99), min_size=least, max_size=most)
+ids = lambda minimum, maximum: st.lists(st.integers(10, 99), min_size=minimum, max_size=maximum)
 texts = st.builds(lambda t: ("text", t), ids(2, ROW.targets))
 pictures = st.builds(lambda p, n: ("gen", p, n), ids(2, 8), st.integers(0, 255))
 conversations = st.builds(

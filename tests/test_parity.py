@@ -112,17 +112,17 @@ def test_answers_of_any_length_agree(recorded, steps):
 
 
 def test_progress_is_told_while_it_draws(recorded):
-    told = []
+    calls = []
     keys = ("gen_prompt_ids", "gen_pad_id", "gen_cfg_weight", "gen_codes_greedy", "vq_image")
     check_parity(
-        open_source(GOLDEN), only(recorded, *keys), progress=lambda *args: told.append(args)
+        open_source(GOLDEN), only(recorded, *keys), progress=lambda *args: calls.append(args)
     )
-    loaded = [call for call in told if call[0] == "weights"]
-    assert told[: len(loaded)] == [("weights", i, len(loaded)) for i in range(len(loaded))]
-    told = told[len(loaded) :]
-    assert list(dict.fromkeys(part for part, *_ in told)) == ["VQ encoder", "picture", "pixels"]
-    done = [done for _, done, _ in told]
-    assert done[0] == 0 and done[-1] == 1 + 256 + 1 and {total for *_, total in told} == {258}
+    loaded = [call for call in calls if call[0] == "weights"]
+    assert calls[: len(loaded)] == [("weights", i, len(loaded)) for i in range(len(loaded))]
+    calls = calls[len(loaded) :]
+    assert list(dict.fromkeys(part for part, *_ in calls)) == ["VQ encoder", "picture", "pixels"]
+    done = [done for _, done, _ in calls]
+    assert done[0] == 0 and done[-1] == 1 + 256 + 1 and {total for *_, total in calls} == {258}
     assert all(0 <= b - a <= BLOCK for a, b in itertools.pairwise(done))
 
 

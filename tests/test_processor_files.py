@@ -199,11 +199,11 @@ OURS = [
 @pytest.mark.parametrize("table", TYPES)
 @pytest.mark.parametrize("fields", OURS)
 def test_settings_survive_both_formats(tmp_path, table, fields):
-    ours = ProcessorConfig.from_model(JANUS_TINY, **fields)
+    native = ProcessorConfig.from_model(JANUS_TINY, **fields)
     prepare(tmp_path, table)
-    for name, text in processor_files(JANUS_TINY, ours, TOKENIZER, table).items():
+    for name, text in processor_files(JANUS_TINY, native, TOKENIZER, table).items():
         (tmp_path / name).write_text(text)
-    assert read(tmp_path) == ours
+    assert read(tmp_path) == native
 
 
 @pytest.mark.torch
@@ -211,28 +211,28 @@ def test_settings_survive_both_formats(tmp_path, table, fields):
 def test_transformers_reads_what_we_write(tmp_path, fields):
     from transformers import GenerationConfig, JanusProcessor
 
-    ours = ProcessorConfig.from_model(JANUS_TINY, **fields)
+    native = ProcessorConfig.from_model(JANUS_TINY, **fields)
     prepare(tmp_path, "hf")
-    for name, text in processor_files(JANUS_TINY, ours, TOKENIZER, "hf").items():
+    for name, text in processor_files(JANUS_TINY, native, TOKENIZER, "hf").items():
         (tmp_path / name).write_text(text)
     generation = GenerationConfig.from_pretrained(tmp_path)
-    assert generation.guidance_scale == ours.cfg_weight
-    assert generation.temperature == ours.temperature
-    assert generation.do_sample is (None if ours.temperature else False)
+    assert generation.guidance_scale == native.cfg_weight
+    assert generation.temperature == native.temperature
+    assert generation.do_sample is (None if native.temperature else False)
     processor = JanusProcessor.from_pretrained(tmp_path)
     assert list(processor.image_processor.image_mean) == [0.5] * 3
     assert processor.image_processor.size.height == SIDE
     assert processor.num_image_tokens == JANUS_TINY.siglip.num_patches
     assert processor.use_default_system_prompt is (
-        ours.system_prompt == UNDERSTANDING_SYSTEM_PROMPT
+        native.system_prompt == UNDERSTANDING_SYSTEM_PROMPT
     )
     # And what it makes of them is read, too.
     processor.save_pretrained(tmp_path / "again")
     generation.save_pretrained(tmp_path / "again")
     again = read(prepare(tmp_path / "again", "hf"))
-    assert (again.cfg_weight, again.temperature) == (ours.cfg_weight, ours.temperature)
-    if ours.system_prompt in ("", UNDERSTANDING_SYSTEM_PROMPT):
-        assert again == ours
+    assert (again.cfg_weight, again.temperature) == (native.cfg_weight, native.temperature)
+    if native.system_prompt in ("", UNDERSTANDING_SYSTEM_PROMPT):
+        assert again == native
 
 
 @pytest.mark.parametrize(

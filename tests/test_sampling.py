@@ -64,14 +64,16 @@ def test_image_engine_reproduces_the_official_pictures():
     with np.load(OFFICIAL / "expected.npz") as arrays:
         expected = dict(arrays)
     engine = ImageEngine(config, Policy())
-    knobs, mode = make_sampling_params(256, float(expected["gen_cfg_weight"]), temperature=0)
+    sampling, static = make_sampling_params(256, float(expected["gen_cfg_weight"]), temperature=0)
     asked = [row.tolist() for key in ("gen", "short") for row in expected[f"{key}_prompt_ids"]]
     prompts, rows = deduplicate_prompts(asked, 4, True, int(expected["gen_pad_id"]))
     ids, mask = left_pad(prompts, len(prompts), fill=0)
     keys = jax.random.split(jax.random.key(0), 4)
     with jax.default_matmul_precision("highest"):
         weights = fuse_params(params, config, Policy())
-        codes, pixels = engine.draw(weights, Prompts(ids, mask, np.array(rows)), keys, knobs, mode)
+        codes, pixels = engine.draw(
+            weights, Prompts(ids, mask, np.array(rows)), keys, sampling, static
+        )
     pixels = np.asarray(pixels[:2])
     np.testing.assert_array_equal(codes[:2], expected["gen_codes_greedy"])
     np.testing.assert_array_equal(codes[2:], expected["short_codes_greedy"])
@@ -192,9 +194,9 @@ QUESTIONS = ["what is it?", "is the red cat on the left of the green car?"]
 
 def answer_tokens(janus, pictures, limits, eos_id):
     """Greedy answer ids to QUESTIONS up to `limits`, straight from the engine."""
-    knobs, mode = make_sampling_params(CONFIG.decoder.vocab_size, temperature=0)
+    sampling, static = make_sampling_params(CONFIG.decoder.vocab_size, temperature=0)
     engine = TextEngine(janus.config, Policy(), janus.processor.tokenizer.image_id, eos_id)
-    dialogue = Dialogue(engine, janus.weights, 2, knobs, mode, pad_id=0, eos_id=eos_id)
+    dialogue = Dialogue(engine, janus.weights, 2, sampling, static, pad_id=0, eos_id=eos_id)
     ids = [janus.processor.understanding_ids(q) for q in QUESTIONS]
     keys = jnp.broadcast_to(jax.random.key(0), (2,))
     pieces = list(dialogue.turn(ids, [[p] for p in pictures], limits, keys))
@@ -253,8 +255,8 @@ def test_sample_follows_the_distribution():
     logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
     keys = jax.random.split(jax.random.key(0), 4000)
     for temperature in (1.0, 0.5):
-        knobs, mode = make_sampling_params(3, temperature=temperature)
-        drawn = sample(jnp.broadcast_to(logits, (4000, 3)), keys, knobs, mode)
+        sampling, static = make_sampling_params(3, temperature=temperature)
+        drawn = sample(jnp.broadcast_to(logits, (4000, 3)), keys, sampling, static)
         share = np.bincount(np.asarray(drawn), minlength=3) / 4000
         expected = np.array([0.1, 0.2, 0.7]) ** (1 / temperature)
         np.testing.assert_allclose(share, expected / expected.sum(), atol=0.03)

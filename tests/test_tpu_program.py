@@ -102,8 +102,8 @@ def test_a_program_that_copies_the_cache_is_found(devices):
         shape(layers, *rows, slots, decoder.head_dim),
         shape(2 * IMAGES, decoder.width),
     )
-    each = 2 * IMAGES * decoder.kv_heads * slots * decoder.head_dim
-    shapes = tpu_program.Shapes({slots: each}, set())
+    per_cache = 2 * IMAGES * decoder.kv_heads * slots * decoder.head_dim
+    shapes = tpu_program.Shapes({slots: per_cache}, set())
     (loop,) = tpu_program.report(compiled.compile().as_text(), shapes)["loops"]
     assert loop["steps"] == 32
     assert loop["cache_copies"]

@@ -43,12 +43,46 @@ def run(*args: str) -> subprocess.CompletedProcess:
         (["--config", "configs/janus_pro_7b.py"], "--config.tokenizer"),
         (["--config", "configs/janus_tiny.py:stage2"], "stage1, which has not finished"),
         (["--config.mesh.fsdp=7"], "7"),
+        (["--config.eval.benchmarks[0].promptz=3"], "config.eval.benchmarks[0].promptz"),
+        (["--config.eval.benchmarks[7].prompts=3"], "config.eval.benchmarks[7].prompts"),
         (["stray"], "'stray'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(args, said, tmp_path):
     workdir = tmp_path / "run"
     done = run("--workdir", str(workdir), *args)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not workdir.exists()
+
+
+MINE = """from janus_jax.configs.janus_tiny import get_config as tiny
+def get_config(arg=""):
+    config = tiny(arg)
+    {}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.world.grid = 4", "mine.py, line 4: config.world.grid has moved to"),
+        ("config.eval.update(prompts=4)", "config.eval.prompts has moved to"),
+        ("config.stages.stage1.scenes.tasks.mixed = 2.0", "options.kinds.mixed"),
+        ("config.stages.stage1.scenes.update(describe=1)", "mine.py, line 4: config.stages.stage1"),
+        ("import not_there", "mine.py, line 4: ModuleNotFoundError: No module named 'not_there'"),
+        ("config. = 4", "mine.py, line 4: invalid syntax"),
+        ("config.seed = 1 / 0", "mine.py, line 4: ZeroDivisionError: division by zero"),
+        ("config.seed = int('x')", "mine.py, line 4: ValueError: invalid literal"),
+        ("config.nonsense = 4", "config has no field 'nonsense'"),
+    ],
+)
+def test_a_slip_in_a_config_file_is_one_line(line, said, tmp_path):
+    file, workdir = tmp_path / "mine.py", tmp_path / "run"
+    file.write_text(MINE.format(line))
+    done = run("--config", f"{file}:smoke", "--workdir", str(workdir))
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

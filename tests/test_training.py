@@ -197,15 +197,17 @@ def cross_entropies(params, kind, features):
 
 def test_the_loss_by_hand(params, sequences):
     losses = [(kind, cross_entropies(params, kind, f)) for kind, f in sequences]
-    each = {k: [x for kind, (a, b) in losses if kind == k for x in (*a, *b)] for k in (UND, TEXT)}
-    each[GEN] = [x for _, (_, codes) in losses for x in codes]
-    assert len(each[GEN]) == 2 * 36
-    every = [*each[UND], *each[TEXT], *each[GEN]]
-    assert np.std(each[GEN]) > 0.3 and np.std(each[TEXT]) > 0.3  # a shift would show
+    by_task = {
+        k: [x for kind, (a, b) in losses if kind == k for x in (*a, *b)] for k in (UND, TEXT)
+    }
+    by_task[GEN] = [x for _, (_, codes) in losses for x in codes]
+    assert len(by_task[GEN]) == 2 * 36
+    every = [*by_task[UND], *by_task[TEXT], *by_task[GEN]]
+    assert np.std(by_task[GEN]) > 0.3 and np.std(by_task[TEXT]) > 0.3  # a shift would show
 
     packed = packed_rows([f for _, f in sequences], 2)
     metrics, _, by_sequence = evaluate(params, packed)
-    for kind, values in each.items():
+    for kind, values in by_task.items():
         assert float(metrics[f"loss_{kind}"]) == pytest.approx(np.mean(values), rel=1e-5)
     assert float(metrics["loss"]) == pytest.approx(np.mean(every), rel=1e-5)
     assert float(metrics["tokens"]) == sum(len(f["tokens"]) for _, f in sequences)

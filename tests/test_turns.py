@@ -64,12 +64,12 @@ def test_no_message_reads_the_picture_of_another(janus):
 def test_slots_without_pictures_of_their_own_are_refused_by_count(janus, slots):
     """Even if their ids came through: beside a row with a picture, and beside one's own."""
     tok = janus.processor.tokenizer
-    knobs, mode = make_sampling_params(LONGER.decoder.vocab_size, temperature=0)
+    sampling, static = make_sampling_params(LONGER.decoder.vocab_size, temperature=0)
     pixels = understanding_pixels(picture(0), LONGER.siglip.image_size)
     seen = janus.processor.understanding_ids("what is it?")
     for extra, shown in (([tok.bos_id], []), (seen, [pixels])):
         dialogue = Dialogue(
-            janus.text_engine, janus.weights, 2, knobs, mode, tok.pad_id, tok.eos_id
+            janus.text_engine, janus.weights, 2, sampling, static, tok.pad_id, tok.eos_id
         )
         ids = [seen, [*extra, *[tok.image_id] * slots, tok.token_id(":")]]
         with pytest.raises(UserError, match="image slots, but its"):
@@ -83,12 +83,12 @@ def test_an_image_id_that_the_model_draws_shows_nothing(janus):
     asked = len(janus.processor.text_ids("the cat"))
     list(conversation.ask("the cat", [], 1))
     drawn = conversation.ids[asked]  # it is computed with the next turn
-    knobs, mode = make_sampling_params(LONGER.decoder.vocab_size, temperature=0)
+    sampling, static = make_sampling_params(LONGER.decoder.vocab_size, temperature=0)
     pixels = understanding_pixels(picture(0), LONGER.siglip.image_size)
     answers = []
     for image_id in (tok.image_id, drawn):
         engine = TextEngine(janus.config, Policy(), image_id, tok.eos_id)
-        dialogue = Dialogue(engine, janus.weights, 1, knobs, mode, tok.pad_id, tok.eos_id)
+        dialogue = Dialogue(engine, janus.weights, 1, sampling, static, tok.pad_id, tok.eos_id)
         key = jax.random.split(jax.random.key(0), 1)
         list(dialogue.turn([janus.processor.text_ids("the cat")], [[]], [1], key))
         question = [

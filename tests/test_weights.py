@@ -88,15 +88,15 @@ def test_unsupported_hf_settings_are_refused(section, key, value):
 
 @pytest.mark.heavy
 def test_official_to_ours_and_back_is_bit_identical(official, tmp_path):
-    ours, back = tmp_path / "ours", tmp_path / "back"
-    convert(official, ours, "janus_jax")
-    loaded = load_model(ours)
+    native, back = tmp_path / "ours", tmp_path / "back"
+    convert(official, native, "janus_jax")
+    loaded = load_model(native)
     assert loaded.origin == {"from": str(official), "format": "official"}
     assert loaded.processor["template"] == "deepseek"
     state = load_file(official / "model.safetensors")
     wanted = params_from_torch(state, loaded.config)
     assert same(flatten(loaded.params), flatten(wanted))
-    convert(ours, back, "official")
+    convert(native, back, "official")
     used = {k: v for k, v in state.items() if not OFFICIAL.is_dropped(k)}
     assert len(state) - len(used) == 14  # the pooling head and the statistic, nothing else
     assert same(load_file(back / "model.safetensors"), used)

@@ -115,14 +115,14 @@ def shapes_of(
     """Of guided drawing: what a device holds of each cache and of each large weight."""
     decoder, size = config.decoder, mesh.shape if mesh else dict.fromkeys(BATCH_AXES, 1)
     rows = 2 * images // math.prod(size[axis] for axis in BATCH_AXES)
-    each = rows * decoder.kv_heads // size.get("tensor", 1) * decoder.head_dim
+    per_position = rows * decoder.kv_heads // size.get("tensor", 1) * decoder.head_dim
     lengths = [prompt + end - 1 for _, end in blocks(config.vq.num_codes, CACHE_BUCKET)]
     large = set()
     for x in jax.tree.leaves({k: v for k, v in weights.items() if k not in ("vision", "vq")}):
         dims = tuple(sorted(n for n in x.sharding.shard_shape(x.shape) if n > 1))
         if len(dims) > 1:
             large.add(dims)
-    return Shapes({s: s * each for s in lengths}, large)
+    return Shapes({s: s * per_position for s in lengths}, large)
 
 
 def compile_drawing(
@@ -147,15 +147,15 @@ def compile_drawing(
         shape((2, prompt), jnp.int32), shape((2, prompt), bool), shape((2, images), jnp.int32)
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    knobs, mode = make_sampling_params(config.vq.codebook_size, cfg_weight=5.0)
+    sampling, static = make_sampling_params(config.vq.codebook_size, cfg_weight=5.0)
     cache_dtype = "int8" if "cache" in int8 else None
     engine = ImageEngine(config, policy, cache_dtype, mesh, platform="tpu")
     began = time.perf_counter()
     if codes_only:
-        draw = jax.jit(lambda *args: engine.draw(*args, static=mode)[0])
-        lowered = draw.lower(weights, prompts, keys, knobs)
+        draw = jax.jit(lambda *args: engine.draw(*args, static=static)[0])
+        lowered = draw.lower(weights, prompts, keys, sampling)
     else:
-        lowered = engine.draw.lower(weights, prompts, keys, knobs, static=mode)
+        lowered = engine.draw.lower(weights, prompts, keys, sampling, static=static)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -104,14 +104,14 @@ def check_memory(args: argparse.Namespace, config: JanusConfig, names: Sequence[
     if args.device != "cpu":
         return
     size = sum(int(np.prod(shape)) for shape in expected_shapes(config).values())
-    each = size * {"float32": 4, "bfloat16": 2}[args.dtype] / GIB
+    gib = size * {"float32": 4, "bfloat16": 2}[args.dtype] / GIB
     peak = held = 0.0
     for i, name in enumerate(names):
         if args.share_torch and name in PEERS and any(other in PEERS for other in names[:i]):
             continue
         # janus_jax reads all of the checkpoint, in bfloat16, before it packs; the peers tensor by tensor.
-        peak = max(peak, held + each + (0 if name in PEERS else 2 * size / GIB))
-        held += each
+        peak = max(peak, held + gib + (0 if name in PEERS else 2 * size / GIB))
+        held += gib
     lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) / 2**20
     if max(peak, held + _RUN_GIB) > free:

@@ -67,9 +67,11 @@ class NativeEngines:
         self.cache_dtype = stored_dtype(self.policy, "cache" in int8)
         self.int8 = "weights" in int8
         self.engine = ImageEngine(self.config, self.policy, self.cache_dtype, int8=self.int8)
-        self.drawer = ImageGenerator(self.engine, self.weights, PAD, self.config.vq.num_codes)
+        self.generator = ImageGenerator(self.engine, self.weights, PAD, self.config.vq.num_codes)
         self.ids = prompt(prompt_length, self.config.decoder.vocab_size)[0]
-        self.knobs, self.mode = make_sampling_params(self.config.vq.codebook_size, cfg_weight=5.0)
+        self.sampling, self.static = make_sampling_params(
+            self.config.vq.codebook_size, cfg_weight=5.0
+        )
         self._programs: dict[tuple, Any] = {}
         self._texts = None
 
@@ -79,7 +81,7 @@ class NativeEngines:
         from janus_jax.inference.generator import Request
 
         batch = [Request(self.ids, i) for i in range(images)]
-        return self.drawer.arrange(batch, 1 << 20, self.mode.guided, jax.random.key(seed))
+        return self.generator.arrange(batch, 1 << 20, self.static.guided, jax.random.key(seed))
 
     def do_gate(self, images: int, codes: str, steps: int, out: str) -> None:
         """Guided logits [steps, images, V] of forced codes [images, >= steps].
@@ -100,20 +102,20 @@ class NativeEngines:
         forced = np.zeros((keys.shape[0], side**2), np.int32)
         given = np.load(codes)[:, :steps]
         forced[:images, :steps] = given
-        logits = engine.score(self.weights, prompts, jnp.asarray(forced), self.knobs)
+        logits = engine.score(self.weights, prompts, jnp.asarray(forced), self.sampling)
         np.save(out, np.asarray(logits)[:images, :steps].swapaxes(0, 1))
 
     def do_warm(self, images: int, steps: int, timed_steps: int) -> dict[str, float]:
         """Compiles what `do_run` needs, and runs it where `steps` are as many as it will make."""
         prompts, keys = self._arrange(images)
-        engine, given = self.engine, (self.weights, prompts, keys, self.knobs)
+        engine, given = self.engine, (self.weights, prompts, keys, self.sampling)
         compiled = {}
         if timed_steps == self.config.vq.num_codes:
             codes = _zeros((keys.shape[0], timed_steps))
             began = time.perf_counter()
-            lowered = {"draw": engine.draw.lower(*given, static=self.mode)}
+            lowered = {"draw": engine.draw.lower(*given, static=self.static)}
             # For the phases only; they are parts of the program above.
-            lowered["start"] = engine.start.lower(*given, static=self.mode)
+            lowered["start"] = engine.start.lower(*given, static=self.static)
             lowered["pixels"] = engine.pixels.lower(self.weights, codes)
             with ThreadPoolExecutor() as pool:  # XLA's compiler lets go of the interpreter
                 done = pool.map(lambda program: program.compile(), lowered.values())
@@ -147,7 +149,7 @@ class NativeEngines:
             self._draw(images, seed)
         prompts, keys = self._arrange(images, seed)
         codes = _zeros((keys.shape[0], steps))
-        prefill = self._phase(images, "start", self.weights, prompts, keys, self.knobs)
+        prefill = self._phase(images, "start", self.weights, prompts, keys, self.sampling)
         vq = self._phase(images, "pixels", self.weights, codes)
         decode = meter.seconds - prefill - vq
         return self._report(meter, {"prefill": prefill, "decode": decode, "vq": vq})
@@ -157,7 +159,7 @@ class NativeEngines:
 
         prompts, keys = self._arrange(images, seed)
         program = self._programs[images, "draw"]
-        _, pixels = program(self.weights, prompts, keys, self.knobs)
+        _, pixels = program(self.weights, prompts, keys, self.sampling)
         np.asarray(pixels)
 
     def _phase(self, images: int, name: str, *args: Any) -> float:
@@ -176,7 +178,7 @@ class NativeEngines:
         prompts, keys = self._arrange(images, seed)
         T = prompts.ids.shape[1]
         state, codes = jax.block_until_ready(
-            self.engine.start(self.weights, prompts, keys, self.knobs, static=self.mode)
+            self.engine.start(self.weights, prompts, keys, self.sampling, static=self.static)
         )
         middle = time.perf_counter()
         for begin, end in blocks(self.config.vq.num_codes, self.engine.cache_bucket):
@@ -187,10 +189,10 @@ class NativeEngines:
                     state,
                     begin,
                     keys,
-                    self.knobs,
+                    self.sampling,
                     T,
                     steps=min(end, steps) - begin,
-                    static=self.mode,
+                    static=self.static,
                 )
         jax.block_until_ready(codes)
         return {"prefill": middle - began, "decode": time.perf_counter() - middle}
@@ -233,22 +235,29 @@ class NativeEngines:
         last = T + self.config.vq.num_codes - 1
         chosen = sorted(set(np.linspace(T + steps, last, windows).round().astype(int).tolist()))
         out = []
-        for window in chosen:
+        for length in chosen:
             cache = kv_cache.flat(
-                kv_cache.empty(self.config.decoder, shape, window, self.cache_dtype)
+                kv_cache.empty(self.config.decoder, shape, length, self.cache_dtype)
             )
             state = State(cache, jnp.zeros(shape, jnp.int32), jnp.zeros(shape[1], jnp.int32))
             times = []
             for _ in range(1 + repeats):  # the first compiles
                 began = time.perf_counter()
-                first = window - T - steps + 1
+                first = length - T - steps + 1
                 state, codes = self.engine.advance(
-                    self.weights, state, first, keys, self.knobs, T, steps=steps, static=self.mode
+                    self.weights,
+                    state,
+                    first,
+                    keys,
+                    self.sampling,
+                    T,
+                    steps=steps,
+                    static=self.static,
                 )
                 jax.block_until_ready(codes)
                 times.append((time.perf_counter() - began) / steps * 1000)
             rows = int(np.prod(shape))
-            out.append({"rows": rows, "window": window, "ms": float(np.median(times[1:]))})
+            out.append({"rows": rows, "window": length, "ms": float(np.median(times[1:]))})
         return out
 
     def do_understand(self, tokens: int, prompt_length: int) -> dict[str, Any]:
@@ -261,14 +270,14 @@ class NativeEngines:
 
         vocab, siglip = self.config.decoder.vocab_size, self.config.siglip
         ids = question(prompt_length, vocab, siglip.num_patches)
-        nobody = -1  # no token ends the answer: all of them have the same length
+        no_end = -1  # no token ends the answer: all of them have the same length
         if self._texts is None:
             self._texts = TextEngine(
-                self.config, self.policy, vocab - 1, nobody, self.cache_dtype, int8=self.int8
+                self.config, self.policy, vocab - 1, no_end, self.cache_dtype, int8=self.int8
             )
-        knobs, mode = make_sampling_params(vocab, temperature=0.0)
+        sampling, static = make_sampling_params(vocab, temperature=0.0)
         keys = jax.random.split(jax.random.key(0), 1)
-        dialogue = Dialogue(self._texts, self.weights, 1, knobs, mode, PAD, nobody)
+        dialogue = Dialogue(self._texts, self.weights, 1, sampling, static, PAD, no_end)
         shown = [[picture(siglip.image_size)]]
         began = time.perf_counter()
         pieces, first = [], None
@@ -277,8 +286,8 @@ class NativeEngines:
             pieces.append(piece)
         end = time.perf_counter()
         # Steps come in blocks; those beyond the limit are work that was done, but no tokens.
-        said = np.concatenate(pieces, axis=1)[0, :tokens]
-        return {"first": first - began, "rest": end - first, "tokens": said.tolist()}
+        generated = np.concatenate(pieces, axis=1)[0, :tokens]
+        return {"first": first - began, "rest": end - first, "tokens": generated.tolist()}
 
 
 def _zeros(shape: tuple[int, ...]) -> Any:

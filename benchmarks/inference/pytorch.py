@@ -142,7 +142,7 @@ class Peers:
         )
         began = time.perf_counter()
         values = (pixels.to(self.model.device).float() / 255 - 0.5) / 0.5
-        said = self.model.generate(
+        generated = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=values.to(self.model.dtype),
@@ -150,9 +150,9 @@ class Peers:
             generation_config=settings,
             streamer=watch,
         )
-        said = said[0, ids.shape[1] :].tolist()  # waits for the device
+        generated = generated[0, ids.shape[1] :].tolist()  # waits for the device
         end = time.perf_counter()
-        return {"first": watch.first - began, "rest": end - watch.first, "tokens": said}
+        return {"first": watch.first - began, "rest": end - watch.first, "tokens": generated}
 
 
 class _First:

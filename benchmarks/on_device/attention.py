@@ -50,8 +50,8 @@ def _measure(
     both = _both(call, ids)
     forward = jax.jit(lambda q, k, v: call(q, k, v, ids))
     errors = [
-        float(np.sqrt(((ours - theirs) ** 2).mean() / (theirs**2).mean()))
-        for ours, theirs in zip(_fetch(both(*inputs)), want, strict=True)
+        float(np.sqrt(((native - theirs) ** 2).mean() / (theirs**2).mean()))
+        for native, theirs in zip(_fetch(both(*inputs)), want, strict=True)
     ]
     return {
         "forward_ms": best(lambda: forward(*inputs[:3]), 10) * 1000,

@@ -43,37 +43,37 @@ def _draw(
     """Blocks of steps and, of `whole` pictures, all of it."""
     name = f"int8 {' and '.join(int8)}" if int8 else "plain"
     began = time.perf_counter()
-    ours = loaded(setting, config, int8)
+    native = loaded(setting, config, int8)
     rows: dict[str, Any] = {}
     yield {name: rows | {"weights_s": time.perf_counter() - began}}
     for n in numbers:
         row: dict[str, Any] = {}
         rows[f"{n} pictures"] = row
         # A block of steps first: its program is small, so there is a number before the large one is compiled.
-        row["block_ms_per_step"], row["block_compile_s"] = block(ours, n, setting.repeats)
+        row["block_ms_per_step"], row["block_compile_s"] = block(native, n, setting.repeats)
         yield {name: rows}
         if whole:
-            row |= measured(setting, ours, n, int8)
+            row |= measured(setting, native, n, int8)
             yield {name: rows}
-        ours.do_release()
+        native.do_release()
 
 
 def loaded(setting: Setting, config: JanusConfig, int8: Sequence[str] = ()) -> NativeEngines:
     """Engines with random weights."""
-    ours = NativeEngines()
+    native = NativeEngines()
     policy = Policy(setting.dtype, setting.dtype)
     weights = packed_weights(config, policy, "weights" in int8)
-    ours.use(config, setting.dtype, weights, int8, PROMPT_LENGTH)
-    return ours
+    native.use(config, setting.dtype, weights, int8, PROMPT_LENGTH)
+    return native
 
 
 def block(
-    ours: NativeEngines, images: int, repeats: int, options: dict[str, Any] | None = None
+    native: NativeEngines, images: int, repeats: int, options: dict[str, Any] | None = None
 ) -> tuple[float, float]:
     """(ms of a step, seconds of the first call) of `STEPS` steps in the middle of a picture.
 
     Args:
-      ours: engines and weights.
+      native: engines and weights.
       images: pictures at once.
       repeats: timed blocks; the median counts.
       options: of XLA.
@@ -84,27 +84,34 @@ def block(
     from janus_jax.inference import kv_cache
     from janus_jax.inference.image_engine import State
 
-    engine, advance = ours.engine, ours.engine.advance
+    engine, advance = native.engine, native.engine.advance
     if options:
-        names = ("steps", "mode")
+        names = ("steps", "static")
         advance = jax.jit(
             engine._advance,
             static_argnames=names,
             donate_argnames="state",
             compiler_options=options,
         )
-    prompts, keys = ours._arrange(images)
+    prompts, keys = native._arrange(images)
     T, shape = prompts.ids.shape[1], prompts.rows.shape
-    steps = min(STEPS, ours.config.vq.num_codes // 4)
-    window = T + ours.config.vq.num_codes // 2
-    cache = kv_cache.empty(ours.config.decoder, shape, window, ours.cache_dtype)
+    steps = min(STEPS, native.config.vq.num_codes // 4)
+    length = T + native.config.vq.num_codes // 2
+    cache = kv_cache.empty(native.config.decoder, shape, length, native.cache_dtype)
     state = State(kv_cache.flat(cache), jnp.zeros(shape, jnp.int32), jnp.zeros(shape[1], jnp.int32))
     times = []
     for _ in range(2 + repeats):  # the second may still capture graphs
         began = time.perf_counter()
-        first = window - T - steps + 1
+        first = length - T - steps + 1
         state, codes = advance(
-            ours.weights, state, first, keys, ours.knobs, T, steps=steps, static=ours.mode
+            native.weights,
+            state,
+            first,
+            keys,
+            native.sampling,
+            T,
+            steps=steps,
+            static=native.static,
         )
         jax.block_until_ready(codes)
         times.append(time.perf_counter() - began)
@@ -112,12 +119,12 @@ def block(
 
 
 def measured(
-    setting: Setting, ours: NativeEngines, images: int, int8: Sequence[str]
+    setting: Setting, native: NativeEngines, images: int, int8: Sequence[str]
 ) -> dict[str, Any]:
     """Whole pictures, from prompt ids to pixels on the host."""
-    config, steps = ours.config, ours.config.vq.num_codes
-    warm = ours.do_warm(images, steps, steps)
-    runs = [ours.do_run(images, steps, seed) for seed in range(setting.repeats)]
+    config, steps = native.config, native.config.vq.num_codes
+    warm = native.do_warm(images, steps, steps)
+    runs = [native.do_run(images, steps, seed) for seed in range(setting.repeats)]
     middle = lambda key: statistics.median(run[key] for run in runs)
     bytes_read = must_read(config, images, steps, PROMPT_LENGTH, setting.dtype, int8)
     row = {
@@ -139,11 +146,11 @@ def measured(
 
 def answering(setting: Setting) -> Results:
     """One picture and a question: seconds to the first token, and tokens/s after it."""
-    ours = loaded(setting, setting.config())
+    native = loaded(setting, setting.config())
     began = time.perf_counter()
-    ours.do_understand(ANSWER_TOKENS, PROMPT_LENGTH)
+    native.do_understand(ANSWER_TOKENS, PROMPT_LENGTH)
     yield {"first_call_s": time.perf_counter() - began}
-    runs = [ours.do_understand(ANSWER_TOKENS, PROMPT_LENGTH) for _ in range(setting.repeats)]
+    runs = [native.do_understand(ANSWER_TOKENS, PROMPT_LENGTH) for _ in range(setting.repeats)]
     rest = statistics.median(run["rest"] for run in runs)
     yield {
         "first_token_s": statistics.median(run["first"] for run in runs),

@@ -59,7 +59,7 @@ def _nvidia_smi() -> str | None:
         return None
     query = "--query-gpu=name,memory.total,driver_version,clocks.max.sm,power.limit"
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -67,4 +67,4 @@ def _nvidia_smi() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return said.stdout.strip() or None
+    return done.stdout.strip() or None

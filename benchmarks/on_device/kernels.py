@@ -1,4 +1,4 @@
-"""The decode kernel (`sampling.gpu_attention`) of one layer against XLA: the same numbers, and the time."""
+"""The decode kernel (`inference.gpu_attention`) of one layer against XLA: the same numbers, and the time."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def kernels(setting: Setting) -> Results:
         want = _plain(*make(jnp.float32), index, index + 1)
         rows: dict[str, Any] = {}
         given = make(jnp.bfloat16)
-        window = (
+        length = (
             slots if n == 1 else PROMPT + 385
         )  # XLA reads the whole window; of drawing, this one
-        calls = {"XLA": lambda q, a, c, s, w=window: _plain(q, a, c, s, index, w)}
+        calls = {"XLA": lambda q, a, c, s, w=length: _plain(q, a, c, s, index, w)}
         for block, warps in VARIANTS:
             calls[f"kernel, {block} slots, {warps} warps"] = (
                 lambda q, a, c, s, block=block, warps=warps: gpu_attention.decode_attention(
@@ -66,8 +66,8 @@ def _random(rows: tuple[int, ...], K: int, G: int, H: int, slots: int) -> Any:
     return make
 
 
-def _plain(qkv: Any, angles: Any, layer: Any, starts: Any, index: int, window: int) -> Any:
-    """As `sampling.decoder` without the kernel; reads `window` slots."""
+def _plain(qkv: Any, angles: Any, layer: Any, starts: Any, index: int, length: int) -> Any:
+    """As `inference.decoder` without the kernel; reads `length` slots."""
     import jax.numpy as jnp
 
     from janus_jax.inference import kv_cache
@@ -77,9 +77,9 @@ def _plain(qkv: Any, angles: Any, layer: Any, starts: Any, index: int, window: i
     qkv = qkv[..., None, :, :, :]
     turned = apply_rotary(qkv[..., :-1, :], *angles)
     layer = kv_cache.append(layer, turned[..., -1, :], qkv[..., -1, :], index)
-    slot = jnp.arange(window)
+    slot = jnp.arange(length)
     seen = (slot >= starts[..., None]) & (slot <= index)
-    cut = {name: x[..., :window, :] for name, x in layer.items()}
+    cut = {name: x[..., :length, :] for name, x in layer.items()}
     out = kv_cache.attend(turned[..., :-1, :], cut, seen[..., None, :])
     return out[..., 0, :, :, :], layer
 

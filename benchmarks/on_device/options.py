@@ -23,13 +23,13 @@ def options(setting: Setting) -> Results:
     if setting.device == "cpu":
         yield {"left out": "these are options of XLA for GPUs"}
         return
-    ours = loaded(setting, setting.config())
+    native = loaded(setting, setting.config())
     rows: dict[str, Any] = {}
     for name, values in OPTIONS.items():
         rows[name] = {}
         for n in dict.fromkeys((setting.images[0], setting.images[-1])):
             try:
-                ms, compiled = block(ours, n, setting.repeats, values)
+                ms, compiled = block(native, n, setting.repeats, values)
                 rows[name] |= {f"{n}: ms_per_step": ms, f"{n}: compile_s": compiled}
             except Exception as error:  # an option that this XLA lacks, or that breaks it
                 rows[name][f"{n}: ms_per_step"] = str(error).splitlines()[0][:80]

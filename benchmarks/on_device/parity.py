@@ -45,9 +45,9 @@ def _compare(dtype: str) -> dict[str, Any]:
     nhwc = lambda x: jnp.asarray(np.moveaxis(x, 1, -1))
     errors: dict[str, dict[str, float]] = {}
 
-    def compare(name: str, ours: Any, theirs: np.ndarray) -> None:
-        ours = np.asarray(ours, np.float32)
-        error = ours - theirs
+    def compare(name: str, native: Any, theirs: np.ndarray) -> None:
+        native = np.asarray(native, np.float32)
+        error = native - theirs
         scale = np.sqrt((theirs**2).mean())
         errors[name] = {
             "max": float(np.abs(error).max()),
@@ -73,7 +73,7 @@ def _compare(dtype: str) -> dict[str, Any]:
 
         # Through the engine of sampling: its logits of the official codes choose those codes.
         weight, pad = float(want["gen_cfg_weight"]), int(want["gen_pad_id"])
-        knobs, mode = make_sampling_params(
+        sampling, static = make_sampling_params(
             config.vq.codebook_size, cfg_weight=weight, temperature=0.0
         )
         engine = ImageEngine(config, policy)
@@ -85,11 +85,11 @@ def _compare(dtype: str) -> dict[str, Any]:
         rows = np.arange(len(ids), dtype=np.int32).reshape(2, -1)
         prompts = Prompts(jnp.asarray(ids), jnp.ones(ids.shape, bool), jnp.asarray(rows))
         forced = want["gen_codes_greedy"].astype(np.int32)
-        guided = np.asarray(engine.score(weights, prompts, jnp.asarray(forced), knobs))
+        guided = np.asarray(engine.score(weights, prompts, jnp.asarray(forced), sampling))
         compare("first guided logits", guided[:, 0], want["gen_cfg_logits_first"])
         compare("last guided logits", guided[:, -1], want["gen_cfg_logits_last"])
         keys = jax.random.split(jax.random.key(0), len(forced))
-        drawn, pixels = engine.draw(weights, prompts, keys, knobs, static=mode)
+        drawn, pixels = engine.draw(weights, prompts, keys, sampling, static=static)
     pixels = np.abs(np.asarray(pixels).astype(int) - want["gen_pixels_uint8"])
     worst = max(error["max"] for error in errors.values())
     equal = {

@@ -29,7 +29,7 @@ def peers(setting: Setting) -> Results:
     dtype = torch.float32 if on_cpu else torch.bfloat16
     model = build_model(config, dtype, "cpu" if on_cpu else "cuda")
     ids = prompt(PROMPT_LENGTH, config.decoder.vocab_size)
-    ours = setting.earlier("drawing").get("plain", {})
+    native = setting.earlier("drawing").get("plain", {})
     rows: dict[str, Any] = {}
     makers = {"official loop": (OfficialLoop, False)}
     if on_cpu:
@@ -57,7 +57,7 @@ def peers(setting: Setting) -> Results:
             }
             if not on_cpu:
                 row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
-            if own := ours.get(f"{n} pictures", {}).get("seconds"):
+            if own := native.get(f"{n} pictures", {}).get("seconds"):
                 row["ratio"] = row["seconds"] / own
             rows[f"{name}, {n} pictures"] = row
             yield {"time": rows, "versions": {"torch": torch.__version__}}

@@ -21,11 +21,11 @@ def profile(setting: Setting) -> Results:
     While the profiler watches, XLA launches kernels one by one instead of as graphs, so the sum of the kernels
     is a fact and the gaps between them are not: compare the sum with the block's time without the profiler.
     """
-    ours = loaded(setting, setting.config())
-    steps = min(STEPS, ours.config.vq.num_codes // 4)
+    native = loaded(setting, setting.config())
+    steps = min(STEPS, native.config.vq.num_codes // 4)
     for n in dict.fromkeys((setting.images[0], setting.images[-1])):
-        plain, _ = block(ours, n, setting.repeats)
-        kernels = _trace(lambda n=n: block(ours, n, 1), rounds=3 * steps)
+        plain, _ = block(native, n, setting.repeats)
+        kernels = _trace(lambda n=n: block(native, n, 1), rounds=3 * steps)
         total = sum(ms for ms, _ in kernels.values())
         top = sorted(kernels.items(), key=lambda item: -item[1][0])[:TOP]
         yield {

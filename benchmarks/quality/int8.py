@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     low = Policy("bfloat16", "bfloat16")
     base = Janus.load(args.checkpoint, policy=low)
-    knobs, mode = make_sampling_params(
+    sampling, static = make_sampling_params(
         base.config.vq.codebook_size, base.processor.config.cfg_weight
     )
     requests = [
@@ -58,13 +58,13 @@ def main() -> None:
     ]
 
     def plan(janus):
-        return janus.generator().arrange(requests, len(requests), mode.guided, jax.random.key(0))
+        return janus.generator().arrange(requests, len(requests), static.guided, jax.random.key(0))
 
     prompts, keys = plan(base)
-    codes, _ = base.image_engine.draw(base.weights, prompts, keys, knobs, static=mode)
+    codes, _ = base.image_engine.draw(base.weights, prompts, keys, sampling, static=static)
 
     def log_probabilities(janus):
-        logits = janus.image_engine.score(janus.weights, plan(janus)[0], codes, knobs)
+        logits = janus.image_engine.score(janus.weights, plan(janus)[0], codes, sampling)
         return np.asarray(jax.nn.log_softmax(logits), np.float64)
 
     truth = log_probabilities(base)

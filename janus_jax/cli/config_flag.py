@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from janus_jax.cli.parser import program
-from janus_jax.errors import UserError, nearest
+from janus_jax.configs.earlier import where_it_went
+from janus_jax.errors import UserError, nearest, one_line
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -39,13 +43,10 @@ def parse(argv: list[str]) -> ConfigDict:
         )
         rest = flags.FLAGS(argv)
         config = flag.value
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        # A mistake inside a config file arrives as a whole traceback; its last line says it all.
-        lines = str(error).replace("\\n", "\n").strip().splitlines()
-        reason = lines[-1] if "Traceback" in str(error) else " ".join(lines)
-        raise UserError(f"{reason} (see {program()} --help)") from error
+    except Exception as error:
+        if reason := _reason(error, argv):
+            raise UserError(reason) from error
+        raise
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? All arguments are flags, see {program()} --help")
     return config
@@ -74,6 +75,54 @@ def builtin() -> dict[str, Path]:
     """Name -> file of the configs that come with the package."""
     files = sorted(BUILTIN.glob("*.py"))
     return {p.stem: p for p in files if "def get_config(" in p.read_text(encoding="utf-8")}
+
+
+def _reason(error: Exception, argv: list[str]) -> str:
+    """What is wrong with the config or the flags, in one line; "" for a bug of this program."""
+    for link in _chain(error):
+        if isinstance(link, UserError) and "Traceback" not in str(link):
+            return str(link)
+        if place := _place(link, argv):
+            return place
+    if isinstance(error, LookupError):
+        key = "[" if isinstance(error, IndexError) else str(error.args[0])
+        for field in (a.lstrip("-").split("=")[0] for a in argv if "config." in a):
+            if key in field:
+                return (
+                    f"the config has no {field}: only what its file sets can be changed by a flag"
+                )
+    if isinstance(
+        error, flags.Error | AttributeError | LookupError | ValueError | TypeError | OSError
+    ):
+        # An error that is raised again has a whole traceback in its text; the last line says it all.
+        lines = str(error).replace("\\n", "\n").strip().splitlines()
+        reason = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+        return f"{reason} (see {program()} --help)"
+    return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _place(error: BaseException, argv: list[str]) -> str:
+    """The line of a config file on the command line that raised `error`, with the error; else ""."""
+    names = [argument.partition("=")[2] or argument for argument in argv]
+    files = {name.partition(":")[0] for name in names if ".py" in name}
+    if isinstance(error, SyntaxError) and error.filename in files:
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            if isinstance(error, KeyError | AttributeError):
+                for name, call in re.findall(r"\w\.([\w.]+)(\(?)", frame.line or ""):
+                    if moved := where_it_went(name.rpartition(".")[0] if call else name):
+                        return f"{frame.filename}, line {frame.lineno}: {moved}"
+            return (
+                f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {one_line(error)}"
+            )
+    return ""
 
 
 def _with_files(argv: list[str]) -> list[str]:

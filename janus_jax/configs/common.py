@@ -5,27 +5,40 @@ Configs are plain data: nothing here imports JAX.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from janus_jax.configs import standin
-from janus_jax.errors import nearest
+from janus_jax.errors import UserError, nearest
 from janus_jax.freeze_sets import TRAINABLE
 
 
-def stage(objective: str, trainable: str, sources: dict[str, Any], **fields: Any) -> ConfigDict:
+def stage(
+    objective: str, trainable: str | Sequence[str], sources: dict[str, Any], **fields: Any
+) -> ConfigDict:
     """One stage.
 
     Args:
       objective: which loss.
-      trainable: a key of `TRAINABLE`.
+      trainable: a key of `TRAINABLE`, or patterns of parameter paths (`janus_jax.training.groups`).
       sources: label -> dict(name, task, weight, options) of each source of data.
       **fields: of `janus_jax.training.Stage`.
+
+    Raises:
+      UserError: no freeze set of this name.
     """
+    if isinstance(trainable, str):
+        if trainable not in TRAINABLE:
+            raise UserError(
+                f"no freeze set {trainable!r} ({', '.join(TRAINABLE)}); patterns come as a tuple."
+                + nearest(trainable, TRAINABLE)
+            )
+        trainable = TRAINABLE[trainable]
     values = dict(
         objective=objective,
-        trainable=TRAINABLE[trainable],
+        trainable=tuple(trainable),
         ratio=(0.0, 0.0, 0.0),
         warmup_steps=0,
         ema_decay=0.0,
@@ -110,6 +123,6 @@ def pick(config: ConfigDict, arg: str, variants: tuple[str, ...] = ()) -> Config
     """`file.py:stage2` runs one stage; without it all run in order."""
     known = (*variants, *config.stage_order)
     if arg and arg not in known:
-        raise ValueError(f"no variant {arg!r} ({', '.join(known)}).{nearest(arg, known)}")
+        raise UserError(f"no variant {arg!r} ({', '.join(known)}).{nearest(arg, known)}")
     config.only_stage = arg
     return config

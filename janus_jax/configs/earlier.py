@@ -23,7 +23,7 @@ _MOVED = {
     r"stages\.(?P<stage>\w+)\.scenes\.tasks(\.(?P<field>\w+))?": (
         "config.stages.{stage}.sources.LABEL.options.kinds{.field}"
     ),
-    r"stages\.(?P<stage>\w+)\.scenes(\.(?P<field>\w+))?": (
+    r"stages\.(?P<stage>\w+)\.scenes(\.(?P<field>[\w.]+))?": (
         "config.stages.{stage}.sources.LABEL.options{.field}"
     ),
     r"eval\.(?P<field>prompts|cfg_weights)": "config.eval.benchmarks[N].{field} of emoji/geneval",

@@ -41,6 +41,7 @@ class SequenceEncoder:
       condition_dropout: share of generation examples whose prompt becomes padding (Janus paper,
         footnote 2: 10 %).
       codes: pictures to generate come as codes.
+      codebook_size: of the image tokenizer; codes are from 0 to below it. None sets no upper limit.
       blank: leave all pictures black and do not open them, where only lengths matter.
 
     Attributes:
@@ -54,12 +55,14 @@ class SequenceEncoder:
         too_long: str = "error",
         condition_dropout: float = 0.1,
         codes: bool = False,
+        codebook_size: int | None = None,
         blank: bool = False,
     ):
         if too_long not in TOO_LONG:
             raise UserError(f"too_long must be one of {', '.join(TOO_LONG)}, not {too_long!r}")
         self._processor, self._row, self._too_long = processor, row, too_long
         self._condition_dropout, self._codes, self._blank = condition_dropout, codes, blank
+        self._codebook_size = codebook_size
         self._lock = threading.Lock()
         self.rejected = self.truncated = self._in_a_row = 0
 
@@ -167,6 +170,12 @@ class SequenceEncoder:
             raise UserError(
                 f"the codes of a picture must be {config.num_codes} integers, not {codes.dtype} "
                 f"{list(codes.shape)}"
+            )
+        highest = np.inf if self._codebook_size is None else self._codebook_size - 1
+        if codes.size and not 0 <= codes.min() <= codes.max() <= highest:
+            raise UserError(
+                f"the codes of a picture must be from 0 to {highest}, not from {codes.min()} to "
+                f"{codes.max()}: they are of another image tokenizer"
             )
         return codes.astype(np.int32)
 

@@ -93,9 +93,9 @@ def score_pictures(
     Returns:
       {"plain": share right, "strict": share strictly right, "count": pictures}.
     """
-    each = len(pictures) // len(prompts)
+    per_prompt = len(pictures) // len(prompts)
     results = [
-        is_right(prompts[i // each].scene, judge.read(picture), judge.look_alikes)
+        is_right(prompts[i // per_prompt].scene, judge.read(picture), judge.look_alikes)
         for i, picture in enumerate(pictures)
     ]
     plain, strict = np.mean(results, axis=0)

@@ -46,11 +46,11 @@ def length(cache: Cache) -> int:
     return cache[0]["k"].shape[-2]
 
 
-def grow(cache: Cache, slots: int) -> Cache:
-    """The same cache with so many slots."""
-    extra = slots - length(cache)
+def grow(cache: Cache, target_length: int) -> Cache:
+    """The same cache with `target_length` slots."""
+    extra = target_length - length(cache)
     if extra < 0:
-        raise ValueError(f"a cache of {length(cache)} slots cannot shrink to {slots}")
+        raise ValueError(f"a cache of {length(cache)} slots cannot shrink to {target_length}")
 
     def pad(name: str, x: jax.Array) -> jax.Array:
         axis = x.ndim - (1 if name.endswith("_scale") else 2)
@@ -63,10 +63,10 @@ def grow(cache: Cache, slots: int) -> Cache:
 
 def bytes_per_slot(config: DecoderConfig, dtype: jnp.dtype | str) -> int:
     """Bytes of one row's keys and values in one slot, all layers together."""
-    each = config.head_dim * jnp.dtype(dtype).itemsize
+    per_head = config.head_dim * jnp.dtype(dtype).itemsize
     if jnp.dtype(dtype) == jnp.int8:
-        each += 4
-    return 2 * config.layers * config.kv_heads * each
+        per_head += 4
+    return 2 * config.layers * config.kv_heads * per_head
 
 
 def flat(cache: Cache) -> Cache:

@@ -25,8 +25,8 @@ def picture_bytes(
 ) -> int:
     """Bytes that one more picture takes while it is drawn."""
     rows = 2 if guided else 1
-    slots = prompt_length + config.vq.num_codes
-    cache = _CACHE_COPIES * slots * bytes_per_slot(config.decoder, cache_dtype)
+    cache_length = prompt_length + config.vq.num_codes
+    cache = _CACHE_COPIES * cache_length * bytes_per_slot(config.decoder, cache_dtype)
     logits = 4 * 4 * config.vq.codebook_size
     return int(rows * (cache + logits)) + 8 * config.vq.image_size**2
 

@@ -114,16 +114,16 @@ def _cudnn_packed(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> j
     )
 
 
-def segment_offsets(ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
-    """Lengths int32 [B, most] and starts [B, most + 1] of the segments of rows [B, T]; -1 where there are none.
+def segment_offsets(ids: jax.Array, max_segments: int) -> tuple[jax.Array, jax.Array]:
+    """Lengths int32 [B, max_segments] and starts [B, max_segments + 1] of the segments of rows [B, T].
 
-    The end of the last segment is not among the starts: JAX puts those of all rows after each other, and one more
-    in a row would move all that follow.
+    They are -1 where there are none. The end of the last segment is not among the starts: JAX puts those
+    of all rows after each other, and one more in a row would move all that follow.
     """
-    numbers = jnp.arange(1, most + 1)
+    numbers = jnp.arange(1, max_segments + 1)
     lengths = jnp.sum(ids[:, :, None] == numbers, axis=1, dtype=jnp.int32)
     ends = jnp.cumsum(lengths, axis=1, dtype=jnp.int32)
     starts = jnp.pad(ends, ((0, 0), (1, 0)))
     count = jnp.sum(lengths > 0, axis=1, keepdims=True)
-    offsets = jnp.where(jnp.arange(most + 1) < count, starts, -1)
+    offsets = jnp.where(jnp.arange(max_segments + 1) < count, starts, -1)
     return jnp.where(lengths > 0, lengths, -1), offsets

@@ -132,10 +132,10 @@ def _from_path(source: str | os.PathLike) -> Image.Image:
 
 def _from_file(file: BinaryIO) -> Image.Image:
     with _identify(file) as image:
-        most = MAX_PIXELS // 2 if image.format in COSTLY_FORMATS else MAX_PIXELS
-        if image.width * image.height > most:
+        max_pixels = MAX_PIXELS // 2 if image.format in COSTLY_FORMATS else MAX_PIXELS
+        if image.width * image.height > max_pixels:
             raise UserError(
-                f"{image.width}x{image.height} pixels are too many, at most {most // 10**6} megapixels "
+                f"{image.width}x{image.height} pixels are too many, at most {max_pixels // 10**6} megapixels "
                 f"of {image.format} are read; make it smaller first"
             )
         if image.width * image.height > LARGE_PIXELS:

@@ -180,8 +180,8 @@ class Processor:
     def expand_image_slots(self, ids: Sequence[int]) -> list[int]:
         """Replaces each image id by BOI + num_image_tokens image ids + EOI."""
         tok = self.tokenizer
-        slots = [tok.boi_id, *[tok.image_id] * self.config.num_image_tokens, tok.eoi_id]
-        return [out for i in ids for out in (slots if i == tok.image_id else (i,))]
+        placeholders = [tok.boi_id, *[tok.image_id] * self.config.num_image_tokens, tok.eoi_id]
+        return [out for i in ids for out in (placeholders if i == tok.image_id else (i,))]
 
     def _system(self, system: str | None) -> str:
         return self.config.system_prompt if system is None else system

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from janus_jax.configs import common
 from janus_jax.configs.earlier import check_moved
 from janus_jax.data import TOO_LONG
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
-from janus_jax.training import TRAINABLE
+from janus_jax.training import TRAINABLE, Stage
 from janus_jax.training.groups import WILDCARDS
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for a value that nothing else looks at before it is used."""
     check_moved(config)
+    _check_fields(config)
     if config.policy.remat not in REMAT:
         raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
     if config.policy.attention not in BACK_ENDS:
@@ -36,6 +40,28 @@ def check_config(config: ConfigDict) -> None:
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
     _check_numbers(config)
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Nobody reads a field of another name, so a slip in a config file would go unseen."""
+    known = common.base("", "janus-tiny")
+    _only("config", config, known)
+    for part in ("model", "processor", "policy", "mesh", "data", "log", "eval"):
+        _only(f"config.{part}", config[part], known[part])
+    _only("config.data.row", config.data.row, known.data.row)
+    fields = [f for f in dataclasses.fields(Stage) if f.name != "name"]
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    for name, stage in config.stages.items():
+        _only(f"config.stages.{name}", stage, [f.name for f in fields])
+        for field in required:
+            if field not in stage:
+                raise UserError(f"config.stages.{name}.{field} is missing")
+
+
+def _only(where: str, fields: Iterable[str], known: Collection[str]) -> None:
+    for field in fields:
+        if field not in known:
+            raise UserError(f"{where} has no field {field!r}.{nearest(field, known)}")
 
 
 def _check_numbers(config: ConfigDict) -> None:

@@ -196,6 +196,7 @@ def make_encoder(
         row,
         condition_dropout=stage.condition_dropout,
         codes=codes,
+        codebook_size=experiment.janus_config.vq.codebook_size,
         **options,
     )
 

@@ -141,10 +141,10 @@ def to_torch(path: str, value: np.ndarray, table: NameTable = OFFICIAL) -> dict[
     Raises:
       UserError: the parameter has no name in that format.
     """
-    slots = table.to_torch(path)
-    if not slots:
+    entries = table.to_torch(path)
+    if not entries:
         raise UserError(f"parameter {path} has no name in the {table.key} format")
-    return {s.name: np.ascontiguousarray(s.layout.to_torch(s.cut(value))) for s in slots}
+    return {s.name: np.ascontiguousarray(s.layout.to_torch(s.cut(value))) for s in entries}
 
 
 @functools.cache
