@@ -439,18 +439,6 @@ def test_drawing_and_answering_need_no_training_library(janus, tmp_path):
     assert card["config"]["name"] == CONFIG.name
 
 
-def test_old_names_warn_and_work():
-    import janus_jax
-    from janus_jax import inference, sampling
-
-    with pytest.warns(DeprecationWarning, match=r"now janus_jax\.Janus"):
-        assert sampling.Janus is Janus is janus_jax.Janus
-    with pytest.warns(DeprecationWarning, match="enable_compilation_cache"):
-        assert sampling.keep_programs is inference.enable_compilation_cache
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = sampling.nothing
-
-
 def test_the_package_is_typed():
     assert (ROOT / "janus_jax/py.typed").exists()
     assert isinstance(Image.Image, type)

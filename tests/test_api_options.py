@@ -107,3 +107,15 @@ def test_former_names_warn_and_work(module, name, place):
     assert found is getattr(importlib.import_module(now), attribute)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = former.nothing
+
+
+def test_old_names_warn_and_work():
+    import janus_jax
+    from janus_jax import inference, sampling
+
+    with pytest.warns(DeprecationWarning, match=r"now janus_jax\.Janus"):
+        assert sampling.Janus is Janus is janus_jax.Janus
+    with pytest.warns(DeprecationWarning, match="enable_compilation_cache"):
+        assert sampling.keep_programs is inference.enable_compilation_cache
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sampling.nothing

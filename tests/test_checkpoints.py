@@ -26,7 +26,6 @@ from janus_jax.checkpoints import (
 )
 from janus_jax.config import JANUS_TINY
 from janus_jax.errors import UserError
-from janus_jax.files import read_json
 from janus_jax.models import JanusModel, init_params, stack_layers
 from janus_jax.parallel import make_mesh, param_shardings, shard_params, state_shardings
 
@@ -445,9 +444,3 @@ def test_saving_and_loading_print_nothing(run_dir, capfd):
         checkpoints.restore(1, SMALL, STATE, numbers())
         checkpoints.restore_params(1)
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_path_whose_bytes_are_not_utf_8_survives_in_the_card(tmp_path):
-    origin = {"from": os.fsdecode(b"models/m\xff")}
-    write_metadata(tmp_path, JANUS_TINY, {"system_prompt": "höflich"}, "{}", origin)
-    assert read_json(tmp_path / "janus.json")["origin"] == origin

@@ -416,8 +416,7 @@ def test_what_cannot_be_read_is_not_called_a_failed_write(name, run, monkeypatch
     monkeypatch.setattr(owner, method, refuse)
     with pytest.raises(UserError) as error:
         claims(run, name="other")
-    if name == ".changes.jsonl":  # its temporary name; what is shown is the one that people know
-        refused = run / "changes.jsonl"
+    refused = run / ("changes.jsonl" if name == ".changes.jsonl" else name)  # as people know it
     place = rf"(the run directory {re.escape(str(run))}|{re.escape(str(refused))})"
     assert re.match(rf"cannot {doing} {place}: Permission denied", str(error.value))
     assert str(refused) in str(error.value) and "\n" not in str(error.value)
@@ -446,7 +445,7 @@ def test_a_process_that_sees_another_directory_is_named(monkeypatch, tmp_path):
 
 
 def test_a_directory_that_cannot_be_is_one_line(tmp_path):
-    (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+    (file := tmp_path / "file").touch()
+    for place in (file, file / "below"):
         with pytest.raises(UserError, match="cannot write to the run directory"):
             claims(place)

@@ -1,6 +1,7 @@
 """Models and runs that are read: damage is found, a run is read at its newest whole step."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from janus_jax.checkpoints import (
 from janus_jax.config import JANUS_TINY
 from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
+from janus_jax.files import read_json
 from janus_jax.models import JanusModel, init_params
 from janus_jax.run import build
 from janus_jax.run.claim import init_or_verify_run_dir
@@ -202,3 +204,9 @@ def test_checking_is_no_part_of_what_a_run_is(tmp_path):
     init_or_verify_run_dir(tmp_path, config, experiment)
     config.log.verify = False
     init_or_verify_run_dir(tmp_path, config, experiment)
+
+
+def test_a_path_whose_bytes_are_not_utf_8_survives_in_the_metadata(tmp_path):
+    origin = {"from": os.fsdecode(b"models/m\xff")}
+    write_metadata(tmp_path, JANUS_TINY, {"system_prompt": "höflich"}, "{}", origin)
+    assert read_json(tmp_path / "janus.json")["origin"] == origin
