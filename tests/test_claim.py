@@ -27,8 +27,7 @@ ORDER = ("stage0_lm", "stage1", "stage2")
 def config(**fields):
     """The smoke config with three stages, and fields like `stages__stage2__steps` changed."""
     made = janus_tiny.get_config("smoke")
-    made.mesh.fsdp = 1
-    made.stage_order = ORDER
+    made.mesh.fsdp, made.stage_order = 1, ORDER
     for path, value in fields.items():
         *parts, last = path.split("__")
         node = made
