@@ -212,7 +212,7 @@ def test_pieces_of_a_text_join_to_what_stands_before_the_stop_string(text, stop,
         for end in ends:
             pieces.append(stream.update(tokens[:end], end == len(tokens)))
         assert "".join(pieces) == stream.text == expected
-        assert stream.ended
+        assert stream.finished
     assert find_stop("abc", ["d"]) is None
 
 
@@ -435,8 +435,8 @@ def test_drawing_and_answering_need_no_training_library(janus, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(2, 16, 16, 3)\n"
-    card = json.loads((tmp_path / "model_again/janus.json").read_text())
-    assert card["config"]["name"] == CONFIG.name
+    metadata = json.loads((tmp_path / "model_again/janus.json").read_text())
+    assert metadata["config"]["name"] == CONFIG.name
 
 
 def test_the_package_is_typed():

@@ -128,8 +128,8 @@ def test_a_flipped_bit_of_a_model_is_found_and_an_edited_card_told(run, tmp_path
     save_model(place, loaded.config, {"cfg_weight": 5.0}, "{}", loaded.params)
     load_model(place)
     assert capfd.readouterr() == ("", "")
-    card = place / "janus.json"
-    card.write_text(card.read_text().replace("5.0", "7.0"))
+    metadata = place / "janus.json"
+    metadata.write_text(metadata.read_text().replace("5.0", "7.0"))
     assert load_model(place).processor == {"cfg_weight": 7.0}
     assert "janus.json differs from its checksum: it was edited, or is damaged" in (
         capfd.readouterr().err

@@ -106,7 +106,7 @@ def test_a_picture_is_the_same_in_batches_of_1_3_and_16(janus, settings):
     ],
 )
 def test_seeded_codes_equal_uncached_decoding_step_by_step(janus, settings):
-    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, **settings)
+    sampling, static = make_sampling_params(CONFIG.vq.codebook_size, **settings)
     drawn = draw_codes(janus, [LONG, SHORT], seed=7, **settings)
     for prompt, codes in zip((LONG, SHORT), drawn, strict=True):
         logits = uncached_logits(janus, prompt)
@@ -115,7 +115,7 @@ def test_seeded_codes_equal_uncached_decoding_step_by_step(janus, settings):
         expected = np.zeros(CONFIG.vq.num_codes, np.int32)
         for i in range(len(expected)):
             now = logits(expected[:-1], settings["cfg_weight"])[i]
-            expected[i] = sample(now[None], fold_in(keys, i), knobs, mode)[0]
+            expected[i] = sample(now[None], fold_in(keys, i), sampling, static)[0]
         np.testing.assert_array_equal(codes, expected)
 
 
@@ -251,12 +251,12 @@ def test_no_step_copies_the_cache_on_a_cpu(janus, columns):
     )
     plan = Prompts(*left_pad(prompts, len(prompts), 0), np.array(rows))
     keys = picture_keys(jax.random.key(0), [Request((), i) for i in range(columns)], columns)
-    knobs, mode = make_sampling_params(CONFIG.vq.codebook_size, 2.0)
-    state, _ = engine.start(janus.weights, plan, keys, knobs, static=mode)
+    sampling, static = make_sampling_params(CONFIG.vq.codebook_size, 2.0)
+    state, _ = engine.start(janus.weights, plan, keys, sampling, static=static)
     length = plan.ids.shape[1] + 11
     state = engine.grow(state, length=length)
     lowered = engine.advance.lower(
-        janus.weights, state, 1, keys, knobs, plan.ids.shape[1], steps=11, static=mode
+        janus.weights, state, 1, keys, sampling, plan.ids.shape[1], steps=11, static=static
     )
     shape = f"f32[{2 * columns * CONFIG.decoder.kv_heads},{length},{CONFIG.decoder.head_dim}]"
     program = lowered.compile().as_text().splitlines()

@@ -82,7 +82,7 @@ def test_drawing_with_the_kernel_is_drawing_without(monkeypatch, kv_heads):
     config = config.replace(decoder=config.decoder.replace(kv_heads=kv_heads))
     policy = Policy()
     weights = fuse_params(init_params(JanusModel(config), jax.random.key(0)), config, policy)
-    knobs, mode = make_sampling_params(config.vq.codebook_size, cfg_weight=2.0)
+    sampling, static = make_sampling_params(config.vq.codebook_size, cfg_weight=2.0)
     prompts = [[1, 7, 8, 9, 2], [1, 5, 2]]  # of two lengths: the shorter one is padded
     prompts, rows = deduplicate_prompts(prompts, 2, True, pad_id=0)
     ids, mask = left_pad(prompts, 4, 0)
@@ -92,7 +92,7 @@ def test_drawing_with_the_kernel_is_drawing_without(monkeypatch, kv_heads):
     for kernel in (False, True):
         engine = ImageEngine(config, policy, "float32", kernel=kernel)
         assert (engine.cache_bucket == config.vq.num_codes) == kernel
-        drawn[kernel], _ = engine.draw(weights, prompts, keys, knobs, static=mode)
+        drawn[kernel], _ = engine.draw(weights, prompts, keys, sampling, static=static)
     np.testing.assert_array_equal(drawn[True], drawn[False])
 
 

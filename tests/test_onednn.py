@@ -102,8 +102,8 @@ def test_no_step_casts_a_weight():
     weights = jax.eval_shape(lambda params: fuse_params(params, WIDE, policy), random_params(WIDE))
     prompts = Prompts(shape((3, 6), jnp.int32), shape((3, 6), bool), shape((2, 2), jnp.int32))
     codes = shape((2, WIDE.vq.num_codes), jnp.int32)
-    knobs, _ = make_sampling_params(WIDE.vq.codebook_size, cfg_weight=2.0)
-    program = engine.score.lower(weights, prompts, codes, knobs).compile().as_text()
+    sampling, _ = make_sampling_params(WIDE.vq.codebook_size, cfg_weight=2.0)
+    program = engine.score.lower(weights, prompts, codes, sampling).compile().as_text()
     D, F, K, H = FULL.width, FULL.ffw, FULL.kv_heads, FULL.head_dim
     whole = ((3 * K * H, D), (K, 3, H, D), (D, D), (2 * F, D), (2, F, D), (D, F))
     names = [",".join(map(str, sizes)) for sizes in whole]

@@ -21,14 +21,14 @@ class CompiledLoop(Peer):
     """PyTorch written for speed: static cache, fused weights, image head only, one compiled function a code.
 
     The prompt runs once and its cache is broadcast over the images. Conditional rows come first. Attention reads a
-    window that grows in steps, so that most of the empty cache is never touched. Guidance runs in float32.
+    length that grows in steps, so that most of the empty cache is never touched. Guidance runs in float32.
 
     Args:
       model: the model; its q, k, v and its gate, up weights become views of fused ones, so nothing is held twice.
       compile: compile the step: with CUDA graphs on a GPU, plain inductor on a CPU. Raises `PeerUnavailable`
         if torch cannot.
-      window: step by which the window grows. 1 reads exactly the filled part, needs no mask and compiles once with
-        a dynamic length; more compiles one graph a window. Default: 128 for CUDA graphs, else 1.
+      bucket: step by which the cache length grows. 1 reads exactly the filled part, needs no mask and compiles once with
+        a dynamic length; more compiles one graph a length. Default: 128 for CUDA graphs, else 1.
       compile_vq: compile the VQ decoder, too. Default: with `compile` on a GPU; on a CPU that takes a minute.
     """
 
@@ -36,24 +36,24 @@ class CompiledLoop(Peer):
         self,
         model: Any,
         compile: bool = True,
-        window: int | None = None,
+        bucket: int | None = None,
         compile_vq: bool | None = None,
     ):
         super().__init__(model)
         cuda = self.device.type == "cuda"
         self._compile = compile
-        self._window = window or (128 if compile and cuda else 1)
-        self._decoder = _Decoder(model, exact=self._window == 1)
+        self._bucket = bucket or (128 if compile and cuda else 1)
+        self._decoder = _Decoder(model, exact=self._bucket == 1)
         self._step, self._vq = self._decoder.step, model.decode_image_tokens
         if compile:
-            # A graph for each window; past the limit a full graph fails rather than run uncompiled.
+            # A graph for each length; past the limit a full graph fails rather than run uncompiled.
             dynamo = torch._dynamo.config
             dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
             self._step = torch.compile(
                 self._step,
                 mode="reduce-overhead" if cuda else "default",
                 fullgraph=True,
-                dynamic=None if self._window == 1 else False,
+                dynamic=None if self._bucket == 1 else False,
             )
         if compile and cuda if compile_vq is None else compile_vq:
             self._vq = torch.compile(self._vq, fullgraph=True, dynamic=False)
@@ -75,10 +75,10 @@ class CompiledLoop(Peer):
         for i in range(job.steps):
             if i > 0:
                 place = start + i - 1  # of the code that is fed
-                stop = min(-(-(place + 1) // self._window) * self._window, length)
+                stop = min(-(-(place + 1) // self._bucket) * self._bucket, length)
                 args = (code, places[place : place + 1].clone(), places[:stop], weight)
                 if self._compile:
-                    if self._window == 1:
+                    if self._bucket == 1:
                         torch._dynamo.mark_dynamic(args[2], 0)
                     torch.compiler.cudagraph_mark_step_begin()
                 guided, code = available(self._step, "torch.compile of the step", *args)
@@ -97,7 +97,7 @@ class _Decoder(nn.Module):
 
     Args:
       model: the transformers model.
-      exact: the window ends at the current position, so that it needs no mask.
+      exact: the cache ends at the current position, so that it needs no mask.
     """
 
     def __init__(self, model: Any, exact: bool):
@@ -135,21 +135,21 @@ class _Decoder(nn.Module):
         size = ids.shape[1]
         for block in self.blocks:
             x = block.prefill(x, self.cos[:size], self.sin[:size], n)
-        return self.guide(x[:, -1], weight).repeat(n, 1)
+        return self.apply_cfg(x[:, -1], weight).repeat(n, 1)
 
     def step(
-        self, code: Tensor, place: Tensor, window: Tensor, weight: Tensor
+        self, code: Tensor, place: Tensor, bucket: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Codes [B] at `place` [1], positions to read [W], guidance [] -> logits [B, V], codes [B]."""
         x = self.align(self.codes(code)).repeat(2, 1)[:, None]
         cos, sin = self.cos[place], self.sin[place]
-        mask = None if self._exact else (window <= place)[None, None, None]
+        mask = None if self._exact else (bucket <= place)[None, None, None]
         for block in self.blocks:
-            x = block.step(x, cos, sin, place, window.shape[0], mask)
-        guided = self.guide(x[:, 0], weight)
+            x = block.step(x, cos, sin, place, bucket.shape[0], mask)
+        guided = self.apply_cfg(x[:, 0], weight)
         return guided, self.sample(guided)
 
-    def guide(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def apply_cfg(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """hidden [2B, D] before the last norm -> guided logits [B, V] in float32."""
         cond, uncond = self.head(self.norm(hidden)).float().chunk(2)
         return uncond + weight * (cond - uncond)

@@ -221,5 +221,5 @@ def _growing(
         for new in turn:
             drawn = np.concatenate([drawn, new], axis=1)
             yield update_texts(texts, dialogue, drawn, limits)
-            if all(text.ended for text in texts):
+            if all(text.finished for text in texts):
                 return

@@ -19,31 +19,31 @@ class TextStream:
 
     Attributes:
       text: the answer as far as it is certain.
-      ended: nothing will follow.
+      finished: nothing will follow.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self._tokenizer, self._stop = tokenizer, stop
         self._emitted = ""
-        self.text, self.ended = "", False
+        self.text, self.finished = "", False
 
-    def update(self, tokens: list[int], ended: bool) -> str:
+    def update(self, tokens: list[int], finished: bool) -> str:
         """The next piece, "" if there is none. The pieces join to `text`.
 
         Args:
           tokens: all tokens of the answer so far.
-          ended: none will follow.
+          finished: none will follow.
         """
-        if self.ended:
+        if self.finished:
             return ""
         decoded = self._tokenizer.decode(tokens)
         end = find_stop(decoded, self._stop)
-        self.ended = ended or end is not None
-        if end is None and not ended:
+        self.finished = finished or end is not None
+        if end is None and not finished:
             end = len(decoded) - _open_stop(decoded, self._stop)
         self.text = decoded[:end].strip()
         # Half a character must wait for its other half, unless the answer ends there.
-        whole = self.ended or not self.text.endswith("\ufffd")
+        whole = self.finished or not self.text.endswith("\ufffd")
         if not (whole and self.text.startswith(self._emitted)):
             return ""
         piece, self._emitted = self.text[len(self._emitted) :], self.text
@@ -57,8 +57,8 @@ def update_texts(
     pieces = []
     for row, text in enumerate(texts):
         tokens = dialogue.truncate(drawn[row], limits[row])
-        ended = len(tokens) < drawn.shape[1] or len(tokens) == limits[row]
-        pieces.append(text.update(tokens, ended))
+        finished = len(tokens) < drawn.shape[1] or len(tokens) == limits[row]
+        pieces.append(text.update(tokens, finished))
     return pieces
 
 
