@@ -46,12 +46,12 @@ def check_tiny(compile: bool) -> bool:
         "official loop": lambda: OfficialLoop(model),
         "transformers generate": lambda: TransformersGenerate(model),
         "loop, static cache": lambda: CompiledLoop(model, compile=False),
-        "loop, windows of 5": lambda: CompiledLoop(model, compile=False, window=5),
+        "loop, lengths by 5": lambda: CompiledLoop(model, compile=False, bucket=5),
     }
     if compile:
         make["generate, compiled"] = lambda: TransformersGenerate(model, static_compiled=True)
         make["loop, compiled"] = lambda: CompiledLoop(model, compile_vq=True)
-        make["loop, compiled, windows of 16"] = lambda: CompiledLoop(model, window=16)
+        make["loop, compiled, lengths by 16"] = lambda: CompiledLoop(model, bucket=16)
     want, good = None, same
     for name, build in make.items():
         try:

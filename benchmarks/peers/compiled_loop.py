@@ -27,8 +27,8 @@ class CompiledLoop(Peer):
       model: the model; its q, k, v and its gate, up weights become views of fused ones, so nothing is held twice.
       compile: compile the step: with CUDA graphs on a GPU, plain inductor on a CPU. Raises `PeerUnavailable`
         if torch cannot.
-      bucket: step by which the cache length grows. 1 reads exactly the filled part, needs no mask and compiles once with
-        a dynamic length; more compiles one graph a length. Default: 128 for CUDA graphs, else 1.
+      bucket: step by which the cache length grows. 1 reads exactly the filled part, needs no mask and compiles
+        once with a dynamic length; more compiles one graph a length. Default: 128 for CUDA graphs, else 1.
       compile_vq: compile the VQ decoder, too. Default: with `compile` on a GPU; on a CPU that takes a minute.
     """
 
