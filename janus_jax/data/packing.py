@@ -47,8 +47,14 @@ COUNTED_BY = {
     "und_images": "und_images",
     "gen_images": "gen_starts",
 }
-_OF_TARGETS = ("target_ids", "target_positions", "target_tasks", "target_weights", "target_sources")
-_OF_GENERATED = ("gen_starts", "gen_weights", "gen_sources")
+# What has a value for each token, target or picture to generate is packed as the columns of one array: Grain
+# works on each array of a sequence by itself, three times.
+_COLUMNS = {
+    "tokens": ("tokens", "token_types"),
+    "targets": ("target_ids", "target_positions", "target_tasks", "target_sources"),
+    "generated": ("gen_starts", "gen_sources"),
+}
+_SINGLE = ("target_weights", "gen_weights", "und_images", "gen_images", "gen_codes")
 
 
 def pack(
@@ -72,31 +78,45 @@ def pack(
         gen_starts, gen_sources int32 [B, G]; gen_weights float32 [B, G]
       Positions restart at 0 in every segment; target_positions and gen_starts count from the row's start.
     """
-    generated = "gen_codes" if codes else "gen_images"
+    pictures = "gen_codes" if codes else "gen_images"
     lengths = {
         "tokens": row.tokens,
-        "token_types": row.tokens,
-        **dict.fromkeys(_OF_TARGETS, row.targets),
-        **dict.fromkeys((*_OF_GENERATED, generated), row.gen_images),
+        **dict.fromkeys(("targets", "target_weights"), row.targets),
+        **dict.fromkeys(("generated", "gen_weights", pictures), row.gen_images),
         "und_images": row.und_images,
     }
-    dataset = grain.experimental.FirstFitPackIterDataset(
-        dataset, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
+    packed = grain.experimental.FirstFitPackIterDataset(
+        dataset.map(_join_columns),
+        length_struct=lengths,
+        num_packing_bins=batch_size,
+        shuffle_bins=False,
     )
-    return dataset.map(_finish_row).batch(batch_size, drop_remainder=True)
+    return packed.map(_finish_row).batch(batch_size, drop_remainder=True)
+
+
+def _join_columns(features: Batch) -> Batch:
+    joined = {
+        name: np.stack([features[column] for column in columns], axis=1)
+        for name, columns in _COLUMNS.items()
+    }
+    return joined | {name: features[name] for name in _SINGLE if name in features}
 
 
 def _finish_row(row: Batch) -> Batch:
-    """Positions within a segment become positions within the row."""
+    """Columns become arrays, positions within a segment become positions within the row."""
     segments, positions = row["tokens_segment_ids"], row["tokens_positions"]
     starts = np.zeros(segments.max(initial=0) + 1, np.int32)
     first = (positions == 0) & (segments > 0)
     starts[segments[first]] = np.flatnonzero(first)
-    generated = "gen_codes" if "gen_codes" in row else "gen_images"
-    unchanged = ("tokens", "token_types", *_OF_TARGETS, *_OF_GENERATED, "und_images", generated)
-    return {name: row[name] for name in unchanged} | {
-        "segment_ids": segments,
-        "positions": positions,
-        "target_positions": row["target_positions"] + starts[row["target_ids_segment_ids"]],
-        "gen_starts": row["gen_starts"] + starts[row["gen_starts_segment_ids"]],
+    out = {
+        column: row[name][:, i]
+        for name, columns in _COLUMNS.items()
+        for i, column in enumerate(columns)
     }
+    out["target_positions"] = out["target_positions"] + starts[row["targets_segment_ids"]]
+    out["gen_starts"] = out["gen_starts"] + starts[row["generated_segment_ids"]]
+    return (
+        out
+        | {name: row[name] for name in _SINGLE if name in row}
+        | {"segment_ids": segments, "positions": positions}
+    )
