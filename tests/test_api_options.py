@@ -79,6 +79,7 @@ def test_settings_that_do_not_exist_are_named():
     assert hash(config) == hash(GenerationConfig(2.0, stop=(".",)))
 
 
+@pytest.mark.heavy
 def test_a_model_in_bfloat16_is_saved_with_equal_numbers(tmp_path):
     half = make_janus(fields=GUIDED, policy=Policy("bfloat16", "bfloat16"))
     half.save(tmp_path / "model")

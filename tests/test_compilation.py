@@ -19,6 +19,7 @@ print(sum(name.endswith("cache_hits") for name in hits))
 """
 
 
+@pytest.mark.subprocess
 def test_programs_are_found_again_by_the_next_process(tmp_path):
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     env.pop("JAX_COMPILATION_CACHE_DIR")
