@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from janus_jax.inference import enable_compilation_cache
 
 ROOT = Path(__file__).resolve().parent.parent
