@@ -79,7 +79,7 @@ def params():
 
 
 def stage(objective="smallness", trainable=("decoder/final_norm",), **fields):
-    values = dict(steps=4, learning_rate=0.1, warmup_steps=0, batch_size=1)
+    values = dict(steps=4, learning_rate=0.1, warmup_steps=0, batch_size=1, ratio=(0, 1, 0))
     return Stage("own", objective, trainable, **{**values, **fields})
 
 
