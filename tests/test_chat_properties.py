@@ -1,16 +1,13 @@
 """Any conversation: its ids decode back, its turns concatenate, and no text becomes a control token."""
 
-import pytest
 from dummies_tokenizers import byte_level
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from released_tokenizers import official_tokenizer
 
 from janus_jax.processing import Processor, ProcessorConfig
 from janus_jax.processing.chat import TEMPLATES, render_pieces
 from janus_jax.processing.tokenizer import ASSISTANT, IMAGE, SPECIAL_TOKENS, USER, Control
-
-pytest.importorskip("hypothesis")
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 TOKENIZERS = {"bytes": byte_level(words=()), "1b": official_tokenizer("1b")}

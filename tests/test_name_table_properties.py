@@ -4,13 +4,11 @@ import dataclasses
 
 import pytest
 from converting import SMALL, TABLES
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.interop.conversion.convert import expected_shapes, make_plan
-
-pytest.importorskip("hypothesis")
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.heavy
 

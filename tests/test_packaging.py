@@ -21,7 +21,6 @@ START = "import sys; sys.argv[0] = {name!r}; from {module} import command; comma
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of what git tracks or would, without network."""
-    pytest.importorskip("setuptools", "77")
     source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

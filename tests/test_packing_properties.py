@@ -4,14 +4,11 @@ from collections import Counter
 
 import grain
 import numpy as np
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from janus_jax.data import PackedShape, pack
 from janus_jax.processing import sequence as seq
-
-pytest.importorskip("hypothesis")
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 ROW = PackedShape(tokens=24, targets=12, und_images=3, gen_images=2)
