@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from janus_jax.checkpoints import StageCheckpoints, finished_steps
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
-from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
 from janus_jax.training.groups import split_params
-from janus_jax.training.metrics import MetricsLog, check_finite, progress_bar, set_losses
+from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.monitor import Monitor
 from janus_jax.training.soundness import unsound
 from janus_jax.training.stages import Stage
 from janus_jax.training.state import TrainState, evaluated_params, init_state
@@ -87,7 +85,7 @@ def run_stage(
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
-        monitor = _Monitor(stage, done, log, quiet, stop_when_diverged)
+        monitor = Monitor(stage, done, log, quiet, stop_when_diverged)
         try:
             while done < stage.steps:
                 # Order matters: fetch, step, record, check, save (after the check: a saved step is
@@ -118,65 +116,6 @@ def run_stage(
         finally:
             monitor.close()
         return params
-
-
-class _Monitor:
-    """Metrics and progress bar of a stage, and whether its loss diverges."""
-
-    def __init__(self, stage: Stage, done: int, log: MetricsLog, quiet: bool, strict: bool):
-        self.pending: list[tuple[int, float, float, dict[str, jax.Array]]] = []
-        self._stage, self._log, self._strict = stage, log, strict
-        self._bar = progress_bar(stage.name, done, stage.steps, quiet)
-        self._watch: DivergenceWatch = watch(stage)
-        for record in log.read() if done else []:
-            if record["stage"] == stage.name:
-                self._watch.add(record["step"], record["loss"])
-        self._reported: Divergence | None = None
-
-    def record(self) -> None:
-        """Fetches the metrics of the steps since the last time, checks and writes them."""
-        pending, self.pending = self.pending, []
-        values = jax.device_get([m for *_, m in pending])
-        elapsed = time.perf_counter() - pending[0][1]
-        waited = sum(w for _, _, w, _ in pending)
-        rows = [{k: float(v) for k, v in sorted(m.items())} for m in values]
-        rate = sum(r["tokens"] for r in rows) / elapsed
-        name = self._stage.name
-        for (done, *_), row in zip(pending, rows, strict=True):
-            check_finite(name, done, row)
-        shares = {"tokens_per_s": rate, "data_wait": waited / elapsed}
-        self._log.write(
-            [
-                {"stage": name, "step": done, **row, **shares}
-                for (done, *_), row in zip(pending, rows, strict=True)
-            ]
-        )
-        self._bar.update(len(pending))
-        set_losses(self._bar, rows[-1], rate, waited / elapsed)
-        for (done, *_), row in zip(pending, rows, strict=True):
-            self._watch.add(done, row["loss"])
-        self._report_divergence()
-
-    @property
-    def diverged_at(self) -> int | None:
-        """The step since which the loss is far above its own history, if it is."""
-        return self._watch.now.first if self._watch.now else None
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _report_divergence(self) -> None:
-        now, name = self._watch.now, self._stage.name
-        if now is self._reported:
-            return
-        self._reported = now
-        self._bar.set_description(f"{name} (DIVERGED)" if now else name)
-        if now is None:
-            tqdm.write(f"{name}: the loss is back where it was", file=sys.stderr)
-        elif self._strict:
-            raise RunError(f"{name} step {now.last}: {now}")
-        else:
-            tqdm.write(f"warning: {name}: {now}", file=sys.stderr)
 
 
 def _advice(error: RunError, stage: Stage, directory: Path, diverged_at: int | None) -> str:
