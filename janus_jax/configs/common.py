@@ -61,7 +61,13 @@ def base(name: str, preset: str) -> ConfigDict:
             builtin_tokenizer=standin.tokenizer(),
             processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
             policy=dict(
-                param_dtype="float32", compute_dtype="bfloat16", remat="full", attention="xla"
+                param_dtype="float32",
+                compute_dtype="bfloat16",
+                frozen_dtype="float32",  # of weights that a stage does not train
+                remat="full",
+                attention="auto",
+                targets_at_once=0,  # of a row, whose logits exist at a time; 0 for all
+                pictures_at_once=0,  # of a row, that pass an encoder at a time; 0 for all
             ),
             mesh=dict(data=1, fsdp=-1, tensor=1),
             data=dict(
@@ -84,7 +90,11 @@ def base(name: str, preset: str) -> ConfigDict:
 
 
 def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> ConfigDict:
-    """Janus-Pro, Table 2: rates, warm-ups, batches and ratios; steps by model."""
+    """Janus-Pro, Table 2: rates, warm-ups, batches and ratios; steps by model.
+
+    And what a model of this size needs to fit: released weights are bfloat16, so frozen ones lose nothing.
+    """
+    config.policy.update(frozen_dtype="bfloat16", targets_at_once=512, pictures_at_once=1)
     config.stages.stage1 = stage(
         "janus",
         "stage1",

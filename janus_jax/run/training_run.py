@@ -68,6 +68,7 @@ from janus_jax.training import (
     start_from_codebook,
 )
 from janus_jax.training.objectives.base import Objective
+from janus_jax.training.state import with_dtypes
 
 
 def train(
@@ -187,7 +188,7 @@ class _Run:
             params = run_stage(
                 stage,
                 make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
-                _with_extras(experiment, stage, params),
+                with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes),
                 iterator,
                 self._run_dir / "checkpoints" / stage.name,
                 self._log,
