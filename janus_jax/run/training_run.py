@@ -8,6 +8,7 @@ Run directory:
   changes.jsonl           fields of the config that were changed later
   checkpoints/STAGE/STEP  parameters, optimizer, data position
   metrics.jsonl           one line a step
+  profile/STAGE           traces of the steps that `config.profile` asked for
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
   scores.json             after each stage, and at the end
   report.md               everything for people
@@ -59,10 +60,13 @@ from janus_jax.run.stage_checks import check_stages
 from janus_jax.run.stage_data import batches
 from janus_jax.signals import StopSignals
 from janus_jax.training import (
+    Meter,
+    Profiler,
     Stage,
     check_trainable,
     make_objective,
     make_step,
+    profiled_steps,
     run_stage,
     select_stages,
     start_from_codebook,
@@ -183,11 +187,14 @@ class _Run:
     def _train(self, stage: Stage, params: Params) -> Params:
         experiment, config = self._experiment, self._experiment.config
         iterator = batches(experiment, stage)
+        params = _with_extras(experiment, stage, params)
+        peak = config.log.get("peak_tflops", 0.0)
+        profiled = profiled_steps(config.get("profile", ""))
         try:
             params = run_stage(
                 stage,
                 make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
-                _with_extras(experiment, stage, params),
+                params,
                 iterator,
                 self._run_dir / "checkpoints" / stage.name,
                 self._log,
@@ -200,6 +207,8 @@ class _Run:
                 stop=self._stop,
                 stop_when_diverged=config.log.get("stop_when_diverged", False),
                 verify=config.log.verify,
+                meter=Meter(stage, experiment.model, params, experiment.mesh, peak),
+                profiler=Profiler(profiled, self._run_dir / "profile" / stage.name, stage.name),
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter
