@@ -54,7 +54,7 @@ class Products:
     def __init__(self, trainable: Mapping[str, Any], remat: str = "none"):
         self._trainable, self._remat = trainable, remat
         self.forward = self.backward = self.recomputed = 0.0
-        self._of_attention = 0.0  # the part of `forward`
+        self._attention_again = 0.0  # what of attention gradients need
 
     @property
     def flops(self) -> Flops:
@@ -82,11 +82,17 @@ class Products:
         self.backward += one * (needs + self.trains(f"{path}/kernel"))
         return needs or self.trains(path)
 
-    def attention(self, width: float, pairs: float, q: bool, k: bool, v: bool) -> bool:
-        """Scores and weighted sums of `pairs` of positions, over heads of together `width`."""
+    def attention(
+        self, width: float, pairs: float, q: bool, k: bool, v: bool, after: str = ""
+    ) -> bool:
+        """Scores and weighted sums of `pairs` of positions, over heads of together `width`.
+
+        Args:
+          after: path of the product that takes the sums; its weights' gradient needs them.
+        """
         one = 2.0 * width * pairs
         self.forward += 2 * one
-        self._of_attention += 2 * one
+        self._attention_again += one * (1 + self.trains(f"{after}/kernel"))
         # Of the weights and of v; then of q and of k.
         self.backward += one * ((q or k) + v + q + k)
         return q or k or v
@@ -98,9 +104,9 @@ class Products:
         Args:
           last: operations of its last product, whose result no gradient needs.
         """
-        forward, attention = self.forward, self._of_attention
+        forward, attention = self.forward, self._attention_again
         yield
         if self._remat == "full":
             self.recomputed += self.forward - forward - last
         elif self._remat == "dots":  # keeps the products with weights
-            self.recomputed += self._of_attention - attention
+            self.recomputed += self._attention_again - attention

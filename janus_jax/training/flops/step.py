@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from janus_jax.checkpoints.model_dir import EXTRAS
 from janus_jax.config import JanusConfig
 from janus_jax.training.content import Content
@@ -31,7 +33,9 @@ class StepFlops:
 
     def __init__(self, config: JanusConfig, stage: Stage, params: Any, remat: str = "none"):
         self._config, self._stage, self._remat = config, stage, remat
-        self._params, self._trainable = params, split_params(params, stage.trainable)[0]
+        # Shapes: arrays that this held would stay in the device's memory.
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        self._trainable, _ = split_params(self._params, stage.trainable)
         self.known = stage.objective in _COUNTS
         self._each = {}
         if self.known:

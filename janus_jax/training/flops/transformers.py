@@ -54,7 +54,7 @@ def _decoder_layer(
     q = products.dense(f"{path}/attn/q_proj", width, heads, n, x)
     k = products.dense(f"{path}/attn/k_proj", width, few, n, x)
     v = products.dense(f"{path}/attn/v_proj", width, few, n, x)
-    x = products.attention(heads, batch.pairs, q, k, v)
+    x = products.attention(heads, batch.pairs, q, k, v, f"{path}/attn/o_proj")
     needs |= products.dense(f"{path}/attn/o_proj", heads, width, n, x)
     x = needs or products.trains(f"{path}/mlp_norm")
     gate = products.dense(f"{path}/mlp/gate_proj", width, config.ffw, n, x)
@@ -84,7 +84,7 @@ def _siglip_block(
     width, n = config.width, images * config.num_patches
     x = needs or products.trains(f"{path}/norm1")
     qkv = products.dense(f"{path}/qkv", width, 3 * width, n, x)
-    x = products.attention(width, n * config.num_patches, qkv, qkv, qkv)
+    x = products.attention(width, n * config.num_patches, qkv, qkv, qkv, f"{path}/proj")
     needs |= products.dense(f"{path}/proj", width, width, n, x)
     x = needs or products.trains(f"{path}/norm2")
     x = products.dense(f"{path}/fc1", width, config.mlp_ratio * width, n, x)
