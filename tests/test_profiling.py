@@ -6,6 +6,7 @@ import pytest
 
 from janus_jax.configs import common, janus_tiny
 from janus_jax.errors import UserError
+from janus_jax.run.claim import jsonable
 from janus_jax.run.config_checks import check_config
 from janus_jax.training import profiling
 from janus_jax.training.profiling import Profiler, profiled_steps
@@ -105,3 +106,9 @@ def test_only_the_first_process_traces(tmp_path, monkeypatch):
     monkeypatch.setattr(profiling, "is_first", lambda: False)
     run(Profiler((1, 2), tmp_path / "x", "s", lambda line: pytest.fail(line)), steps=3)
     assert not (tmp_path / "x").exists()
+
+
+def test_what_one_command_traces_is_no_part_of_the_run():
+    config = janus_tiny.get_config()
+    config.profile = "2:3"
+    assert jsonable(config) == jsonable(janus_tiny.get_config())

@@ -103,16 +103,17 @@ def row_content(
 ) -> Content:
     """What one packed row holds on average; `ratio` is by number of sequences."""
     und, text, gen = (weight / sum(ratio) for weight in ratio)
-    patches, codes = config.siglip.num_patches, config.vq.num_codes
-    sizes = (patches + lengths.words, lengths.text, codes - 1 + lengths.words)
-    shares = (und, text, gen)
-    mean = sum(share * size for share, size in zip(shares, sizes, strict=True))
-    sequences = lengths.fill * lengths.row / mean
-    squares = sum(share * size**2 for share, size in zip(shares, sizes, strict=True))
+    sizes = (
+        config.siglip.num_patches + lengths.words,
+        lengths.text,
+        config.vq.num_codes - 1 + lengths.words,  # the last code feeds nothing
+    )
+    mixed = lambda values: sum(w * v for w, v in zip((und, text, gen), values, strict=True))
+    sequences = lengths.fill * lengths.row / mixed(sizes)
     return Content(
-        tokens=sequences * mean,
-        pairs=sequences * squares / 2,
-        targets=sequences * (und * lengths.answer + text * (lengths.text - 1)),
+        tokens=lengths.fill * lengths.row,
+        pairs=sequences * mixed([n**2 for n in sizes]) / 2,
+        targets=sequences * mixed((lengths.answer, lengths.text - 1, 0)),
         und_images=sequences * und,
         gen_images=sequences * gen,
     )
@@ -135,12 +136,14 @@ def stages(label: str, lengths: Lengths) -> list[dict[str, Any]]:
         count, row = StepFlops(config, stage, shapes(config)), row_content(config, ratio, lengths)
         rows = of.steps * of.batch_size
         encoded = dataclasses.replace(row, encoded=row.gen_images)
+        sequences = (row.und_images + row.gen_images) * sum(ratio) / (ratio[0] + ratio[2])
         found.append(
             {
                 "stage": name,
                 "steps": of.steps,
                 "batch": of.batch_size,
                 "ratio": ratio,
+                "sequences": sequences,  # of a row
                 "tokens": rows * row.tokens,
                 "flops": rows * _model(count(row)),
                 "flops_with_encoding": rows * _model(count(encoded)),
@@ -160,7 +163,6 @@ def project(lengths: Lengths, prices: Mapping[str, float]) -> dict[str, Any]:
     for label, (_, nodes, days) in MODELS.items():
         of = stages(label, lengths)
         flops, paper = sum(s["flops"] for s in of), nodes * 8 * days * 24
-        sequence = lengths.fill * lengths.row / (lengths.text or 1)
         models[label] = {
             "stages": of,
             "flops": flops,
@@ -170,7 +172,8 @@ def project(lengths: Lengths, prices: Mapping[str, float]) -> dict[str, Any]:
                 "days": days,
                 "a100_hours": paper,
                 "mfu": flops / (paper * 3600 * _peak("a100")),
-                "mfu_if_a_row_were_one_sequence": flops / sequence / (paper * 3600 * _peak("a100")),
+                "mfu_if_a_row_were_one_sequence": sum(s["flops"] / s["sequences"] for s in of)
+                / (paper * 3600 * _peak("a100")),
             },
             "chips": {chip: _chip(label, chip, flops, paper, prices) for chip in CHIPS},
         }
@@ -255,7 +258,7 @@ def _assumptions(lengths: Lengths, models: Mapping[str, Any]) -> str:
     adds = ", ".join(f"{of['encoding_adds']:.1%}" for of in models.values())
     lines = [
         "Steps, batches, ratios and freeze sets: Janus-Pro (arXiv 2501.17811), Table 2 and section 2.2, as in "
-        "`janus_jax/configs/common.py`; stage 2 of the 7B is stopped at 270K steps.",
+        "`janus_jax/configs/common.py`; stage 2 is stopped at 270K of 360K steps.",
         f"The paper's machines: section 3.1 ({paper}).",
         f"A batch counts packed rows of {lengths.row} positions, {lengths.fill:.0%} of them in use. The paper "
         f"names packing and the length, not what a batch counts; if a row were one sequence, its MFU would "
