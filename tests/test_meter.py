@@ -1,5 +1,6 @@
 """What a run says of its use of the machine: rates, MFU, memory, parts of the gradient; bar and report."""
 
+import contextlib
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ import optax
 import pytest
 from dummies_model import CONFIG
 
+from janus_jax.errors import RunError
 from janus_jax.models import JanusModel, init_params
+from janus_jax.parallel import make_mesh
 from janus_jax.run.report import write_report
 from janus_jax.training import (
     TRAINABLE,
@@ -21,6 +24,7 @@ from janus_jax.training import (
     grad_norms,
     learning_rate,
     make_optimizer,
+    run_stage,
 )
 from janus_jax.training.chips import peak_flops
 from janus_jax.training.content import Content
@@ -128,6 +132,12 @@ def test_a_step_is_counted_from_its_batch():
     assert meter.step(batch())[1] == StepFlops(CONFIG, STAGE, PARAMS)(encoded)
 
 
+def test_batches_that_are_accumulated_count_like_one():
+    meter = Meter(STAGE, JanusModel(CONFIG), PARAMS, mesh(device()))
+    stacked = {name: array.reshape(2, 1, *array.shape[1:]) for name, array in batch().items()}
+    assert meter.step(stacked) == meter.step(batch())
+
+
 def test_memory_is_of_the_fullest_device():
     full = device(bytes_in_use=3 * 2**30, peak_bytes_in_use=4 * 2**30)
     fuller = device(bytes_in_use=2**30, peak_bytes_in_use=5 * 2**30)
@@ -153,6 +163,73 @@ def test_the_monitor_writes_it_next_to_what_the_step_says(tmp_path):
     want = [1e-3 * min(done, 4) / 4 for done in range(1, 7)]
     assert [r["learning_rate"] for r in records] == pytest.approx(want)
     assert all(r["loss"] == 1.5 and 0 < r["mfu"] < 1 and "memory_gib" not in r for r in records)
+
+
+class Batches:
+    """Endless copies of one batch, with a position as a stage's data has."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return batch()
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+class Recorder:
+    """What a loop asks of a profiler."""
+
+    def __init__(self):
+        self.calls = []
+
+    def before(self, step):
+        self.calls.append(step)
+
+    def after(self, outputs):
+        self.calls.append(float(outputs["tokens"]))
+
+    def close(self):
+        self.calls.append("closed")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_loop_measures_and_traces_its_steps(tmp_path, fails):
+    def step(state, frozen, batch, done):
+        if fails and done == 2:
+            raise RunError("no more")
+        metrics = {"loss": jnp.float32(1), "tokens": jnp.float32(100 + done)}
+        return state.replace(step=state.step + 1), metrics
+
+    params = {"decoder": {"final_norm": {"scale": np.ones(4, np.float32)}}}
+    stage = dataclasses.replace(STAGE, trainable=("decoder",), steps=3)
+    meter = Meter(stage, JanusModel(CONFIG), params, make_mesh(devices=jax.devices()[:1]), 1.0)
+    log, profiler = MetricsLog(tmp_path), Recorder()
+    with pytest.raises(RunError) if fails else contextlib.nullcontext():
+        run_stage(
+            stage,
+            step,
+            params,
+            Batches(),
+            tmp_path / "checkpoints",
+            log,
+            make_mesh(devices=jax.devices()[:1]),
+            save_every=9,
+            log_every=1,
+            quiet=True,
+            meter=meter,
+            profiler=profiler,
+        )
+    records = log.read()
+    log.close()
+    done = 2 if fails else 3
+    assert profiler.calls[: 2 * done] == [1, 100.0, 2, 101.0, 3, 102.0][: 2 * done]
+    assert profiler.calls[-1] == "closed" and len(records) == done
+    assert all(r["fill_targets"] == 0.3 and r["mfu"] > 0 for r in records)
 
 
 def test_the_learning_rate_is_that_of_the_updates():

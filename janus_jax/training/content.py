@@ -49,8 +49,10 @@ def content(batch: Mapping[str, np.ndarray], num_patches: int) -> Content:
         length = 0 if text is None else text.shape[1]
         return Content(pictures=rows, texts=0 if text is None else rows, texts_length=length)
     segments = np.asarray(batch["segment_ids"])
+    segments = segments.reshape(-1, segments.shape[-1])  # of accumulated batches, too
     used = segments > 0
-    und = int(np.sum((batch["token_types"] == TOKEN_UND) & used)) // num_patches
+    types = np.asarray(batch["token_types"]).reshape(segments.shape)
+    und = int(np.sum((types == TOKEN_UND) & used)) // num_patches
     gen = int(np.sum(batch["gen_weights"] > 0))
     return Content(
         tokens=int(used.sum()),
@@ -82,7 +84,7 @@ def fill(batch: Mapping[str, np.ndarray], found: Content) -> dict[str, float]:
     room = {
         "tokens": batch["segment_ids"].size,
         "targets": batch["target_weights"].size,
-        "und_images": int(np.prod(batch["und_images"].shape[:2])),
+        "und_images": int(np.prod(batch["und_images"].shape[:-3])),
         "gen_images": batch["gen_weights"].size,
     }
     return {f"fill_{name}": getattr(found, name) / size for name, size in room.items() if size}
