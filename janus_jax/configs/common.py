@@ -55,6 +55,7 @@ def base(name: str, preset: str) -> ConfigDict:
             name=name,
             seed=0,
             only_stage="",  # run this stage alone
+            profile="",  # steps to trace, such as "10:15" of those that this process makes in each stage
             model=dict(preset=preset, overrides={}),
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
             tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`
@@ -83,6 +84,7 @@ def base(name: str, preset: str) -> ConfigDict:
                 sample_every=1000,
                 verify=True,
                 stop_when_diverged=False,
+                peak_tflops=0.0,  # of one device in bfloat16, for MFU; 0: what is known of its kind
             ),
             eval=dict(after_stages=False, benchmarks=standin.benchmarks(), note=""),
         )

@@ -17,7 +17,7 @@ from janus_jax.data import TOO_LONG
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
 from janus_jax.models.packed_attention import OLD_NAMES, PLATFORM
-from janus_jax.training import TRAINABLE, Stage
+from janus_jax.training import TRAINABLE, Stage, profiled_steps
 from janus_jax.training.groups import WILDCARDS
 
 
@@ -54,6 +54,7 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
     for name in ("save_every", "log_every"):
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
+    profiled_steps(config.get("profile", ""))
     _check_numbers(config)
 
 
@@ -86,6 +87,7 @@ def _check_numbers(config: ConfigDict) -> None:
     _range("log.sample_every", config.log.sample_every, 0)
     for field in ("targets_at_once", "pictures_at_once"):
         _range(f"policy.{field}", config.policy[field], 0)
+    _range("log.peak_tflops", config.log.get("peak_tflops", 0.0), 0)
     for field in ("tokens", "targets"):
         _range(f"data.row.{field}", config.data.row[field], 1)
     for field in ("und_images", "gen_images"):

@@ -15,6 +15,7 @@ import optax
 
 from janus_jax.models import JanusModel, Params
 from janus_jax.training.accumulation import loss_and_gradients
+from janus_jax.training.grad_norms import grad_norms
 from janus_jax.training.groups import merge_params
 from janus_jax.training.objectives import make_objective
 from janus_jax.training.objectives.base import Batch, Metrics
@@ -55,7 +56,8 @@ def make_step(model: JanusModel, stage: Stage, pad_id: int) -> StepFn:
         if ema:
             ema = optax.incremental_update(trainable, ema, 1.0 - ema_decay(stage, state.step))
         extra, extra_metrics = objective.update_extra(state.extra, aux, phase)
-        metrics |= extra_metrics | {
+        metrics |= extra_metrics | grad_norms(grads)
+        metrics |= {
             "grad_norm": norm,
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
