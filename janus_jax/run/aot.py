@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,13 +43,19 @@ class Compiled:
     collectives: dict[str, dict[str, int]]
 
 
-def compile_step(experiment: Experiment, stage: Stage, codes: bool = False) -> Compiled:
+def compile_step(
+    experiment: Experiment,
+    stage: Stage,
+    codes: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
     """Compiles the step of a stage for the experiment's mesh.
 
     Args:
       experiment: built for the devices to compile for.
       stage: one of its stages.
       codes: pictures to generate come as codes, so that the step needs no image tokenizer.
+      options: of the compiler.
 
     Raises:
       RunError: the compiler says that it does not fit.
@@ -58,7 +65,7 @@ def compile_step(experiment: Experiment, stage: Stage, codes: bool = False) -> C
     began = time.perf_counter()
     lowered = step.lower(state, frozen, batch, stage.steps - 1)
     try:
-        program = lowered.compile()
+        program = lowered.compile(compiler_options=dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -18,6 +18,7 @@ from janus_jax.run.aot import Compiled, compile_step
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.stage_checks import check_batch
 from janus_jax.training import Stage
+from janus_jax.training.lengths import Lengths, row_content
 
 GIB = 2**30
 # Of the chip's rate that published runs of models of this size reach: MaxText's 16B on v5e-256 60.9 %,
@@ -164,10 +165,9 @@ def _projected(
     experiment: Experiment, stage: Stage, compiled: Compiled, chip: Chip
 ) -> dict[str, Any]:
     """A step's time from stated assumptions; links and products do not overlap in the upper one."""
-    from janus_jax.training.lengths import expected_row
-
-    row = expected_row(experiment.janus_config, stage.ratio, experiment.config.data.row.tokens)
-    flops = fit.step_flops(experiment, stage)(row.times(stage.batch_size)).total
+    lengths = Lengths(row=experiment.config.data.row.tokens)
+    row = row_content(experiment.janus_config, stage.ratio, lengths)
+    flops = fit.step_flops(experiment, stage)(row).model * stage.batch_size
     compute = flops / experiment.mesh.size / (chip.tflops * 1e12 * PUBLISHED_MFU)
     moved = sum(x["bytes"] for x in compiled.collectives.values())
     links = moved / (chip.ici_gbytes * 1e9)
