@@ -135,3 +135,25 @@ for i, question in enumerate(QUESTIONS):
     answers.append(answer)
     print()
 show_memory("ask")
+
+# %% [markdown]
+# ## 7B on one v5e chip
+#
+# Janus-Pro-7B has 14 GiB of weights in bfloat16, as much as a v5e chip has of memory. In int8 they are 7.7 GiB. They are
+# read, made int8 and put on the device one layer after the other: the host needs about 3 GiB, and nothing is
+# converted on disk. Set `BIG` to the model, which is a download of 14 GiB. See `docs/sampling.md` for what int8
+# costs in quality.
+
+# %%
+BIG = os.environ.get("JANUS_BIG", "")  # "deepseek-ai/Janus-Pro-7B"
+
+if BIG:
+    conversation = janus = None  # the device has no room for both
+    began = time.perf_counter()
+    janus = Janus.load(BIG, dtype="bfloat16", int8=["weights", "cache"], max_batch=4)
+    print(f"{janus}, {time.perf_counter() - began:.0f} s")
+    show_memory("load in int8")
+    big_pictures = janus.generate(PROMPT, n=1, seed=0)
+    show_memory("draw in int8")
+    print(janus.answer(big_pictures[0], QUESTIONS[0], max_new_tokens=128))
+    show_memory("ask in int8")

@@ -65,7 +65,7 @@ def peaks(command: list[str], **options: Any) -> tuple[subprocess.Popen, dict[st
         now = status(process.pid)
         resident = max(resident, now.get("VmRSS", 0))
         anonymous = max(anonymous, now.get("RssAnon", 0))
-        time.sleep(0.02)
+        time.sleep(0.05)
     return process, {
         "peak_resident_gib": resident / GIB,
         "peak_anonymous_gib": anonymous / GIB,
