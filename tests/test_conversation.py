@@ -260,16 +260,19 @@ def hf_directory(tmp_path):
     return tmp_path / "hf"
 
 
-def test_a_pytorch_directory_loads_and_is_converted_once(
+def test_a_pytorch_directory_loads_as_it_is_and_is_converted_once(
     hf_directory, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "cache"))
     loaded = Janus.load(hf_directory)
-    assert "once" in capsys.readouterr().err
+    assert capsys.readouterr().err == "" and not (tmp_path / "cache").exists()
     native = Janus.load(tmp_path / "ours")
     jax.tree.map(np.testing.assert_array_equal, loaded.weights, native.weights)
     place = native_directory(hf_directory)
-    assert capsys.readouterr().err == "" and place.parent == tmp_path / "cache"
+    assert "once" in capsys.readouterr().err and place.parent == tmp_path / "cache"
+    assert native_directory(hf_directory) == place and capsys.readouterr().err == ""
+    again = Janus.load(hf_directory)
+    jax.tree.map(np.testing.assert_array_equal, again.weights, native.weights)
     assert native_directory(tmp_path / "ours") == tmp_path / "ours"
     # Other weights in the same place are another checkpoint.
     shutil.copyfile(hf_directory / "config.json", tmp_path / "copy.json")

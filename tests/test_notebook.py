@@ -49,6 +49,7 @@ def test_it_runs_on_a_tiny_checkpoint(tmp_path, monkeypatch, capsys):
         "EXPECTED": GOLDEN / "expected.npz",
         "PROMPT": "a red cat",
         "QUESTIONS": "what is it?|and now?",
+        "BIG": source,
     }.items():
         monkeypatch.setenv(f"JANUS_{name}", str(value))
     names = {"__name__": "notebook"}
@@ -59,3 +60,4 @@ def test_it_runs_on_a_tiny_checkpoint(tmp_path, monkeypatch, capsys):
     assert "all 12 recorded keys agree (float32)" in printed
     assert len(names["pictures"]) == 4 and names["sheet"].size == (128, 128)
     assert len(names["answers"]) == 2 and "ask: device" in printed
+    assert "int8 cache and weights" in printed and len(names["big_pictures"]) == 1

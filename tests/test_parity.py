@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from converting import random_state, write_hf
 
+from janus_jax.checkpoints import LazyArray
 from janus_jax.config import DecoderConfig, JanusConfig, SigLIPConfig, VQConfig
 from janus_jax.errors import UserError
 from janus_jax.interop import HF
-from janus_jax.interop.conversion.lazy import LazyArray
 from janus_jax.interop.conversion.source import Source, open_source
 from janus_jax.interop.parity.compare import TOLERANCE, check_parity, read_recording
 from janus_jax.interop.parity.recompute import BLOCK

@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the language model and the encoder; fewer")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bin", action="store_true", help="pickled shards instead of safetensors")
+    parser.add_argument(
+        "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="of a file, at most"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     config = PRESETS[args.model].replace(scan_layers=False)
@@ -74,7 +77,7 @@ def main() -> None:
         state, size = {}, 0
 
     for name, value in tensors(config, args.seed):
-        if size and size + value.nbytes > SHARD_BYTES:
+        if size and size + value.nbytes > args.shard_gb * 1e9:
             flush()
         state[name] = value
         size += value.nbytes

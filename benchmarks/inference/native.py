@@ -33,13 +33,14 @@ class NativeEngines:
             raise UserError(f"jax runs on {platform}, not on {device}")
         source = open_source(directory)
         config = source.config
-        arrays = sorted(source.arrays.items(), key=lambda item: item[1].turn)
-        params = nest({path: array.load() for path, array in arrays})
-        del source, arrays
-        # The temporary is handed over, so that the language model is never there twice.
-        holder = [params]
-        del params
-        weights = fuse_params(holder.pop(), config, Policy(dtype, dtype), int8="weights" in int8)
+        weights = fuse_params(
+            nest(source.arrays),  # loaded one after the other
+            config,
+            Policy(dtype, dtype),
+            int8="weights" in int8,
+            donate_params=True,
+        )
+        del source
         self.use(config, dtype, jax.block_until_ready(weights), int8, prompt_length)
         gc.collect()
         return {

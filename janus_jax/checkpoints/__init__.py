@@ -1,5 +1,6 @@
 """Models and training runs on disk."""
 
+from janus_jax.checkpoints.lazy import LazyArray, load_leaves
 from janus_jax.checkpoints.manager import StageCheckpoints
 from janus_jax.checkpoints.model_dir import (
     LoadedModel,
@@ -12,11 +13,13 @@ from janus_jax.checkpoints.model_dir import (
 )
 
 __all__ = [
+    "LazyArray",
     "LoadedModel",
     "StageCheckpoints",
     "abridged",
     "finished_steps",
     "foreign_parts",
+    "load_leaves",
     "load_model",
     "save_model",
     "write_metadata",

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 
 from janus_jax.checkpoints import checksums, storage
+from janus_jax.checkpoints.lazy import read_lazily
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.files import DamagedError, atomic_write, read_json, read_text
@@ -51,8 +52,9 @@ class LoadedModel:
       config: the architecture, in the layer layout of `params`.
       processor: fields of the processor config.
       tokenizer_json: text of the tokenizer file.
-      params: nested dicts of host numpy arrays, in the dtype they were saved in.
+      params: nested dicts of host numpy arrays, in the dtype they were saved in; or of `LazyArray`s.
       origin: where the weights come from; of a training run also "stage" and "step".
+      check: to be called when lazy arrays have been loaded: raises a UserError for what was found in them.
     """
 
     config: JanusConfig
@@ -60,6 +62,7 @@ class LoadedModel:
     tokenizer_json: str
     params: dict[str, Any]
     origin: dict[str, Any]
+    check: Callable[[], None] = lambda: None
 
 
 def write_metadata(
@@ -139,6 +142,7 @@ def load_model(
     step: int | None = None,
     stage: str | None = None,
     verify: bool = True,
+    lazily: bool = False,
 ) -> LoadedModel:
     """Loads a model directory or a training run directory.
 
@@ -148,6 +152,7 @@ def load_model(
         one: damaged ones are passed over with a line on stderr.
       stage: of a run, which stage; by default the last one.
       verify: compare the files with the checksums that were written with them.
+      lazily: parameters are `LazyArray`s, to be loaded one at a time.
 
     Raises:
       UserError: the directory is missing, empty, of another kind or damaged; the run has no
@@ -167,11 +172,11 @@ def load_model(
                 f"{directory} is a model, not a training run: it has no stages or steps"
             )
         try:
-            params = _read_params(directory, config, verify)
+            params = _read_params(directory, config, verify, lazily=lazily)
         except DamagedError as error:
             raise DamagedError(f"{error}; copy or convert the model again") from error
     else:
-        stage, step, params = _read_step(directory, config, step, stage, verify)
+        stage, step, params = _read_step(directory, config, step, stage, verify, lazily)
         origin.update(stage=stage, step=step)
     if verify:
         _warn_of_edits(directory)
@@ -179,7 +184,11 @@ def load_model(
 
 
 def _read_params(
-    directory: Path, config: JanusConfig, verify: bool, step: int | None = None
+    directory: Path,
+    config: JanusConfig,
+    verify: bool,
+    step: int | None = None,
+    lazily: bool = False,
 ) -> dict[str, Any]:
     path = directory / PARAMS
     _check_files(path)
@@ -192,13 +201,18 @@ def _read_params(
         for name, leaf in storage.flatten(used).items():
             if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
                 raise DamagedError(f"{path} is damaged: {name} has dtype {leaf.dtype}")
-    params = storage.read_tree(path, shapes)
+    params = (read_lazily if lazily else storage.read_tree)(path, shapes)
     params.pop(EXTRAS, None)
     return params
 
 
 def _read_step(
-    directory: Path, config: JanusConfig, step: int | None, stage: str | None, verify: bool
+    directory: Path,
+    config: JanusConfig,
+    step: int | None,
+    stage: str | None,
+    verify: bool,
+    lazily: bool = False,
 ) -> tuple[str, int, dict[str, Any]]:
     """(stage, step, parameters) of the step that was asked for, or of the newest whole one."""
     damaged: dict[tuple[str, int], DamagedError] = {}
@@ -211,7 +225,7 @@ def _read_step(
         found = left[0]
         path = directory / CHECKPOINTS / found[0] / str(found[1])
         try:
-            params = _read_params(path, config, verify, found[1])
+            params = _read_params(path, config, verify, found[1], lazily)
         except DamagedError as error:
             if step is not None and path.exists():
                 raise

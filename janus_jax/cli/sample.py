@@ -5,7 +5,7 @@
   python sample.py --checkpoint models/janus-pro-1b --prompt "a fox in the snow" --num_images 16 --preview
   python sample.py --checkpoint models/janus-pro-1b --interactive --warmup
 
-A checkpoint is a model or run directory, or PyTorch weights (a directory or a hub id), converted on first use.
+A checkpoint is a model or run directory, or PyTorch weights (a directory or a hub id).
 Writes image_000.png, ..., grid.png (more than one picture) and samples.json to --out.
 """
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from janus_jax import models
+from janus_jax.checkpoints import load_leaves
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
 from janus_jax.inference.cpu import by_onednn
@@ -55,7 +56,8 @@ def fuse_params(
     """Parameters -> what the engines read.
 
     Args:
-      params: tree of either layer layout, on the host or a device.
+      params: tree of either layer layout, on the host or a device; or of `LazyArray`s, of which a layer or a
+        table is in memory at a time.
       config: its architecture.
       policy: weights are kept in `policy.compute` (tables in bfloat16 as their bits; of the heads see
         `_HEADS`); SigLIP and adaptors in `policy.param`, the image tokenizer in float32.
@@ -78,28 +80,29 @@ def fuse_params(
     model = models.JanusModel(config, policy)
     decoder = params["decoder"] if donate_params else dict(params["decoder"])
     put = _Placer(policy.compute, mesh, int8, on_cpu=platform in (None, "cpu"))
-    layers = [
-        _layer(decoder.pop(f"layers_{i}"), config.decoder.kv_heads, put)
-        for i in range(config.decoder.layers)
-    ]
     head = params["image_head"]
     vision = {name: params[name] for name in ("siglip", "und_adaptor")}
     generation = {name: params[name] for name in ("gen_embed", "gen_adaptor")}
-    codes = _code_table(model, jax.tree.map(jnp.asarray, generation))
+    codes = _code_table(model, jax.tree.map(jnp.asarray, load_leaves(generation)))
+    load = load_leaves  # each where it is used: a lazy array lives no longer than that
+    # The largest products first, while the device is empty: quantizing takes several times their size.
     return {
-        "layers": layers,
-        "final_norm": put("final_norm", decoder["final_norm"]["scale"]),
-        "embed": put("embed", decoder["embed"]["embedding"]),
-        "lm_head": put("lm_head", decoder["lm_head"]["kernel"].T),
+        "lm_head": put("lm_head", load(decoder["lm_head"]["kernel"]).T),
+        "embed": put("embed", load(decoder["embed"]["embedding"])),
         "codes": put("codes", codes),
         "image_head": {
-            "proj": put("proj", head["proj"]["kernel"].T),
-            "proj_bias": put("proj_bias", head["proj"]["bias"]),
-            "head": put("head", head["head"]["kernel"].T),
-            "head_bias": put("head_bias", head["head"]["bias"]),
+            "proj": put("proj", load(head["proj"]["kernel"]).T),
+            "proj_bias": put("proj_bias", load(head["proj"]["bias"])),
+            "head": put("head", load(head["head"]["kernel"]).T),
+            "head_bias": put("head_bias", load(head["head"]["bias"])),
         },
         "vision": _whole(vision, policy.param, mesh),
         "vq": _whole(params["vq"], jnp.float32, mesh, "vq"),
+        "final_norm": put("final_norm", load(decoder["final_norm"]["scale"])),
+        "layers": [
+            _layer(load(decoder.pop(f"layers_{i}")), config.decoder.kv_heads, put)
+            for i in range(config.decoder.layers)
+        ],
     }
 
 
@@ -189,13 +192,17 @@ def _layer(layer: models.Params, kv_heads: int, put: _Placer) -> dict[str, Any]:
 
 
 class _Placer:
-    """Casts, quantizes and places one weight."""
+    """Casts, quantizes and places one weight, and waits for it: what it is made of is let go before the next."""
 
     def __init__(self, dtype: jnp.dtype, mesh: Mesh | None, int8: bool, on_cpu: bool):
         self._dtype, self._mesh, self._int8 = dtype, mesh, int8
         self._wide_heads = on_cpu and mesh is None
 
     def __call__(self, name: str, x: Any) -> Any:
+        placed = self._place(name, x)
+        return placed if isinstance(x, jax.core.Tracer) else jax.block_until_ready(placed)
+
+    def _place(self, name: str, x: Any) -> Any:
         if self._int8 and name in _QUANTIZED:
             x = quantize(jnp.asarray(x), _QUANTIZED[name])
         else:
@@ -232,7 +239,7 @@ def quantize(weight: jax.Array, inputs: int) -> Any:
 
 def _whole(params: Any, dtype: jnp.dtype, mesh: Mesh | None, prefix: str | None = None) -> Any:
     """Sub-modules that keep their Flax layout, sharded by the table of all parameters."""
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    params = jax.tree.map(lambda x: jnp.asarray(load_leaves(x), dtype), params)
     if mesh is None:
         return params
     if prefix is not None:

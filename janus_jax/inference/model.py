@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Collection
@@ -14,9 +15,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax import models
-from janus_jax.checkpoints import save_model
+from janus_jax.checkpoints import LoadedModel, load_leaves, save_model
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
+from janus_jax.files import DamagedError
 from janus_jax.inference import checks, kv_cache, memory
 from janus_jax.inference.batching import bucket
 from janus_jax.inference.dialogue import Dialogue
@@ -28,7 +30,7 @@ from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.options import checked_options
 from janus_jax.inference.scoring import Scorer
 from janus_jax.inference.text_engine import TextEngine
-from janus_jax.interop import load_checkpoint
+from janus_jax.interop import load_checkpoint, open_checkpoint
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 
 
@@ -116,8 +118,8 @@ class InferenceModel:
     ) -> Self:
         """Reads a model directory, or a training run's (newest step unless `step`) or one of its steps'.
 
-        A directory in the official or in the Hugging Face format, or a hub id, is converted on first use into a
-        cache.
+        A directory in the official or in the Hugging Face format, or a hub id, is read as it is. Weights come one
+        layer after the other, so that beside what goes to the device the host holds little more than a layer.
 
         Args:
           id_or_dir: what to read.
@@ -127,7 +129,8 @@ class InferenceModel:
           int8: "weights", "cache" or both: smaller and, where memory is the limit, faster; not exact.
           revision: branch, tag or commit of a hub id.
           token: of the hub, for models that are not public.
-          cache_dir: where conversions are kept; by default $JANUS_JAX_CACHE or the user's cache directory.
+          cache_dir: where a conversion that was kept is looked for; by default $JANUS_JAX_CACHE or the user's
+            cache directory.
           max_batch: most pictures or answers computed at once; more are split.
           memory_limit: bytes that a batch may take beside the weights; None takes what is free.
           verify: compare the files with their checksums; a damaged step of a run is passed over.
@@ -147,28 +150,31 @@ class InferenceModel:
         if policy is not None and dtype != "auto":
             raise UserError("dtype and policy both set dtypes: give one of them")
         policy = policy or Policy.auto(dtype)
-        loaded = load_checkpoint(
-            id_or_dir,
-            step=step,
-            verify=verify,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-        )
-        processor = Processor(
-            ProcessorConfig.from_dict(loaded.processor), Tokenizer.from_json(loaded.tokenizer_json)
-        )
-        return cls(
-            loaded.config,
-            loaded.params,
-            processor,
-            policy,
-            max_batch=max_batch,
-            mesh=mesh,
-            int8=int8,
-            memory_limit=memory_limit,
-            donate_params=True,
-        )
+        where = dict(step=step, verify=verify, revision=revision, token=token, cache_dir=cache_dir)
+
+        def make(loaded: LoadedModel) -> Self:
+            tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
+            return cls(
+                loaded.config,
+                loaded.params,
+                Processor(ProcessorConfig.from_dict(loaded.processor), tokenizer),
+                policy,
+                max_batch=max_batch,
+                mesh=mesh,
+                int8=int8,
+                memory_limit=memory_limit,
+                donate_params=True,
+            )
+
+        opened = open_checkpoint(id_or_dir, **where)
+        with contextlib.suppress(DamagedError):
+            model = make(opened)
+            opened.check()
+            return model
+        # Damage that no checksum has told of: reading all of it first passes over a damaged step of a run, or
+        # says what can be done.
+        del opened
+        return make(load_checkpoint(id_or_dir, **where))
 
     @checked_options
     def save(self, path: str | Path) -> None:
@@ -202,10 +208,11 @@ class InferenceModel:
         return other
 
     def _set_params(self, params: models.Params, donate_params: bool = False) -> None:
-        used = {name: part for name, part in params.items() if name != "aux"}
-        self.num_params = sum(x.size for x in jax.tree.leaves(used))
+        params = {name: part for name, part in params.items() if name != "aux"}
+        self.num_params = sum(x.size for x in jax.tree.leaves(params))
         # A few megabytes, of which the fused weights keep the product only; `save` writes them. Arrays on a
         # device are copied: training gives its own away.
+        params |= load_leaves({name: params[name] for name in ("gen_embed", "gen_adaptor")})
         self.generation_params = jax.tree.map(
             lambda x: x if isinstance(x, np.ndarray) else jnp.copy(x),
             {name: params[name] for name in ("gen_embed", "gen_adaptor")},

@@ -71,6 +71,7 @@ class TextEngine:
       cache_dtype: of keys and values; "int8" also keeps scales. None takes the compute dtype.
       mesh: where the weights lie; heads are cut over `tensor` as theirs are. None is one device.
       int8: the weights will be in int8; matters to how programs are compiled for a CPU.
+      platform: what is compiled for; None is the default one.
 
     Attributes:
       image_id: as above.
@@ -86,6 +87,7 @@ class TextEngine:
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
         int8: bool = False,
+        platform: str | None = None,
     ):
         self._config = config
         self._model = models.JanusModel(config.replace(scan_layers=False), policy)
@@ -97,7 +99,8 @@ class TextEngine:
         self.empty = jax.jit(self._empty, static_argnames=("rows", "length"))
         self.features = jax.jit(self._features)
         self.grow = jax.jit(_grow, static_argnames="length")
-        jit = partial(jax.jit, compiler_options=compiler_options(config.decoder, mesh, int8=int8))
+        options = compiler_options(config.decoder, mesh, platform, int8)
+        jit = partial(jax.jit, compiler_options=options)
         self.prefill = jit(self._prefill, static_argnames="static", donate_argnames="state")
         self.block = jit(self._block, static_argnames="static", donate_argnames=("state", "answer"))
 

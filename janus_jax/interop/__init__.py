@@ -8,6 +8,7 @@ from janus_jax.interop.conversion import (
     NameTable,
     load_checkpoint,
     native_directory,
+    open_checkpoint,
     params_from_torch,
     params_to_torch,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "config_from_official",
     "load_checkpoint",
     "native_directory",
+    "open_checkpoint",
     "params_from_torch",
     "params_to_torch",
 ]

@@ -9,7 +9,12 @@ hub, cache    models of the hub; conversions that are kept
 foreign       checkpoints that are not supported, and why
 """
 
-from janus_jax.interop.conversion.cache import load_checkpoint, native_directory, part_of_run
+from janus_jax.interop.conversion.cache import (
+    load_checkpoint,
+    native_directory,
+    open_checkpoint,
+    part_of_run,
+)
 from janus_jax.interop.conversion.convert import params_from_torch, params_to_torch
 from janus_jax.interop.conversion.hub import local_directory
 from janus_jax.interop.conversion.names import HF, OFFICIAL, TABLES, NameTable
@@ -32,6 +37,7 @@ __all__ = [
     "load_checkpoint",
     "local_directory",
     "native_directory",
+    "open_checkpoint",
     "open_source",
     "params_from_torch",
     "params_to_torch",

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints used directly: converted on first use, found again on the next."""
+"""PyTorch checkpoints used directly: read where they are, or converted once and found again."""
 
 from __future__ import annotations
 
@@ -62,20 +62,12 @@ def load_checkpoint(
     Raises:
       UserError: the checkpoint cannot be found, downloaded, converted or loaded.
     """
-    part = part_of_run(src)
-    if part and revision is None:
-        run, stage, own = part
-        if None not in (step, own) and step != own:
-            raise UserError(f"{src} is step {own} of {run}, but step {step} is asked for")
-        return load_model(run, step=own if step is None else step, stage=stage, **options)
+    native = _load_native(src, step, revision, options)
+    if native is not None:
+        return native
     name = str(src)
-    if revision is not None and not is_hub_id(name):
-        raise UserError(f"revision is of a model of the hub, but {name} is none")
-    if not _is_foreign(name):
-        return load_model(name, step=step, **options)
     found = _find(name, revision, token, cache_dir)
-    if step is not None or options.get("stage") is not None:
-        raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
+    _check_no_step(name, step, options)
     if isinstance(found, Path):
         return load_model(found, **options)
     source, place = found
@@ -87,8 +79,48 @@ def load_checkpoint(
     in_turn = sorted(source.arrays.items(), key=lambda item: item[1].turn)
     params = nest({path: array.load() for path, array in in_turn})
     source.check_finite()
-    origin = {"from": str(source.directory), "format": source.format}
-    return LoadedModel(source.config, processor.to_dict(), tokenizer.to_json(), params, origin)
+    return LoadedModel(
+        source.config, processor.to_dict(), tokenizer.to_json(), params, _origin_of(source)
+    )
+
+
+def open_checkpoint(
+    src: str | Path,
+    step: int | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> LoadedModel:
+    """As `load_checkpoint`, but the parameters are `LazyArray`s, and nothing is converted.
+
+    PyTorch weights are read where they are; of a conversion that is kept already, that is read.
+
+    Returns:
+      The model; call `check` when all its arrays have been loaded.
+
+    Raises:
+      UserError: the checkpoint cannot be found, downloaded or opened; later, in `load`, it is damaged.
+    """
+    native = _load_native(src, step, revision, options | {"lazily": True})
+    if native is not None:
+        return native
+    name = str(src)
+    found = _find(name, revision, token, cache_dir)
+    _check_no_step(name, step, options)
+    if isinstance(found, Path):
+        return load_model(found, lazily=True, **options)
+    source, _ = found
+    processor, tokenizer = source.processor()
+    return LoadedModel(
+        source.config,
+        processor.to_dict(),
+        tokenizer.to_json(),
+        nest(source.arrays),
+        _origin_of(source),
+        source.check_finite,
+    )
 
 
 def native_directory(src: str | Path) -> Path:
@@ -127,6 +159,31 @@ def part_of_run(src: str | Path) -> tuple[Path, str | None, int | None] | None:
             if step is None or step.isdecimal():
                 return run, stage, None if step is None else int(step)
     return None
+
+
+def _load_native(
+    src: str | Path, step: int | None, revision: str | None, options: dict[str, Any]
+) -> LoadedModel | None:
+    """The model of a native directory or of a part of a run; None for PyTorch weights."""
+    part = part_of_run(src)
+    if part and revision is None:
+        run, stage, own = part
+        if None not in (step, own) and step != own:
+            raise UserError(f"{src} is step {own} of {run}, but step {step} is asked for")
+        return load_model(run, step=own if step is None else step, stage=stage, **options)
+    name = str(src)
+    if revision is not None and not is_hub_id(name):
+        raise UserError(f"revision is of a model of the hub, but {name} is none")
+    return None if _is_foreign(name) else load_model(name, step=step, **options)
+
+
+def _check_no_step(name: str, step: int | None, options: dict[str, Any]) -> None:
+    if step is not None or options.get("stage") is not None:
+        raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
+
+
+def _origin_of(source: Source) -> dict[str, str]:
+    return {"from": str(source.directory), "format": source.format}
 
 
 def _is_foreign(name: str) -> bool:

@@ -5,37 +5,14 @@ Orbax writes such a tree like any other; only the type handler of its leaves dif
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LazyArray:
-    """An array of known shape and dtype that `load` makes.
-
-    Attributes:
-      shape, dtype: of what `load` returns.
-      load: makes the array; called once.
-      turn: arrays are made in the order of their turns, e.g. (file, position in the file).
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    load: Callable[[], np.ndarray]
-    turn: tuple[Any, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+from janus_jax.checkpoints import LazyArray
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):

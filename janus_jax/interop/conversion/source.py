@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.checkpoints import load_model
+from janus_jax.checkpoints import LazyArray, load_model
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.files import read_json
@@ -27,7 +27,6 @@ from janus_jax.interop.conversion.foreign import (
     is_adapter,
     refuse_quantized,
 )
-from janus_jax.interop.conversion.lazy import LazyArray
 from janus_jax.interop.conversion.names import HF, OFFICIAL, NameTable
 from janus_jax.interop.conversion.tensor_files import CheckpointFiles
 from janus_jax.models import unstack_layers

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from janus_jax.checkpoints import abridged, foreign_parts, save_model, storage
+from janus_jax.checkpoints import LazyArray, abridged, foreign_parts, save_model, storage
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.files import atomic_write
@@ -25,7 +25,7 @@ from janus_jax.interop.configs.hf import config_to_hf
 from janus_jax.interop.configs.official import config_to_official
 from janus_jax.interop.configs.processor import processor_files
 from janus_jax.interop.conversion.convert import nest, to_torch
-from janus_jax.interop.conversion.lazy import LazyArray, save_lazily
+from janus_jax.interop.conversion.lazy import save_lazily
 from janus_jax.interop.conversion.names import TABLES, NameTable
 from janus_jax.interop.conversion.output_dir import check_output_dir, contents, write_output_dir
 from janus_jax.interop.conversion.source import NATIVE, Source, is_native
