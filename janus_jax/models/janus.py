@@ -24,7 +24,7 @@ from janus_jax.models.merging import merge_features, sources_in_order
 from janus_jax.models.packed_attention import Segments
 from janus_jax.models.siglip import SigLIP
 from janus_jax.models.slices import in_slices
-from janus_jax.models.target_log_probs import Head, log_probs
+from janus_jax.models.target_log_probs import log_probs
 from janus_jax.models.vqgan import VQModel
 from janus_jax.pixels import to_float
 
@@ -140,9 +140,11 @@ class JanusModel(nn.Module):
         images = batch["gen_images"]
         if not images.size:
             return jnp.zeros((*images.shape[:2], 0), jnp.int32)
-        vq, variables = self.vq.unbind()
-        encode = lambda params, pixels: vq.apply(params, to_float(pixels), method="encode")
-        codes = in_slices(encode, variables, images, self.pictures_at_once, self.layout)
+        vq, params = _as_function(self.vq)
+        encode = lambda params, pixels: vq.apply(
+            {"params": params}, to_float(pixels), method="encode"
+        )
+        codes = in_slices(encode, params, images, self.pictures_at_once, self.layout, "vq")
         return jax.lax.stop_gradient(codes)
 
     def hidden(self, batch: Batch) -> jax.Array:
@@ -172,17 +174,16 @@ class JanusModel(nn.Module):
 
     def _image_features(self, images: jax.Array) -> jax.Array:
         """Pictures uint8 [B, U, h, w, 3] -> SigLIP features [B, U, P, width]."""
-        siglip = self.siglip.clone(parent=None, layout=Layout())  # each device has rows of its own
-        params = self.layout.gather("siglip", self.siglip.variables["params"])
+        siglip, params = _as_function(self.siglip, layout=Layout())  # a device has rows of its own
         encode = lambda params, pixels: siglip.apply({"params": params}, to_float(pixels))
-        again = self.remat == "none"
-        return in_slices(encode, params, images, self.pictures_at_once, self.layout, again)
+        again, at_once = self.remat == "none", self.pictures_at_once
+        return in_slices(encode, params, images, at_once, self.layout, "siglip", again)
 
     def _lookup(self, ids: jax.Array) -> jax.Array:
         """`embed_text` in a table that is gathered first, as shards of it would give parts of all rows."""
-        embed, variables = self.decoder.embed.unbind()
-        table = self.layout.gather("decoder/embed", variables["params"])
-        return embed.apply({"params": table}, ids)
+        embed, params = _as_function(self.decoder.embed)
+        lookup = lambda params, ids: embed.apply({"params": params}, ids)
+        return self.layout.over_rows(lookup, "decoder/embed")(params, ids)
 
     def target_log_probs(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a batch's targets; each head runs only at the positions it is needed.
@@ -198,24 +199,26 @@ class JanusModel(nn.Module):
         """
         codes = self.target_codes(batch)
         hidden = self.hidden({**batch, "gen_codes": codes})
-        head, params = self._whole_head(self.decoder.lm_head, "decoder/lm_head")
-        positions, ids = batch["target_positions"], batch["target_ids"]
-        text = log_probs(head, params, hidden, positions, ids, self.targets_at_once, self.layout)
+        at = (batch["target_positions"], batch["target_ids"])
+        text = self._log_probs("decoder/lm_head", hidden, *at, self.targets_at_once)
         if not codes.size:
             return text, jnp.zeros(codes.shape)
         steps = batch["gen_starts"][..., None] + jnp.arange(codes.shape[-1])
         steps = jnp.minimum(steps, hidden.shape[1] - 1)
-        head, params = self._whole_head(self.image_head, "image_head")
         # As many logits at a time as of text.
         at_once = self.targets_at_once * self.config.decoder.vocab_size
         at_once = -(-at_once // self.config.vq.codebook_size)
-        return text, log_probs(head, params, hidden, steps, codes, at_once, self.layout)
+        return text, self._log_probs("image_head", hidden, steps, codes, at_once)
 
-    def _whole_head(self, module: nn.Module, name: str) -> tuple[Head, dict[str, Any]]:
-        """A head as a function, and its parameters, gathered once for all slices of targets."""
-        head, variables = module.unbind()
-        apply = lambda params, hidden: head.apply({"params": params}, hidden)
-        return apply, self.layout.gather(name, variables["params"])
+    def _log_probs(
+        self, name: str, hidden: jax.Array, positions: jax.Array, ids: jax.Array, at_once: int
+    ) -> jax.Array:
+        """`log_probs` of the head called `name`."""
+        module, params = _as_function(
+            self.image_head if name == "image_head" else self.decoder.lm_head
+        )
+        head = lambda params, hidden: module.apply({"params": params}, hidden)
+        return log_probs(head, params, hidden, positions, ids, at_once, self.layout, name)
 
     def init_all(self) -> None:
         """Runs every sub-module once on zeros, so that `init` creates every parameter."""
@@ -228,3 +231,8 @@ class JanusModel(nn.Module):
         hidden, _ = self.decode(x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool))
         self.text_logits(hidden)
         self.image_logits(hidden)
+
+
+def _as_function(module: nn.Module, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A module of this model without it, with other attributes, and its parameters: for loops and shards."""
+    return module.clone(parent=None, **changes), module.variables["params"]

@@ -25,13 +25,6 @@ class Layout:
         """`x`, to be laid out by its logical axes."""
         return x
 
-    def gather(self, name: str, params: Any) -> Any:
-        """Parameters below the path `name`, such as "decoder/lm_head", whole but for the axis of tensors.
-
-        For what a loop uses in every round: it is gathered once, and its gradient reduced once.
-        """
-        return params
-
     def pin_params(self, params: Any) -> Any:
         """Parameters, or their gradients, to be laid out as parameters are."""
         return params
@@ -44,11 +37,14 @@ class Layout:
         """Rows [B, ...] -> [count, B / count, ...], without moving any to another device."""
         return rearrange(x, "(n b) ... -> n b ...", n=count)
 
-    def over_rows(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """`function(params, *arrays)` of rows, run on each device for its own rows.
+    def over_rows(self, function: Callable[..., jax.Array], name: str) -> Callable[..., jax.Array]:
+        """`function(params, *arrays)` of rows, run on each device for its own rows with whole parameters.
 
-        The gradient of the parameters, which all rows share, is summed over the rows of a device first and over
-        devices once. The compiler alone would do the latter in every round of a loop.
+        They are gathered once, also where a loop needs them in every round, and their gradient is summed over
+        the rows of a device before it is scattered over devices once. The compiler alone does so in every round.
+
+        Args:
+          name: path of the parameters, such as "decoder/lm_head".
         """
         return function
 

@@ -18,16 +18,18 @@ def in_slices(
     items: jax.Array,
     at_once: int,
     layout: Layout,
+    name: str,
     recompute: bool = False,
 ) -> jax.Array:
     """Applies a function of [items, ...] to [B, n, ...], `at_once` of the n items of every row at a time.
 
     Args:
       function: (params, items); items do not depend on each other.
-      params: whole.
+      params: of the function.
       items: [B, n, ...].
       at_once: 0 for all n.
       layout: of the rows.
+      name: path of the parameters.
       recompute: compute the function again for the gradient instead of keeping what is inside it.
 
     Returns:
@@ -49,4 +51,4 @@ def in_slices(
         out = jax.lax.map(jax.checkpoint(one) if recompute else one, slices)
         return rearrange(out, "s B n ... -> B (s n) ...")[:, :n]
 
-    return layout.over_rows(of_rows)(params, items)
+    return layout.over_rows(of_rows, name)(params, items)

@@ -22,17 +22,19 @@ def log_probs(
     ids: jax.Array,
     at_once: int,
     layout: Layout,
+    name: str,
 ) -> jax.Array:
     """The log-probability of each target.
 
     Args:
       head: (params, hidden states [..., D]) -> float32 logits [..., V].
-      params: of the head, whole.
+      params: of the head.
       hidden: [B, T, D].
       positions: int32 [B, ...], where each target is predicted.
       ids: int32 [B, ...], below V.
       at_once: targets of a row whose logits exist at a time, computed again for the gradient; 0 for all.
       layout: of the rows.
+      name: path of the head's parameters.
 
     Returns:
       float32 [B, ...].
@@ -54,7 +56,7 @@ def log_probs(
         out = rearrange(jax.lax.map(part, slices), "s B m -> B (s m)")
         return out[:, :targets].reshape(shape)
 
-    return layout.over_rows(of_rows)(params, hidden, positions, ids)
+    return layout.over_rows(of_rows, name)(params, hidden, positions, ids)
 
 
 def _log_probs(head: Head, params: Any, hidden: jax.Array, ids: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,17 +37,6 @@ class MeshLayout(Layout):
             raise ValueError(f"{len(axes)} axes for an array of shape {x.shape}")
         return jax.lax.with_sharding_constraint(x, self._sharding(axes, x.shape))
 
-    def gather(self, name: str, params: Any) -> Any:
-        tree: Any = params
-        for part in reversed(name.split("/")):
-            tree = {part: tree}
-        specs = param_specs(tree, self.mesh)
-        for part in name.split("/"):
-            specs = specs[part]
-        whole = lambda spec: NamedSharding(self.mesh, P(*map(_without_fsdp, spec)))
-        shardings = jax.tree.map(whole, specs, is_leaf=lambda x: isinstance(x, P))
-        return jax.lax.with_sharding_constraint(params, shardings)
-
     def pin_params(self, params: Any) -> Any:
         return jax.lax.with_sharding_constraint(params, param_shardings(params, self.mesh))
 
@@ -58,22 +48,43 @@ class MeshLayout(Layout):
         spec = P(None, ACTIVATION_AXES["rows"])
         return jax.lax.with_sharding_constraint(out, NamedSharding(self.mesh, spec))
 
-    def over_rows(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def over_rows(self, function: Callable[..., jax.Array], name: str) -> Callable[..., jax.Array]:
         def call(params: Any, *arrays: jax.Array) -> jax.Array:
             shards = self._shards("rows")
             if shards == 1 or any(x.shape[0] % shards for x in arrays):
                 return function(params, *arrays)
+            specs = self._fsdp_specs(name, params)
             rows = P(ACTIVATION_AXES["rows"])
+            gather = functools.partial(jax.lax.all_gather, axis_name="fsdp", tiled=True)
+
+            def of_device(params: Any, *arrays: jax.Array) -> jax.Array:
+                whole = lambda x, spec: gather(x, axis=spec.index("fsdp")) if "fsdp" in spec else x
+                return function(jax.tree.map(whole, params, specs), *arrays)
+
             return jax.shard_map(
-                function,
+                of_device,
                 mesh=self.mesh,
-                in_specs=(P(), *(rows for _ in arrays)),
+                in_specs=(specs, *(rows for _ in arrays)),
                 out_specs=rows,
                 axis_names=set(ACTIVATION_AXES["rows"]),  # "tensor" is left to the compiler
                 check_vma=False,
             )(params, *arrays)
 
         return call
+
+    def _fsdp_specs(self, name: str, params: Any) -> Any:
+        """How the parameters below a path are split over fsdp alone."""
+        parts = name.split("/")
+        specs = param_specs(
+            functools.reduce(lambda x, part: {part: x}, reversed(parts), params), self.mesh
+        )
+        specs = functools.reduce(lambda x, part: x[part], parts, specs)
+        alone = lambda axes: (
+            "fsdp" if "fsdp" in ((axes,) if isinstance(axes, str) else axes or ()) else None
+        )
+        return jax.tree.map(
+            lambda spec: P(*map(alone, spec)), specs, is_leaf=lambda x: isinstance(x, P)
+        )
 
     def per_shard(
         self, function: Callable[..., jax.Array], inputs: Sequence[Axes], output: Axes
@@ -112,9 +123,3 @@ class MeshLayout(Layout):
 
     def _shards(self, name: str) -> int:
         return math.prod(self.mesh.shape[axis] for axis in ACTIVATION_AXES[name])
-
-
-def _without_fsdp(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    names = (axes,) if isinstance(axes, str) else (axes or ())
-    kept = tuple(name for name in names if name != "fsdp")
-    return (kept[0] if len(kept) == 1 else kept) or None

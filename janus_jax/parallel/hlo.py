@@ -41,6 +41,7 @@ class Instruction(NamedTuple):
     called: dict[str, str]  # attribute -> computation
     literal: str  # what stands in the brackets, of a constant or a parameter
     root: bool
+    channel: str  # of a collective; the parts of one that is spread over fusions have the same
 
 
 class Computation(NamedTuple):
@@ -55,6 +56,7 @@ class Computation(NamedTuple):
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)")
 
 
@@ -80,7 +82,11 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction:
     end = _closing("(" + call) - 1
     operands = tuple(re.findall(r"%([\w.\-]+)", call[:end]))
     called = dict(_CALLED.findall(call[end:].split(", metadata=")[0]))
-    return Instruction(name, arrays, opcode, operands, called, call[: end - 1], root)
+    channel = _CHANNEL.search(call[end:])
+    literal = call[: end - 1]
+    return Instruction(
+        name, arrays, opcode, operands, called, literal, root, channel[1] if channel else ""
+    )
 
 
 def _closing(text: str) -> int:
@@ -115,28 +121,39 @@ def collectives(program: dict[str, Computation]) -> dict[str, dict[str, int]]:
     unknown length counts once.
     """
     found: dict[str, dict[str, int]] = {}
+    seen: set[tuple[str, str, str]] = set()
 
-    def visit(name: str, times: int, result: Array | None) -> None:
+    def count(instruction: Instruction, times: int, result: Array | None) -> None:
+        kind = instruction.opcode.removesuffix("-start")
+        arrays = instruction.arrays
+        if instruction.opcode == "collective-permute-start":  # (operand, result, contexts)
+            arrays = arrays[1:2]
+        elif instruction.opcode.endswith("-start"):
+            arrays = arrays[-1:]
+        size = sum(a.bytes for a in arrays)
+        if kind == "all-reduce" and result is not None and result.bytes < size:
+            kind, size = "reduce-scatter", result.bytes
+        total = found.setdefault(kind, {"count": 0, "bytes": 0})
+        total["count"] += times
+        total["bytes"] += times * size
+
+    def visit(name: str, times: int, result: Array | None, loop: str) -> None:
         for instruction in program[name].instructions.values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in _COLLECTIVES:
-                # Of an asynchronous one the last array is the result; a synchronous one may have several.
-                arrays = instruction.arrays
-                arrays = arrays[-1:] if instruction.opcode.endswith("-start") else arrays
-                size = sum(a.bytes for a in arrays)
-                if kind == "all-reduce" and result is not None and result.bytes < size:
-                    kind, size = "reduce-scatter", result.bytes
-                total = found.setdefault(kind, {"count": 0, "bytes": 0})
-                total["count"] += times
-                total["bytes"] += times * size
-            often = 1
+            if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
+                # One that is spread over several fusions, to run beside their products, is one.
+                part = (loop, instruction.channel, str(instruction.arrays[-1]))
+                if result is None or not instruction.channel or part not in seen:
+                    count(instruction, times, result)
+                seen.add(part)
+            often, inside = 1, loop
             if instruction.opcode == "while":
                 often = trip_count(program[instruction.called["condition"]]) or 1
+                inside = f"{loop}/{instruction.name}"
             for attribute, callee in instruction.called.items():
                 if attribute in ("condition", "to_apply") and instruction.opcode != "call":
                     continue
                 inner = instruction.arrays[0] if instruction.opcode == "fusion" else None
-                visit(callee, times * often, inner)
+                visit(callee, times * often, inner, inside)
 
-    visit(next(name for name, c in program.items() if c.entry), 1, None)
+    visit(next(name for name, c in program.items() if c.entry), 1, None, "")
     return found
