@@ -382,7 +382,8 @@ def _barrier(lost: threading.Event) -> Callable[..., None]:
     wait = ocp.multihost.get_barrier_sync_fn()
 
     def barrier(**arguments: Any) -> None:
-        if (error := sys.exception()) is not None:
+        error = sys.exception()
+        if error is not None and threading.current_thread() is not threading.main_thread():
             lost.set()
             raise error
         wait(**arguments)

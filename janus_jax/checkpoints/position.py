@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ def file_name() -> str:
 
 def state_of(data: Any) -> dict[str, Any]:
     """The position of an iterator with `get_state()`, or a dict that is one: JSON-ready, and a copy."""
-    state = data if isinstance(data, Mapping) else data.get_state()
-    return jsonable(json.loads(state) if isinstance(state, bytes) else state)
+    return jsonable(data if isinstance(data, Mapping) else data.get_state())
 
 
 def move(data: Any, state: dict[str, Any]) -> None:

@@ -39,6 +39,10 @@ def check_config(config: ConfigDict) -> None:
     for name in ("save_every", "log_every"):
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
+    for name, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("stop_after_skips", 1)):
+        value = config.log[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"config.log.{name} must be an integer >= {least}, not {value!r}")
     _check_numbers(config)
 
 
@@ -69,6 +73,7 @@ def _check_numbers(config: ConfigDict) -> None:
     _range("seed", config.seed, 0, 20_000_000)
     _range("data.threads", config.data.threads, 0)
     _range("log.sample_every", config.log.sample_every, 0)
+    _range("log.save_minutes", config.log.save_minutes, 0)
     for field in ("tokens", "targets"):
         _range(f"data.row.{field}", config.data.row[field], 1)
     for field in ("und_images", "gen_images"):

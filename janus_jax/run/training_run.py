@@ -193,12 +193,15 @@ class _Run:
                 self._log,
                 experiment.mesh,
                 save_every=config.log.save_every,
+                save_minutes=config.log.save_minutes,
+                keep=checkpoints.Keep(config.log.keep, config.log.keep_every, config.log.keep_best),
                 log_every=config.log.log_every,
                 sample_every=config.log.sample_every,
                 on_sample=lambda step, p: self._evaluator.sample(stage, step, p),
                 quiet=self._quiet,
                 stop=self._stop,
-                stop_when_diverged=config.log.get("stop_when_diverged", False),
+                stop_when_diverged=config.log.stop_when_diverged,
+                stop_after_skips=config.log.stop_after_skips,
                 verify=config.log.verify,
             )
         finally:

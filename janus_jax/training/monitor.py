@@ -10,25 +10,29 @@ from tqdm import tqdm
 
 from janus_jax.errors import RunError
 from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
-from janus_jax.training.metrics import MetricsLog, check_finite, progress_bar, set_losses
+from janus_jax.training.metrics import MetricsLog, progress_bar, set_losses
+from janus_jax.training.skips import Skips
 from janus_jax.training.stages import Stage
 
 
 class Monitor:
     """Metrics and progress bar of a stage, and whether its loss diverges."""
 
-    def __init__(self, stage: Stage, done: int, log: MetricsLog, quiet: bool, strict: bool):
+    def __init__(
+        self, stage: Stage, done: int, log: MetricsLog, quiet: bool, strict: bool, skips: Skips
+    ):
         self.pending: list[tuple[int, float, float, dict[str, jax.Array]]] = []
         self._stage, self._log, self._strict = stage, log, strict
         self._bar = progress_bar(stage.name, done, stage.steps, quiet)
         self._watch: DivergenceWatch = watch(stage)
+        self._skips = skips
         for record in log.read() if done else []:
-            if record["stage"] == stage.name:
+            if record["stage"] == stage.name and not skips.remember(record):
                 self._watch.add(record["step"], record["loss"])
         self._reported: Divergence | None = None
 
-    def record(self) -> None:
-        """Fetches the metrics of the steps since the last time, checks and writes them."""
+    def record(self) -> list[dict[str, float]]:
+        """Fetches the metrics of the steps since the last time, checks, writes and returns them."""
         pending, self.pending = self.pending, []
         values = jax.device_get([m for *_, m in pending])
         elapsed = time.perf_counter() - pending[0][1]
@@ -36,8 +40,11 @@ class Monitor:
         rows = [{k: float(v) for k, v in sorted(m.items())} for m in values]
         rate = sum(r["tokens"] for r in rows) / elapsed
         name = self._stage.name
-        for (done, *_), row in zip(pending, rows, strict=True):
-            check_finite(name, done, row)
+        counted = [
+            (done, row)
+            for (done, *_), row in zip(pending, rows, strict=True)
+            if not self._skips.look(done, row)
+        ]
         shares = {"tokens_per_s": rate, "data_wait": waited / elapsed}
         self._log.write(
             [
@@ -47,9 +54,10 @@ class Monitor:
         )
         self._bar.update(len(pending))
         set_losses(self._bar, rows[-1], rate, waited / elapsed)
-        for (done, *_), row in zip(pending, rows, strict=True):
+        for done, row in counted:
             self._watch.add(done, row["loss"])
         self._report_divergence()
+        return rows
 
     @property
     def diverged_at(self) -> int | None:
