@@ -104,7 +104,7 @@ def _train_small(run: Path, steps: int) -> int:
     stage = Stage(
         name=STAGE,
         objective="janus",
-        trainable=("decoder",),
+        trainable=("vq",),
         steps=steps,
         learning_rate=1e-2,
         warmup_steps=5,
@@ -115,7 +115,7 @@ def _train_small(run: Path, steps: int) -> int:
     run.mkdir(exist_ok=True)
     (run / "config.json").touch()  # or the lock would take it for something else
     keys = jax.random.split(jax.random.key(0), 3)
-    params = {"decoder": {f"w{i}": jax.random.normal(k, (48, 48)) / 7 for i, k in enumerate(keys)}}
+    params = {"vq": {f"w{i}": jax.random.normal(k, (48, 48)) / 7 for i, k in enumerate(keys)}}
     data = grain.MapDataset.range(500).shuffle(seed=3).repeat().batch(8).to_iter_dataset()
     log, signals = MetricsLog(run), StopSignals()
     with lock(run), signals, signals.deferred():
@@ -147,8 +147,8 @@ def _small_step(stage: Stage) -> Callable:
     def loss_of(tree, numbers):
         x = jnp.sin(numbers[:, None] * jnp.arange(1, 49) / 50.0)
         y = x
-        for name in sorted(tree["decoder"]):
-            y = jnp.tanh(y @ tree["decoder"][name])
+        for name in sorted(tree["vq"]):
+            y = jnp.tanh(y @ tree["vq"][name])
         return jnp.mean((y - jnp.roll(x, 1, axis=1)) ** 2)
 
     @functools.partial(jax.jit, donate_argnums=0)
