@@ -81,7 +81,7 @@ def test_a_config_becomes_an_experiment():
         ({"log__save_every": 0}, "save_every"),
         ({"log__save_minutes": -1.0}, "save_minutes"),
         ({"log__keep": 0}, r"log\.keep must be an integer >= 1"),
-        ({"log__keep_every": 2.5}, "keep_every"),
+        ({"log__keep_every": -1}, "keep_every"),
         ({"log__keep_best": -1}, "keep_best"),
         ({"log__stop_after_skips": 0}, "stop_after_skips"),
         ({f"{UND}__options__yes_no": 1.5}, "yes_no"),
