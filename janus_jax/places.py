@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable
@@ -40,6 +41,20 @@ def probe(directory: str | Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(place))
     with tempfile.TemporaryFile(dir=place):
         pass
+
+
+def check_local(path: str | Path, flag: str) -> None:
+    """Raises UserError for the address of an object store, such as `gs://bucket/run`.
+
+    As a path it would be a directory `gs:` in the current one, on a disk that may go with the machine.
+    """
+    if found := re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path), re.IGNORECASE):
+        scheme, rest = found[1].lower(), found[2]
+        tool = {"gs": "gcsfuse", "s3": "mountpoint-s3"}.get(scheme, "its own program")
+        raise UserError(
+            f"{flag} {scheme}://{rest}: object stores are not supported, only directories: mount the "
+            f"bucket as one ({tool}), or take a disk that stays"
+        )
 
 
 def check_directory(directory: str | Path, flag: str, files: Iterable[str] = ()) -> None:

@@ -78,6 +78,8 @@ HARMLESS = [
     {"log__log_every": 7},
     {"log__sample_every": 2},
     {"log__stop_when_diverged": True},
+    {"log__save_minutes": 5.0, "log__keep": 3, "log__keep_every": 9, "log__keep_best": 1},
+    {"log__stop_after_skips": 7},
     {"eval__benchmarks": ()},
     {"eval__benchmarks": ({"name": "emoji/questions", "questions": 9},)},
     {"eval__benchmarks": ({"name": "emoji/geneval", "cfg_weights": (1.0, 3.0)},)},
@@ -172,12 +174,14 @@ def test_a_field_of_a_newer_version_is_no_other_config(run, capsys):
     path = run / "config.json"
     fields = json.loads(path.read_text())
     del fields["log"]["stop_when_diverged"], fields["stages"]["stage1"]["ema_decay"]
+    del fields["log"]["save_minutes"], fields["log"]["stop_after_skips"]
     del fields["policy"]["compute_dtype"]
     del fields["stages"]["stage2"]["sources"]["und"]["options"]["kinds"]["dense"]
     path.write_text(json.dumps(fields))
     (record,) = claims(run)
     # The weight of a kind of scene that is new is 0, so that is no change at all.
-    names = {"log.stop_when_diverged", "stages.stage1.ema_decay", "policy.compute_dtype"}
+    names = {"log.save_minutes", "log.stop_after_skips"}
+    names |= {"log.stop_when_diverged", "stages.stage1.ema_decay", "policy.compute_dtype"}
     assert set(record["changes"]) == names
     assert "config.policy.compute_dtype was not there, now 'float32'" in capsys.readouterr().err
     fields["stages"]["stage1"]["momentum"] = 0.5  # of a newer version, which this one would ignore

@@ -71,7 +71,7 @@ def run_toy(directory, step, steps=10, save_every=4, params=SMALL, ema_decay=0.0
         ratio=(2.0, 3.0, 5.0),
         ema_decay=ema_decay,
     )
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(directory)
     try:
         return run_stage(

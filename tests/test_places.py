@@ -17,7 +17,7 @@ from janus_jax.interop.conversion.output_dir import (
     remove_stale_staging,
     write_output_dir,
 )
-from janus_jax.places import check_directory, check_file, user_cache
+from janus_jax.places import check_directory, check_file, check_local, user_cache
 
 pytestmark = pytest.mark.subprocess
 
@@ -52,6 +52,22 @@ def closed(here):
         pytest.skip("this user may write everywhere")
     yield here / "closed"
     (here / "closed").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/run", "s3://b", "GS://b/x", "gs:/bucket/run", "hdfs://h/x"]
+)
+def test_an_object_store_is_no_directory(path):
+    with pytest.raises(UserError, match="object stores are not supported") as error:
+        check_local(path, "--workdir")
+    assert "\n" not in str(error.value) and str(error.value).startswith("--workdir ")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "runs/a", "/mnt/gs/b", "a:b", "C:/x", "user/model", Path("x")]
+)
+def test_paths_are_paths(path):
+    check_local(path, "--workdir")
 
 
 BAD = [

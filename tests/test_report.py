@@ -422,3 +422,16 @@ def test_scores_that_cannot_be_read_need_not_be_moved_away(run, quick, monkeypat
     assert text.count(path) == text.count(os.strerror(code)) == 1
     assert "move it away" not in text and "Errno" not in text
     assert "mini-GenEval\n" not in check_report(run, capfd)[0]
+
+
+def test_steps_that_were_left_out_are_named_and_count_in_no_mean(run):
+    before = row(report(run), "stage3")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    left = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
+    at = next(i for i, line in enumerate(lines) if json.loads(line)["stage"] == "stage3")
+    records = [json.loads(line) | {"skipped": 0.0} for line in lines]
+    records[at + 7] |= left
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    text = report(run)
+    assert "> **stage3**: 1 of 60 steps were left out" in text and "(step 8)." in text
+    assert row(text, "stage3") == before and "nan" not in text and "skipped" not in text

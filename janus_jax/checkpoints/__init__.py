@@ -11,8 +11,10 @@ from janus_jax.checkpoints.model_dir import (
     save_model,
     write_metadata,
 )
+from janus_jax.checkpoints.retention import Keep
 
 __all__ = [
+    "Keep",
     "LazyArray",
     "LoadedModel",
     "StageCheckpoints",

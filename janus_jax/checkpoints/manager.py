@@ -9,13 +9,17 @@
 
 A step is written under a temporary name and renamed when all of it is on disk, so a process killed
 at any moment leaves the earlier steps whole; the next run that opens the stage removes leftovers.
+
+Files are written in the background. What is written is a copy on the host: on an accelerator Orbax makes it
+before `save` returns; on a CPU it holds numpy views of the arrays, and JAX does not donate a buffer that has one.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from janus_jax.checkpoints import checksums, storage
+from janus_jax.checkpoints import checksums, position, storage
+from janus_jax.checkpoints.retention import Keep, Policy
 from janus_jax.errors import UserError
 from janus_jax.files import DamagedError, access_error, read_json, unreadable
 
 _ITEMS = ("params", "state", "data", "metrics")
+INTACT = "earlier checkpoints are intact"
+SAVE_TIMEOUT = 3600  # seconds that processes wait for each other at the end of a save
 _FINE, _DAMAGED, _UNREADABLE = range(3)
 
 
@@ -39,37 +46,43 @@ class StageCheckpoints:
     Usable as a context manager.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2, verify: bool = True):
+    def __init__(self, directory: str | Path, keep: int | Keep = 2, verify: bool = True):
         """Opens, and makes, a stage's directory, and removes what a killed run left half written.
 
         Args:
           directory: `RUN/checkpoints/STAGE`.
-          keep: how many of the newest steps to keep.
+          keep: which steps to keep; a number: so many of the newest.
           verify: compare what is read with the checksums that were written with it.
         """
         self.directory = Path(os.path.abspath(directory))
         self._verify = verify
-        self._keep = keep
+        self._keep = keep if isinstance(keep, Keep) else Keep(keep)
+        self._saving: contextlib.ExitStack | None = None  # until a save is complete
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        import grain  # here, since reading a model, as sampling does, needs no data pipeline
-
+        self._policy, self._lost = Policy(self._keep), threading.Event()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
+            preservation_policy=self._policy,
             cleanup_tmp_directories=True,
-            enable_async_checkpointing=False,
+            async_options=ocp.AsyncOptions(
+                timeout_secs=SAVE_TIMEOUT, barrier_sync_fn=_barrier(self._lost)
+            ),
             temporary_path_class=checksums.SummedPath,
             lightweight_initialize=True,  # or damaged metrics would be an error here
         )
+        each = ocp.options.MultiprocessingOptions(primary_host=None)
         handlers = {
             "params": storage.tree_handler(),
             "state": storage.tree_handler(),
-            "data": grain.checkpoint.CheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(position.file_name(), multiprocessing_options=each),
             "metrics": ocp.JsonCheckpointHandler(),
         }
         with storage.writing(self.directory, "nothing was written"):
-            return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+            manager = _Manager(self.directory, options=options, item_handlers=handlers)
+        if self._keep.best:
+            self._policy.metrics = {step: self._saved_metrics(step) for step in manager.all_steps()}
+        return manager
 
     def save(
         self,
@@ -78,38 +91,70 @@ class StageCheckpoints:
         train_state: Any,
         data: Any,
         metrics: Mapping[str, Any] | None = None,
+        wait: bool = True,
     ) -> bool:
-        """Writes one checkpoint and returns when it is complete; then drops the oldest ones.
+        """Writes one checkpoint, after the one before it is complete; then drops those that are not kept.
 
         Args:
           step: not negative. A step that exists is left as it is.
           params: tree of arrays.
           train_state: tree of arrays, such as the optimizer's state.
-          data: a Grain iterator, anything with `get_state()` and `set_state(state)` of JSON-ready
-            state, or a JSON-ready dict.
-          metrics: JSON-ready numbers.
+          data: an iterator with `get_state()` and `set_state(state)` of JSON-ready state, such as Grain's, or a
+            JSON-ready dict.
+          metrics: JSON-ready numbers; what `Keep.best_by` names is among them.
+          wait: return when it is complete. Else as soon as the arrays are copied to the host: they may be donated
+            or changed from then on, and `poll`, `wait`, the next `save` or `close` raises what goes wrong.
 
         Returns:
-          Whether it was written.
+          Whether it was written, or is being written.
 
         Raises:
           UserError: the disk is full.
         """
-        import grain
-
+        self.wait()
         if step in self._manager.all_steps():
             return False
+        metrics = position.jsonable(metrics or {})
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(_arrays(params)),
             state=ocp.args.PyTreeSave(_arrays(train_state)),
-            data=grain.checkpoint.CheckpointSave(_iterator(data)),
-            metrics=ocp.args.JsonSave(_jsonable(metrics or {})),
+            data=ocp.args.JsonSave(position.state_of(data)),
+            metrics=ocp.args.JsonSave(metrics),
         )
-        with storage.writing(self.directory, "earlier checkpoints are intact", params, train_state):
-            return self._manager.save(step, args=items, force=True)
+        storage.check_room(self.directory, INTACT, params, train_state)
+        self._policy.metrics[step] = metrics
+        # Orbax's threads are to say nothing, either, for as long as they write.
+        with contextlib.ExitStack() as stack:
+            self._silence = stack.enter_context(storage.quiet())
+            with storage.full_disk(self.directory, INTACT, self._silence):
+                self._manager.save(step, args=items, force=True)
+            self._saving = stack.pop_all()
+        if wait:
+            self.wait()
+        return True
+
+    def poll(self) -> None:
+        """Raises what has gone wrong with the save in flight, if anything; waits for nothing."""
+        if self._saving is None:
+            return
+        if self._lost.is_set() or not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when no save is in flight.
+
+        Raises:
+          UserError: the disk is full; the checkpoint was not written.
+        """
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        with saving, storage.full_disk(self.directory, INTACT, self._silence):
+            self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
+        self.wait()
         return self._manager.latest_step()
 
     def restore(
@@ -172,9 +217,16 @@ class StageCheckpoints:
         return read_json(self._path(step) / "metrics" / "metrics")
 
     def close(self) -> None:
-        """Waits for what is in flight."""
-        with storage.quiet():
-            self._manager.close()
+        """Waits for what is in flight.
+
+        Raises:
+          UserError: like `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            with storage.quiet():
+                self._manager.close()
 
     def __enter__(self) -> StageCheckpoints:
         return self
@@ -182,7 +234,14 @@ class StageCheckpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _saved_metrics(self, step: int) -> dict[str, Any]:
+        """Metrics of a step, or nothing: damaged ones are no reason to stop."""
+        with contextlib.suppress(UserError, OSError):
+            return read_json(self.directory / str(step) / "metrics" / "metrics", dict)
+        return {}
+
     def _path(self, step: int) -> Path:
+        self.wait()
         if step not in self._manager.all_steps():
             steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
             raise UserError(f"no checkpoint of step {step} in {self.directory}; it has {steps}")
@@ -195,8 +254,6 @@ class StageCheckpoints:
     def _restore(
         self, step: int, abstract_params: Any, abstract_state: Any, data: Any
     ) -> tuple[Any, Any]:
-        import grain
-
         path = self._path(step)
         for item, abstract in (("params", abstract_params), ("state", abstract_state)):
             self._check_fit(path / item, abstract)
@@ -205,13 +262,11 @@ class StageCheckpoints:
             "state": _restore_like(abstract_state),
         }
         with storage.reading(path / "data"):
-            other = None if data is None else _check_position(path / "data")
-        if data is not None and other is None:
-            items["data"] = grain.checkpoint.CheckpointRestore(_iterator(data))
+            at = None if data is None else position.read(path / "data")
         with storage.reading(path):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        if other is not None:
-            data.set_state(other)
+        if at is not None:
+            position.move(data, at)
         return restored["params"], restored["state"]
 
     def _check(self, step: int, below: str = "") -> None:
@@ -251,6 +306,7 @@ class StageCheckpoints:
 
     def _newest_whole(self, read: Callable[[int], Any], below: str = "") -> tuple[int, Any] | None:
         """(step, read(step)) of the newest step that is whole, or None without any step."""
+        self.wait()
         damaged: dict[int, DamagedError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -306,6 +362,35 @@ class StageCheckpoints:
             )
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask JAX whether to stop.
+
+    The training loop does (`parallel.stop_together`), with a count of its own; a question about another number,
+    at the wrong moment, would put the step at which all stop out of reach.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+def _barrier(lost: threading.Event) -> Callable[..., None]:
+    """What Orbax's threads wait for each other with.
+
+    In a process whose save has failed they would wait in vain (Orbax does so on its way out, before anybody hears
+    of the error): the others wait for files that never come. Here the error goes on, and `lost` says so.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def barrier(**arguments: Any) -> None:
+        error = sys.exception()
+        if error is not None and threading.current_thread() is not threading.main_thread():
+            lost.set()
+            raise error
+        wait(**arguments)
+
+    return barrier
+
+
 def _verdict(error: UserError) -> int:
     return _DAMAGED if isinstance(error, DamagedError) else _UNREADABLE
 
@@ -315,77 +400,6 @@ def _agreed(verdict: int) -> int:
     if jax.process_count() == 1:
         return verdict
     return int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
-
-
-def _check_position(directory: Path) -> dict[str, Any] | None:
-    """Looks at the position in the data, of which an iterator would believe anything.
-
-    Returns:
-      The position of the first process of a job with another number of processes, where that saved one
-      that knows what it depends on ("settings"); None for one of a job like this.
-    """
-    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    other = None
-    if not (directory / name).is_file():
-        others = sorted(directory.glob("process_0-of-*.json"))
-        if not others or any(directory.glob(f"process_*-of-{jax.process_count()}.json")):
-            raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
-        name = others[0].name
-        other = read_json(directory / name)
-        if not isinstance(other, dict) or "settings" not in other:
-            raise UserError(
-                f"{directory.parent} was saved by a job with another number of processes than "
-                f"{jax.process_count()}; resume it with the same number"
-            )
-    todo = [read_json(directory / name)]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            if isinstance(value.get("next_index"), int) and value["next_index"] < 0:
-                raise DamagedError(
-                    f"{directory.parent} is damaged: data/{name} has a negative index"
-                )
-            todo += value.values()
-    return other
-
-
-class _JsonIterator:
-    """What Grain's checkpoint handler asks of an iterator, for anything else with a position."""
-
-    def __init__(self, data: Any):
-        self._data = data
-
-    def get_state(self) -> bytes:
-        state = self._data if isinstance(self._data, dict) else self._data.get_state()
-        return json.dumps(_jsonable(state)).encode()
-
-    def set_state(self, state: bytes) -> None:
-        value = json.loads(state)
-        if isinstance(self._data, dict):
-            self._data.clear()
-            self._data.update(value)
-        else:
-            self._data.set_state(value)
-
-    def start_prefetch(self) -> None:
-        """Part of the interface; nothing to do."""
-
-
-def _iterator(data: Any) -> Any:
-    import grain
-
-    return data if isinstance(data, grain.DatasetIterator) else _JsonIterator(data)
-
-
-def _jsonable(value: Any) -> Any:
-    """Numpy and jax scalars as Python numbers, all the way down."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    return value
 
 
 def _arrays(tree: Any) -> Any:

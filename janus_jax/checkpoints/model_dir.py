@@ -31,6 +31,7 @@ from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.files import DamagedError, atomic_write, read_json, read_text
 from janus_jax.models import JanusModel, init_params, unstack_layers
+from janus_jax.places import check_local
 from janus_jax.untrusted import JSON_BYTES, check_tree, is_file, printable, shown, understanding
 
 METADATA = "janus.json"
@@ -158,6 +159,7 @@ def load_model(
       UserError: the directory is missing, empty, of another kind or damaged; the run has no
         finished checkpoint, stage or step like that; the parameters do not fit the config.
     """
+    check_local(directory, "the model")
     directory = Path(os.path.abspath(directory))
     metadata = _read_metadata(directory)
     config = JanusConfig.from_dict(metadata["config"])

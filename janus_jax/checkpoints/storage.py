@@ -88,22 +88,33 @@ def writing(directory: Path, intact: str, *trees: Any) -> Iterator[None]:
       *trees: what will be written. Orbax's threads go on failing after it has raised, so a lack of
         space that can be seen beforehand is not left to them.
     """
+    check_room(directory, intact, *trees)
+    with quiet() as silence, full_disk(directory, intact, silence):
+        yield
+
+
+def check_room(directory: Path, intact: str, *trees: Any) -> None:
+    """Raises UserError if the disk has no room for the arrays of trees."""
     needed, free = tree_bytes(trees), _free_bytes(directory)
     if needed > free:
         raise UserError(
             f"no space left on the disk of {directory}: {math.ceil(needed / 1e6)} MB are needed, "
             f"{math.floor(free / 1e6)} MB are free; {intact}"
         )
+
+
+@contextlib.contextmanager
+def full_disk(directory: Path, intact: str, silence: _Silence) -> Iterator[None]:
+    """The second half of `writing`, within `quiet`, which gave `silence`."""
     full = False
-    with quiet() as silence:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError, BaseExceptionGroup) as error:
-            if not is_disk_full(error):
-                raise
-            _forget(error)
-            _wait_for_threads(directory, silence)
-            full = True
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, BaseExceptionGroup) as error:
+        if not is_disk_full(error):
+            raise
+        _forget(error)
+        _wait_for_threads(directory, silence)
+        full = True
     if full:
         raise UserError(f"no space left on the disk of {directory}: free some; {intact}")
 

@@ -23,6 +23,7 @@ from absl import app, flags, logging
 from janus_jax.cli import config_flag
 from janus_jax.cli.parser import as_typed
 from janus_jax.errors import UserError, run_main
+from janus_jax.places import check_local
 from janus_jax.signals import AGAIN, EXIT_CODES, StopSignals
 
 _WORKDIR = flags.DEFINE_string(
@@ -61,6 +62,8 @@ def _main(signals: StopSignals) -> None:
     if _AOT.value or _PLAN.value:
         _look_ahead(config)
         return
+    check_local(_WORKDIR.value or "", "--workdir")
+    check_local(config.init_from, "--config.init_from")
     # Heavy imports after the flags: a typo should not cost seconds.
     from janus_jax.parallel import ending_together, initialize
     from janus_jax.run import train

@@ -80,11 +80,16 @@ def base(name: str, preset: str) -> ConfigDict:
             stages={},
             log=dict(
                 save_every=1000,
+                save_minutes=0.0,  # also so long after the last checkpoint
+                keep=2,  # of the newest checkpoints of a stage
+                keep_every=0,  # and those of every so many steps
+                keep_best=0,  # and so many with the lowest mean training loss
                 log_every=10,
                 sample_every=1000,
                 verify=True,
                 stop_when_diverged=False,
                 peak_tflops=0.0,  # of one device in bfloat16, for MFU; 0: what is known of its kind
+                stop_after_skips=5,  # in a row, steps left out as they were not finite
             ),
             eval=dict(after_stages=False, benchmarks=standin.benchmarks(), note=""),
         )

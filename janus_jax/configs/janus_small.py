@@ -36,6 +36,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages.stage0_vq.options.update(warmup=2_000, revive_every=200, fixed_from=34_000)
     # A multi-word name makes a longer caption; sixteen cells make a longer map.
     config.stages.stage0_siglip.options.text_length = 64
-    config.log.update(save_every=2_000, log_every=20, sample_every=2_000)
+    config.log.update(save_every=2_000, log_every=20, sample_every=2_000, stop_after_skips=5)
     config.eval.benchmarks = emoji.benchmarks(WORLD, 200, janus_tiny.CFG_WEIGHTS)
     return common.pick(config, arg)

@@ -140,7 +140,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "stage2",
         "stage3",
     )
-    config.log.update(save_every=250, log_every=10, sample_every=250)
+    # One step that is not finite is a mistake in a network of this size.
+    config.log.update(save_every=250, log_every=10, sample_every=250, stop_after_skips=1)
     config.eval.update(after_stages=True, benchmarks=emoji.benchmarks(emoji.WORLD, 50, CFG_WEIGHTS))
     if arg == "smoke":
         return _smoke(config)

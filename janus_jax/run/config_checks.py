@@ -55,6 +55,10 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
     profiled_steps(config.get("profile", ""))
+    for name, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("stop_after_skips", 1)):
+        value = config.log[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"config.log.{name} must be an integer >= {least}, not {value!r}")
     _check_numbers(config)
 
 
@@ -88,6 +92,7 @@ def _check_numbers(config: ConfigDict) -> None:
     for field in ("targets_at_once", "pictures_at_once"):
         _range(f"policy.{field}", config.policy[field], 0)
     _range("log.peak_tflops", config.log.get("peak_tflops", 0.0), 0)
+    _range("log.save_minutes", config.log.save_minutes, 0)
     for field in ("tokens", "targets"):
         _range(f"data.row.{field}", config.data.row[field], 1)
     for field in ("und_images", "gen_images"):

@@ -24,12 +24,13 @@ class SharedLog:
             self._log.write(records)
 
     def read(self) -> list[dict[str, Any]]:
-        """All records so far, with their losses alone."""
-        keep = ("stage", "step", "loss")
+        """All records so far, with their losses alone, and whether they were left out."""
+        needed = ("stage", "step", "loss")
+        keep = (*needed, "skipped")
 
         def read():
-            records = (r for r in self._log.read() if r.keys() >= set(keep))
-            return [{k: r[k] for k in keep} for r in records]
+            records = (r for r in self._log.read() if r.keys() >= set(needed))
+            return [{k: r[k] for k in keep if k in r} for r in records]
 
         return first_only(read)
 

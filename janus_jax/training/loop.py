@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -11,15 +12,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from janus_jax.checkpoints import StageCheckpoints, finished_steps
+from janus_jax.checkpoints import Keep, StageCheckpoints, finished_steps
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
+from janus_jax.training.clock import SaveClock
 from janus_jax.training.groups import split_params
 from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.monitor import Monitor
 from janus_jax.training.profiling import Profiler
+from janus_jax.training.skips import Skips, mean_losses
 from janus_jax.training.soundness import unsound
 from janus_jax.training.stages import Stage
 from janus_jax.training.state import TrainState, evaluated_params, init_state
@@ -47,6 +50,8 @@ def run_stage(
     mesh: Mesh,
     *,
     save_every: int,
+    save_minutes: float = 0.0,
+    keep: Keep = Keep(),  # noqa: B008, it is frozen
     log_every: int = 10,
     sample_every: int = 0,
     on_sample: SampleFn | None = None,
@@ -56,6 +61,7 @@ def run_stage(
     stop_when_diverged: bool = False,
     meter: Meter | None = None,
     profiler: Profiler | None = None,
+    stop_after_skips: int = 1,
 ) -> Params:
     """Trains one stage, from its newest checkpoint if it has one.
 
@@ -67,7 +73,11 @@ def run_stage(
       batches: an iterator of host batches (numpy); its position is saved and restored.
       directory: of this stage's checkpoints.
       log: of the run.
-      save_every: steps between checkpoints; the last step is always saved.
+      save_every: steps between checkpoints; the last step is always saved. Files are written while the next
+        steps run.
+      save_minutes: also a checkpoint when so many minutes have passed since the last one, looked at where
+        metrics are fetched; 0 for none.
+      keep: which checkpoints stay; their metrics are the mean losses of the steps since the one before.
       log_every: steps between fetches of the metrics (every step is recorded).
       sample_every: steps between calls of `on_sample(step, params)`; 0 for never.
       verify: compare the checkpoint with its checksums before going on from it.
@@ -76,6 +86,8 @@ def run_stage(
         is a warning.
       meter: of how well the machine is used; None leaves that out of the metrics.
       profiler: of some of the steps; closed here.
+      stop_after_skips: so many steps in a row that were left out, as they were not finite (metric `skipped`), are
+        an error.
 
     Returns:
       The full tree to evaluate and to hand to the next stage: the averaged weights where the stage
@@ -87,11 +99,13 @@ def run_stage(
       Stopped: `stop` returned a signal.
       UserError: the disk is full, or the checkpoints belong to another architecture.
     """
-    with StageCheckpoints(directory, verify=verify) as checkpoints:
+    with StageCheckpoints(directory, keep, verify) as checkpoints:
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
-        monitor = Monitor(stage, done, log, quiet, stop_when_diverged, meter)
+        skips = Skips(stage.name, stop_after_skips)
+        monitor = Monitor(stage, done, log, quiet, stop_when_diverged, skips, meter)
+        clock, recorded = SaveClock(save_minutes), []
         try:
             while done < stage.steps:
                 # Order matters: fetch, step, record, check, save (after the check: a saved step is
@@ -106,22 +120,31 @@ def run_stage(
                 monitor.add(done, began, waited, metrics, batch)
                 if profiler:
                     profiler.after(metrics)
+                checkpoints.poll()
                 asked = stop()
+                fetch = len(monitor.pending) >= log_every
                 save = done == stage.steps or done % save_every == 0 or asked is not None
+                save = save or (fetch and clock.due())
                 sample = on_sample is not None and sample_every and done % sample_every == 0
-                if save or sample or len(monitor.pending) >= log_every:
-                    monitor.record()
+                if save or sample or fetch:
+                    recorded += monitor.record()
                 if save:
                     params = evaluated_params(state, frozen)
                     saved = _saved_state(state)
                     if reason := unsound(params, saved.get("trainable", {})):
                         raise RunError(f"{stage.name} step {done}: {reason}; not saved")
-                    checkpoints.save(done, params, saved, batches)
+                    means, recorded = mean_losses(recorded), []
+                    checkpoints.save(done, params, saved, batches, means, wait=False)
+                    clock.restart()
                 if asked is not None:
+                    checkpoints.wait()
                     raise Stopped(stage.name, done, asked)
                 if sample:
                     on_sample(done, evaluated_params(state, frozen))
+            checkpoints.wait()
         except RunError as error:
+            with contextlib.suppress(UserError):  # that is the lesser trouble
+                checkpoints.wait()  # what is being written may be the newest to go on from
             raise RunError(_advice(error, stage, directory, monitor.diverged_at)) from error
         finally:
             monitor.close()

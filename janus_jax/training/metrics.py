@@ -96,11 +96,14 @@ def _is_record(record: Any) -> bool:
 
 def check_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:
     """Raises RunError, naming step and task, if any loss or the gradient is not finite."""
-    if all(math.isfinite(v) for v in metrics.values()):
-        return
+    if tasks := not_finite(metrics):
+        raise RunError(f"{stage} step {step}: not finite in {', '.join(tasks)}; stopped")
+
+
+def not_finite(metrics: Mapping[str, float]) -> list[str]:
+    """The tasks whose loss is not finite; where it is none of theirs, the metrics that are not."""
     bad = [k for k, v in metrics.items() if not math.isfinite(v)]
-    tasks = [name for key, name in _TASKS.items() if key in bad] or bad
-    raise RunError(f"{stage} step {step}: not finite in {', '.join(tasks)}; stopped")
+    return [name for key, name in _TASKS.items() if key in bad] or bad
 
 
 def progress_bar(stage: str, done: int, steps: int, quiet: bool) -> tqdm:

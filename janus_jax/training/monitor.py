@@ -15,8 +15,9 @@ from janus_jax.errors import RunError
 from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
 from janus_jax.training.flops import Flops
 from janus_jax.training.meter import Meter
-from janus_jax.training.metrics import MetricsLog, check_finite, progress_bar, set_losses
+from janus_jax.training.metrics import MetricsLog, progress_bar, set_losses
 from janus_jax.training.optimizer import learning_rate
+from janus_jax.training.skips import Skips
 from janus_jax.training.stages import Stage
 
 
@@ -41,6 +42,7 @@ class Monitor:
       log: of the run.
       quiet: no progress bar.
       strict: a loss that diverges is an error.
+      skips: steps that were left out.
       meter: of how well the machine is used; None leaves that out.
     """
 
@@ -51,6 +53,7 @@ class Monitor:
         log: MetricsLog,
         quiet: bool,
         strict: bool,
+        skips: Skips,
         meter: Meter | None = None,
     ):
         self.pending: list[_Step] = []
@@ -58,8 +61,9 @@ class Monitor:
         self._rate = learning_rate(stage)
         self._bar = progress_bar(stage.name, done, stage.steps, quiet)
         self._watch: DivergenceWatch = watch(stage)
+        self._skips = skips
         for record in log.read() if done else []:
-            if record["stage"] == stage.name:
+            if record["stage"] == stage.name and not skips.remember(record):
                 self._watch.add(record["step"], record["loss"])
         self._reported: Divergence | None = None
 
@@ -83,15 +87,18 @@ class Monitor:
         fill, flops = self._meter.step(batch) if self._meter else ({}, None)
         self.pending.append(_Step(done, began, waited, metrics, fill, flops))
 
-    def record(self) -> None:
-        """Fetches the metrics of the steps since the last time, checks and writes them."""
+    def record(self) -> list[dict[str, float]]:
+        """Fetches the metrics of the steps since the last time, checks, writes and returns them."""
         pending, self.pending = self.pending, []
         values = jax.device_get([step.metrics for step in pending])
         elapsed = time.perf_counter() - pending[0].began
         rows = [{k: float(v) for k, v in sorted(m.items())} for m in values]
         name = self._stage.name
-        for step, row in zip(pending, rows, strict=True):
-            check_finite(name, step.done, row)
+        counted = [
+            (step.done, row)
+            for step, row in zip(pending, rows, strict=True)
+            if not self._skips.look(step.done, row)
+        ]
         shares = self._shares(pending, sum(r["tokens"] for r in rows), elapsed)
         records = []
         for step, row in zip(pending, rows, strict=True):
@@ -100,9 +107,10 @@ class Monitor:
         self._log.write(records)
         self._bar.update(len(pending))
         set_losses(self._bar, records[-1])
-        for step, row in zip(pending, rows, strict=True):
-            self._watch.add(step.done, row["loss"])
+        for done, row in counted:
+            self._watch.add(done, row["loss"])
         self._report_divergence()
+        return rows
 
     def _shares(self, steps: list[_Step], tokens: float, elapsed: float) -> dict[str, float]:
         """What is measured of several steps together."""

@@ -1,5 +1,5 @@
-"""What a reader of a report should know before its numbers: losses that left their history, fields of the
-config that were changed on the way."""
+"""What a reader of a report should know before its numbers: losses that left their history, steps that were left
+out, fields of the config that were changed on the way."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def divergences(stages: Mapping[str, Steps], settings: Mapping[str, Any]) -> str
                 f"history ({found.loss:.3g}, it had been about {found.usual:.3g})."
             )
     return "\n>\n".join(lines)
+
+
+def left_out(stages: Mapping[str, Steps]) -> tuple[str, dict[str, Steps]]:
+    """(what to say of the steps that were left out, the lines of metrics.jsonl without them)."""
+    lines, counted = [], {}
+    for name, steps in stages.items():
+        counted[name] = [s for s in steps if not s.get("skipped")]
+        if skipped := [s["step"] for s in steps if s.get("skipped")]:
+            shown = ", ".join(map(str, skipped[:5])) + (" ..." if len(skipped) > 5 else "")
+            lines.append(
+                f"> **{name}**: {len(skipped)} of {len(steps)} steps were left out, as their loss or gradient was "
+                f"not finite (step {shown})."
+            )
+    return "\n>\n".join(lines), {name: steps for name, steps in counted.items() if steps}
 
 
 def changes(records: Iterable[Mapping[str, Any]]) -> list[list[Any]]:

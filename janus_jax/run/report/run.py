@@ -20,13 +20,13 @@ from janus_jax.run.report import files
 from janus_jax.run.report.benchmarks import RunScores, highlight, highlights, score_sections
 from janus_jax.run.report.curves import Steps, draw_curves
 from janus_jax.run.report.markdown import one_line, table
-from janus_jax.run.report.notes import changes, divergences
+from janus_jax.run.report.notes import changes, divergences, left_out
 from janus_jax.run.report.speed import NO_RESULT, speed
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
 # Fields of metrics.jsonl that are no result.
-_NO_RESULT = {"stage", "step", "loss", "tokens", "tokens_per_s", *NO_RESULT}
+_NO_RESULT = {"stage", "step", "loss", "tokens", "tokens_per_s", "skipped", *NO_RESULT}
 _NOTHING = "-"
 _STAGE_HEADER = ("stage", "steps", "training, s", "tokens/s", "loss", "at the end")
 
@@ -52,12 +52,14 @@ def write_report(run_dir: str | Path) -> Path:
     order = [*files.read_order(run_dir), *stages, *scores]
     order = [name for name in dict.fromkeys(order) if name in stages or name in scores]
     stages = {n: stages[n] for n in order if n in stages}
+    skipped, stages = left_out(stages)
     name = config.get("name", run_dir.resolve().name)
     run_scores = RunScores(order, scores, config["eval"])
     sections = [
         f"# Run {name}",
         _note(config),
         divergences(stages, config["stages"]),
+        skipped,
         _stage_table(order, stages, run_scores, config["stages"]),
         speed(stages),
         files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
