@@ -122,8 +122,9 @@ class StageCheckpoints:
           abstract_params: tree of `jax.ShapeDtypeStruct` (or arrays): the result has its structure,
             dtypes and shardings.
           abstract_state: the same for the training state.
-          data: like in `save`; it is put where the checkpoint's was. None leaves it unread. Where a job
-            with another number of processes saved a position with "settings", it is given that one.
+          data: like in `save`; it is put where the checkpoint's was. None leaves it unread. One with a method
+            `set_states` is given what every process saved, in their order, and may be of a job with
+            another number of them.
 
         Returns:
           (params, state).
@@ -204,14 +205,15 @@ class StageCheckpoints:
             "params": _restore_like(abstract_params),
             "state": _restore_like(abstract_state),
         }
+        takes_all = hasattr(data, "set_states")
         with storage.reading(path / "data"):
-            other = None if data is None else _check_position(path / "data")
-        if data is not None and other is None:
+            states = None if data is None else _positions(path / "data", takes_all)
+        if data is not None and not takes_all:
             items["data"] = grain.checkpoint.CheckpointRestore(_iterator(data))
         with storage.reading(path):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        if other is not None:
-            data.set_state(other)
+            if takes_all:
+                data.set_states(states)
         return restored["params"], restored["state"]
 
     def _check(self, step: int, below: str = "") -> None:
@@ -317,36 +319,40 @@ def _agreed(verdict: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
 
 
-def _check_position(directory: Path) -> dict[str, Any] | None:
-    """Looks at the position in the data, of which an iterator would believe anything.
+def _positions(directory: Path, any_count: bool) -> list[dict[str, Any]]:
+    """The positions in the data of all processes that saved, of which an iterator would believe anything.
 
-    Returns:
-      The position of the first process of a job with another number of processes, where that saved one
-      that knows what it depends on ("settings"); None for one of a job like this.
+    Args:
+      directory: of a checkpoint's data.
+      any_count: whether another number of processes than this job's may have saved.
     """
-    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    other = None
-    if not (directory / name).is_file():
-        others = sorted(directory.glob("process_0-of-*.json"))
-        if not others or any(directory.glob(f"process_*-of-{jax.process_count()}.json")):
+    counts = {path.stem.rpartition("-")[2] for path in directory.glob("process_*-of-*.json")}
+    counts = {int(count) for count in counts if count.isdecimal()}
+    mine = jax.process_count()
+    if not any_count and counts and mine not in counts:
+        raise UserError(
+            f"{directory.parent} was saved by a job with another number of processes than {mine}; resume "
+            "it with the same number"
+        )
+    count = counts.pop() if any_count and len(counts) == 1 else mine
+    names = [f"process_{index}-of-{count}.json" for index in range(count)]
+    for name in names:
+        if not (directory / name).is_file():
             raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
-        name = others[0].name
-        other = read_json(directory / name)
-        if not isinstance(other, dict) or "settings" not in other:
-            raise UserError(
-                f"{directory.parent} was saved by a job with another number of processes than "
-                f"{jax.process_count()}; resume it with the same number"
-            )
-    todo = [read_json(directory / name)]
+    states = [read_json(directory / name) for name in names]
+    for name, state in zip(names, states, strict=True):
+        _check_indices(state, f"{directory.parent} is damaged: data/{name}")
+    return states
+
+
+def _check_indices(state: Any, where: str) -> None:
+    todo = [state]
     while todo:
         value = todo.pop()
         if isinstance(value, dict):
             if isinstance(value.get("next_index"), int) and value["next_index"] < 0:
-                raise DamagedError(
-                    f"{directory.parent} is damaged: data/{name} has a negative index"
-                )
+                raise DamagedError(f"{where} has a negative index")
             todo += value.values()
-    return other
 
 
 class _JsonIterator:

@@ -67,6 +67,8 @@ def base(name: str, preset: str) -> ConfigDict:
             data=dict(
                 row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7),
                 threads=16,
+                streams=1,  # that the rows of a step come from, whatever the number of processes
+                lookahead=0,  # sequences that a row is chosen from; 0: first-fit over a batch's rows
                 too_long="error",  # or "reject", "truncate_answer": sequences that no row can hold
             ),
             stage_order=(),
@@ -85,6 +87,8 @@ def base(name: str, preset: str) -> ConfigDict:
 
 def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> ConfigDict:
     """Janus-Pro, Table 2: rates, warm-ups, batches and ratios; steps by model."""
+    # 64 divides all three batches, and is the most processes that each read their own rows.
+    config.data.update(streams=64, lookahead=32)
     config.stages.stage1 = stage(
         "janus",
         "stage1",
