@@ -145,20 +145,20 @@ def test_what_some_processes_saved_any_number_goes_on_from(
     second = job(monkeypatch, experiment, after)
     with StageCheckpoints(tmp_path) as checkpoints:
         for process in second:
-            checkpoints.restore(1, PARAMS, {}, process)
+            checkpoints.restore(1, PARAMS, STATE, process)
     found += steps(second, 2)
     end(second)
     assert all(map(same, found, wanted))
     assert capsys.readouterr().err == ""
 
 
-PARAMS = {"w": np.zeros(2, np.float32)}
+PARAMS, STATE = {"w": np.zeros(2, np.float32)}, {"step": np.int32(1)}
 
 
 def write(directory, data, states):
     """A checkpoint as a job of `len(states)` processes leaves it."""
     with StageCheckpoints(directory) as checkpoints:
-        checkpoints.save(1, PARAMS, {}, data)
+        checkpoints.save(1, PARAMS, STATE, data)
     place = directory / "1" / "data"
     (place / "process_0-of-1.json").unlink()
     (place.parent / "checksums.json").unlink()
@@ -177,7 +177,7 @@ def test_a_position_without_one_of_its_processes_is_damaged(monkeypatch, tmp_pat
         StageCheckpoints(tmp_path) as checkpoints,
         pytest.raises(DamagedError, match=r"data/process_1-of-2.json is missing"),
     ):
-        checkpoints.restore(1, PARAMS, {}, processes[0])
+        checkpoints.restore(1, PARAMS, STATE, processes[0])
     with pytest.raises(DamagedError, match="stage2: the position of stream 1 is missing"):
         processes[0].set_states(states[:1])
     end(processes)
