@@ -204,21 +204,21 @@ def test_sequences_are_mixed_by_ratio(ratio):
     assert (counts == 0).tolist() == [w == 0 for w in ratio]
 
 
-@pytest.mark.parametrize(("ratio", "hosts"), [((1, 0, 3), 4), ((2, 3, 5), 2)])
-def test_every_host_has_the_same_mixture(ratio, hosts):
+@pytest.mark.parametrize(("ratio", "streams"), [((1, 0, 3), 4), ((2, 3, 5), 2)])
+def test_every_stream_has_the_same_mixture(ratio, streams):
     wanted = np.array(ratio) / sum(ratio)
-    for host in range(hosts):
-        iterator = batches(tuple(map(float, ratio)), batch_size=16, process=(host, hosts))
+    for index in range(streams):
+        iterator = batches(tuple(map(float, ratio)), batch_size=16, stream=(index, streams))
         counts = sum(kinds_of(next(iterator)) for _ in range(4))
-        np.testing.assert_allclose(counts / counts.sum(), wanted, atol=0.06, err_msg=str(host))
+        np.testing.assert_allclose(counts / counts.sum(), wanted, atol=0.06, err_msg=str(index))
 
 
-def test_hosts_and_seeds_see_different_examples():
+def test_streams_and_seeds_see_different_examples():
     def first(**kwargs):
         return next(batches((0.0, 1.0, 0.0), batch_size=4, **kwargs))
 
     texts = lambda batch: {s["tokens"].tobytes() for r in rows_of(batch) for s in segments(r)}
-    one, two = (texts(first(process=(i, 2))) for i in range(2))
+    one, two = (texts(first(stream=(i, 2))) for i in range(2))
     assert len(one & two) <= 1  # short texts can repeat by chance
     assert len(texts(first()) & texts(first(seed=1))) <= 1
     assert same(first(), first())
@@ -230,7 +230,7 @@ def test_unpacked_batches_stack_records():
     assert one["image"].shape == (6, 16, 16, 3) and one["text"].shape == (6, 40)
     assert same(one, next(iter(unpacked_batches(*pairs, 6))))
     assert not same(one, next(iter(unpacked_batches(*pairs, 6, seed=1))))
-    halves = [next(iter(unpacked_batches(*pairs, 3, process=(i, 2)))) for i in range(2)]
+    halves = [next(iter(unpacked_batches(*pairs, 3, stream=(i, 2)))) for i in range(2)]
     together = {t.tobytes() for half in halves for t in half["text"]}
     assert together == {t.tobytes() for t in one["text"]}
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -201,19 +202,21 @@ def free_port() -> int:
 
 
 def start(
-    workdir: Path, *extra: str, count: int = 2, scored: bool = False
+    workdir: Path, *extra: str, count: int = 2, devices: int = 1, scored: bool = False
 ) -> list[subprocess.Popen]:
+    """`count` processes with `devices` each."""
     args = [
         "--config=configs/janus_tiny.py:smoke",
         "--config.stage_order=('stage2',)",
         "--config.stages.stage2.batch_size=2",
+        "--config.data.streams=2",
         "--config.log.log_every=1",
         *([] if scored else ["--config.eval.benchmarks=()"]),
         "--quiet",
         f"--workdir={workdir}",
         *extra,
     ]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if count > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
         env |= {"JAX_NUM_PROCESSES": str(count)}
@@ -264,13 +267,47 @@ def test_two_processes_stop_and_go_on_as_if_nothing_had_happened(tmp_path):
     assert end(start(tmp_path / "whole", steps)) == ([0, 0], ["", ""])
     assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == saved + 3
     assert (run / "report.md").exists()
-    # With another number of processes only the order of the data is another.
-    codes, said = end(start(run, f"--config.stages.stage2.steps={saved + 5}", count=1))
-    assert codes == [0] and said[0].startswith(
-        "stage2: the data goes on in a new order (processes was 2, now 1)"
-    )
+    # One process goes on where the two were.
+    assert end(start(run, f"--config.stages.stage2.steps={saved + 5}", count=1)) == ([0], [""])
     assert losses(run)[: saved + 3] == losses(tmp_path / "whole")
     assert len(losses(run)) == saved + 5
+
+
+# Four devices, by number of processes: the programs and the rows of a step are the same.
+FOUR = [(1, 4), (2, 2), (4, 1)]
+ROWS = ("--config.stages.stage2.batch_size=4", "--config.data.streams=4")
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_any_number_of_processes_trains_the_same(tensor, tmp_path):
+    """With `tensor` over several processes, those hold the same rows."""
+    mesh, found = f"--config.mesh.tensor={tensor}", {}
+    for count, devices in FOUR:
+        workdir = tmp_path / f"{count}"
+        said = end(start(workdir, *ROWS, mesh, count=count, devices=devices))
+        assert said == ([0] * count, [""] * count)
+        found[count] = losses(workdir)
+    assert len(found[1]) == 6
+    for count in (2, 4):
+        np.testing.assert_allclose(found[count], found[1], rtol=1e-5, err_msg=f"{count} processes")
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_what_two_processes_began_one_and_four_end_alike(tmp_path):
+    whole = tmp_path / "whole"
+    two = dict(count=2, devices=2)
+    assert end(start(whole, *ROWS, **two))[0] == [0, 0]
+    begun = tmp_path / "begun"
+    assert end(start(begun, *ROWS, "--config.stages.stage2.steps=3", **two))[0] == [0, 0]
+    for count, devices in FOUR:
+        workdir = tmp_path / f"{count}"
+        shutil.copytree(begun, workdir)
+        said = end(start(workdir, *ROWS, count=count, devices=devices))
+        assert said == ([0] * count, [""] * count)
+        np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-5)
 
 
 def scores(workdir: Path) -> dict:

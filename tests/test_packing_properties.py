@@ -12,6 +12,7 @@ from janus_jax.processing import sequence as seq
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 ROW = PackedShape(tokens=24, targets=12, und_images=3, gen_images=2)
+LOOKAHEADS = st.sampled_from([0, 1, 3, 8])
 IMAGE, PATCHES, CODES, SIDE = 9, 2, 4, 2  # id of an image position; positions of a picture
 
 ids = lambda minimum, maximum: st.lists(st.integers(10, 99), min_size=minimum, max_size=maximum)
@@ -78,30 +79,34 @@ def unpack(row):
     return found
 
 
-def packed_rows(examples, batch_size):
+def packed_rows(examples, batch_size, lookahead):
     """Rows of all batches; fillers at the end, since a last batch that is not full is left out."""
     filler = seq.text_sequence([7] * ROW.tokens, SIDE, SIDE, first_target=ROW.tokens)
     sequences = [features(e) for e in examples] + [filler] * 2 * batch_size
     dataset = grain.MapDataset.source(sequences).to_iter_dataset()
-    for batch in pack(dataset, ROW, batch_size):
+    for batch in pack(dataset, ROW, batch_size, lookahead=lookahead):
         for i in range(batch_size):
             yield {name: values[i] for name, values in batch.items()}
 
 
 @SETTINGS
-@given(st.lists(st.one_of(texts, pictures, conversations), max_size=12), st.integers(1, 3))
-def test_unpacking_gives_back_every_sequence(examples, batch_size):
+@given(
+    st.lists(st.one_of(texts, pictures, conversations), max_size=12), st.integers(1, 3), LOOKAHEADS
+)
+def test_unpacking_gives_back_every_sequence(examples, batch_size, lookahead):
     wanted = Counter(describe(features(e)) for e in examples)
-    rows = list(packed_rows(examples, batch_size))
+    rows = list(packed_rows(examples, batch_size, lookahead))
     found = Counter(describe(s) for row in rows for s in unpack(row) if s["tokens"][0] != 7)
     assert found == wanted
 
 
 @SETTINGS
-@given(st.lists(st.one_of(texts, pictures, conversations), max_size=12), st.integers(1, 3))
-def test_only_targets_of_a_sequence_have_weight(examples, batch_size):
+@given(
+    st.lists(st.one_of(texts, pictures, conversations), max_size=12), st.integers(1, 3), LOOKAHEADS
+)
+def test_only_targets_of_a_sequence_have_weight(examples, batch_size, lookahead):
     wanted = [features(e) for e in examples]
-    rows = list(packed_rows(examples, batch_size))
+    rows = list(packed_rows(examples, batch_size, lookahead))
     assert sum(row["target_weights"].sum() for row in rows) == sum(
         len(s["target_ids"]) for s in wanted
     )

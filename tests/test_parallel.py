@@ -1,12 +1,16 @@
 import functools
+import http.server
+import importlib.util
 import math
 import re
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY
@@ -19,6 +23,7 @@ from janus_jax.parallel import (
     make_mesh,
     param_shardings,
     param_specs,
+    process_rows,
     replicated,
     rules,
     shard_params,
@@ -227,6 +232,33 @@ def test_global_batch_lies_over_data_and_fsdp():
         global_batch({"ids": np.zeros((6, 3))}, mesh)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "processes", "wanted"),
+    [
+        ((1, 8, 1), 2, [range(8), range(8, 16)]),
+        ((2, 2, 2), 4, [range(i, i + 4) for i in (0, 4, 8, 12)]),
+        ((1, 1, 8), 2, [range(16), range(16)]),  # `tensor` over two processes: both hold all rows
+        ((1, 2, 4), 4, [range(8), range(8), range(8, 16), range(8, 16)]),
+        ((8, 1, 1), 1, [range(16)]),
+    ],
+)
+def test_the_mesh_says_which_rows_a_process_reads(sizes, processes, wanted):
+    mesh, each = make_mesh(*sizes), 8 // processes
+    parts = [jax.devices()[i : i + each] for i in range(0, 8, each)]
+    assert [process_rows(mesh, 16, part).tolist() for part in parts] == [list(w) for w in wanted]
+    # As they lie on the devices, in whatever order those are.
+    turned = Mesh(mesh.devices.ravel()[::-1].reshape(sizes), mesh.axis_names)
+    placed = jax.device_put(np.arange(16), batch_sharding(turned))
+    for part in parts:
+        held = {int(x) for s in placed.addressable_shards if s.device in part for x in s.data}
+        assert process_rows(turned, 16, part).tolist() == sorted(held)
+
+
+def test_rows_that_do_not_divide_over_the_mesh_are_refused():
+    with pytest.raises(UserError, match="6 rows do not divide over 4 devices"):
+        process_rows(make_mesh(2, 2, 2), 6)
+
+
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
 def test_sharded_forward_and_gradients_equal_one_device(sizes):
     model = JanusModel(TINY)
@@ -256,6 +288,9 @@ def test_sharded_forward_and_gradients_equal_one_device(sizes):
         np.testing.assert_allclose(flat8[path], grad, atol=1e-5, err_msg=path)
 
 
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
+
+
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
@@ -266,6 +301,12 @@ def test_sharded_forward_and_gradients_equal_one_device(sizes):
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # any pod
+        ({"JOB_COMPLETION_INDEX": "0"}, False),
+        (POD, True),
+        ({**POD, "JAX_NUM_PROCESSES": "4"}, True),
+        ({**POD, "JAX_NUM_PROCESSES": "1"}, False),
+        ({**POD, "TPU_WORKER_HOSTNAMES": "localhost"}, False),  # of a slice of one machine
     ],
 )
 def test_multiprocess_environments(env, expected):
@@ -289,3 +330,74 @@ def test_initialize_passes_the_environment_on(monkeypatch):
     wanted = {"coordinator_address": address, "num_processes": 2, "process_id": 1}
     assert {k: passed[k] for k in wanted} == wanted
     assert passed["initialization_timeout"] > 120
+
+
+def test_a_pod_is_the_process_of_its_index(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: calls.append(k))
+    address = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "4"}
+    assert initialize(POD | address) is True
+    assert initialize(POD | address | {"JAX_PROCESS_ID": "3"}) is True
+    assert [call["process_id"] for call in calls] == [2, 3]
+    # What JAX itself would ask, it has no need to.
+    assert all(call["cluster_detection_method"] == "deactivate" for call in calls)
+
+
+def test_a_pod_that_cannot_ask_for_the_others_says_what_to_set(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("called"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"Indexed Job: set JAX_COORDINATOR_ADDRESS.*JAX_NUM_PROC"):
+        initialize(POD)
+
+
+def test_what_kubernetes_refuses_is_one_line(monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("Kubernetes API Error: 403 - Forbidden\nIt appears that\nthe account")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match=r"cannot join .* 403 - Forbidden It appears") as error:
+        initialize(POD)
+    assert "\n" not in str(error.value)
+
+
+def test_jax_reads_the_same_variables_of_a_pod(monkeypatch):
+    from jax._src.clusters import K8sCluster
+
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", POD["JOB_COMPLETION_INDEX"])
+    assert K8sCluster.get_process_id() == 2
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert K8sCluster.is_env_present() is False
+
+
+def test_machines_of_a_slice_may_be_listed_in_a_file(tmp_path):
+    (tmp_path / "hosts").write_text("a:8471,b:8471\n")
+    assert is_multiprocess({"TPU_PROCESS_ADDRESSES_PATH": str(tmp_path / "hosts")})
+    assert not is_multiprocess({"TPU_PROCESS_ADDRESSES_PATH": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(
+    ("machines", "expected"), [("1:a:10.0.0.1,2:b:10.0.0.2", True), ("a", False)]
+)
+def test_compute_engine_says_how_many_machines_a_slice_has(machines, expected):
+    asked = []
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path.rpartition("/")[2], self.headers["Metadata-Flavor"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(machines.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
+        assert not is_multiprocess(env)
+        assert not is_multiprocess(env | {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"})
+        assert asked == []  # only a machine with TPU chips asks
+        assert is_multiprocess(env | {"TPU_ML_PLATFORM": "JAX"}) is expected
+        server.shutdown()
+    assert asked == [("worker-network-endpoints", "Google")]

@@ -167,8 +167,9 @@ class StageCheckpoints:
           abstract_params: tree of `jax.ShapeDtypeStruct` (or arrays): the result has its structure,
             dtypes and shardings.
           abstract_state: the same for the training state.
-          data: like in `save`; it is put where the checkpoint's was. None leaves it unread. Where a job
-            with another number of processes saved a position with "settings", it is given that one.
+          data: like in `save`; it is put where the checkpoint's was. None leaves it unread. One with a method
+            `set_states` is given what every process saved, in their order, and may be of a job with
+            another number of them.
 
         Returns:
           (params, state).
@@ -261,12 +262,13 @@ class StageCheckpoints:
             "params": _restore_like(abstract_params),
             "state": _restore_like(abstract_state),
         }
+        takes_all = hasattr(data, "set_states")
         with storage.reading(path / "data"):
-            at = None if data is None else position.read(path / "data")
+            states = None if data is None else position.read(path / "data", takes_all)
         with storage.reading(path):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        if at is not None:
-            position.move(data, at)
+        if states is not None:
+            position.move(data, states)
         return restored["params"], restored["state"]
 
     def _check(self, step: int, below: str = "") -> None:

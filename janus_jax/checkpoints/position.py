@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,17 @@ def state_of(data: Any) -> dict[str, Any]:
     return jsonable(data if isinstance(data, Mapping) else data.get_state())
 
 
-def move(data: Any, state: dict[str, Any]) -> None:
-    """Puts an iterator, or a dict, where `state` says."""
+def move(data: Any, states: Sequence[dict[str, Any]]) -> None:
+    """Puts an iterator, or a dict, where the processes that saved were.
+
+    Args:
+      data: one with `set_states(states)` is given all, others what this process saved.
+      states: from `read`.
+    """
+    if hasattr(data, "set_states"):
+        data.set_states(states)
+        return
+    state = states[jax.process_index()]
     if isinstance(data, dict):
         data.clear()
         data.update(state)
@@ -32,45 +41,43 @@ def move(data: Any, state: dict[str, Any]) -> None:
         data.set_state(state)
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """The saved position for this process, looked at, as an iterator would believe anything.
-
-    Where a job with another number of processes saved one that knows what it depends on ("settings"), that of
-    its first process.
+def read(directory: Path, any_count: bool) -> list[dict[str, Any]]:
+    """The saved positions of all processes, looked at, as an iterator would believe anything.
 
     Args:
       directory: the item `data` of a step.
+      any_count: whether another number of processes than this job's may have saved.
 
     Raises:
-      UserError: it is damaged, or of a job with another number of processes.
+      UserError: they are damaged, or of a job with another number of processes.
     """
-    name = file_name()
-    if not (directory / name).is_file():
-        name = _of_another_job(directory)
-    state = read_json(directory / name, dict)
+    counts = {path.stem.rpartition("-")[2] for path in directory.glob("process_*-of-*.json")}
+    counts = {int(count) for count in counts if count.isdecimal()}
+    mine = jax.process_count()
+    if not any_count and counts and mine not in counts:
+        raise UserError(
+            f"{directory.parent} was saved by a job with another number of processes than {mine}; resume "
+            "it with the same number"
+        )
+    count = counts.pop() if any_count and len(counts) == 1 else mine
+    names = [f"process_{index}-of-{count}.json" for index in range(count)]
+    for name in names:
+        if not (directory / name).is_file():
+            raise DamagedError(f"{directory.parent} is damaged: data/{name} is missing")
+    states = [read_json(directory / name, dict) for name in names]
+    for name, state in zip(names, states, strict=True):
+        _check_indices(state, f"{directory.parent} is damaged: data/{name}")
+    return states
+
+
+def _check_indices(state: Any, where: str) -> None:
     todo = [state]
     while todo:
         value = todo.pop()
         if isinstance(value, dict):
             if isinstance(value.get("next_index"), int) and value["next_index"] < 0:
-                raise DamagedError(
-                    f"{directory.parent} is damaged: data/{name} has a negative index"
-                )
+                raise DamagedError(f"{where} has a negative index")
             todo += value.values()
-    return state
-
-
-def _of_another_job(directory: Path) -> str:
-    others = sorted(directory.glob("process_0-of-*.json"))
-    if not others or any(directory.glob(f"process_*-of-{jax.process_count()}.json")):
-        raise DamagedError(f"{directory.parent} is damaged: data/{file_name()} is missing")
-    state = read_json(directory / others[0].name)
-    if not isinstance(state, dict) or "settings" not in state:
-        raise UserError(
-            f"{directory.parent} was saved by a job with another number of processes than "
-            f"{jax.process_count()}; resume it with the same number"
-        )
-    return others[0].name
 
 
 def jsonable(value: Any) -> Any:

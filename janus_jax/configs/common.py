@@ -74,6 +74,8 @@ def base(name: str, preset: str) -> ConfigDict:
             data=dict(
                 row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7),
                 threads=16,
+                streams=1,  # that the rows of a step come from, whatever the number of processes
+                lookahead=0,  # sequences that a row is chosen from; 0: first-fit over a batch's rows
                 too_long="error",  # or "reject", "truncate_answer": sequences that no row can hold
             ),
             stage_order=(),
@@ -102,6 +104,8 @@ def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> Co
     And what a model of this size needs to fit: released weights are bfloat16, so frozen ones lose nothing.
     """
     config.policy.update(frozen_dtype="bfloat16", targets_at_once=512, pictures_at_once=1)
+    # 64 divides all three batches, and is the most processes that each read their own rows.
+    config.data.update(streams=64, lookahead=32)
     config.stages.stage1 = stage(
         "janus",
         "stage1",

@@ -20,6 +20,7 @@ from janus_jax.data.examples import (
 from janus_jax.data.mixture import WeightedSource, mixed_batches, source_seed, unpacked_batches
 from janus_jax.data.packing import COUNTED_BY, PackedShape, pack
 from janus_jax.data.registry import SOURCES, TOKENIZERS, make_source
+from janus_jax.data.streams import stream_batches, streams_of
 
 __all__ = [
     "COUNTED_BY",
@@ -44,5 +45,7 @@ __all__ = [
     "mixed_batches",
     "pack",
     "source_seed",
+    "stream_batches",
+    "streams_of",
     "unpacked_batches",
 ]

@@ -1,4 +1,4 @@
-"""From sources to batches: mixing by weight, shuffling, sharding over processes, encoding, packing.
+"""From sources to batches: mixing by weight, shuffling, sharing out over streams, encoding, packing.
 
 All of it is Grain: the mixture interleaves deterministically by weight, any position is reached without
 reading what comes before, and an iterator's state is a small dict that a checkpoint can hold.
@@ -35,9 +35,10 @@ def mixed_batches(
     row: PackedShape,
     batch_size: int,
     seed: int = 0,
-    process: tuple[int, int] = (0, 1),
+    stream: tuple[int, int] = (0, 1),
     threads: int = 1,
     codes: bool = False,
+    lookahead: int = 0,
 ) -> grain.IterDataset:
     """Endless packed batches with sequences of all tasks mixed by `ratio`, those of a task by weight.
 
@@ -47,11 +48,12 @@ def mixed_batches(
       ratio: understanding : text : generation, by number of sequences (Janus-Pro, Table 2).
       encode: examples -> sequences.
       row: room in a packed row.
-      batch_size: rows per batch on this process.
+      batch_size: rows per batch of this stream.
       seed: of the shuffle.
-      process: (index, count) of this process.
+      stream: (index, count) of this stream (`data.streams`); the whole is one.
       threads: reading threads.
       codes: pictures to generate are codes (`encode` must be made for them).
+      lookahead: of `pack`.
     """
     datasets, weights = [], []
     shares = [(task, share) for task, share in zip(TASKS, ratio, strict=True) if share > 0]
@@ -59,11 +61,13 @@ def mixed_batches(
         chosen = [(i, s) for i, s in enumerate(sources) if s.task == task and s.weight > 0]
         total = sum(s.weight for _, s in chosen)
         for nth, (index, source) in enumerate(chosen):
-            datasets.append(_shuffled(source, index, source_seed(seed + number, nth), process))
+            datasets.append(_shuffled(source, index, source_seed(seed + number, nth), stream))
             weights.append(float(share) * (source.weight / total))
     mixed = grain.MapDataset.mix(datasets, weights=weights)
-    sequences = mixed.random_map(encode, seed=seed).to_iter_dataset(_options(threads, 64))
-    return pack(sequences, row, batch_size, codes)
+    sequences = mixed.random_map(encode, seed=seed).to_iter_dataset(
+        _options(threads, max(64 // stream[1], 2 * threads, 4))
+    )
+    return pack(sequences, row, batch_size, codes, lookahead)
 
 
 def unpacked_batches(
@@ -71,13 +75,13 @@ def unpacked_batches(
     encode: Callable[[Example], dict[str, Any]],
     batch_size: int,
     seed: int = 0,
-    process: tuple[int, int] = (0, 1),
+    stream: tuple[int, int] = (0, 1),
     threads: int = 1,
 ) -> grain.IterDataset:
     """Endless batches of records (stage 0): each feature stacked on a new first axis."""
     chosen = [(i, s) for i, s in enumerate(sources) if s.weight > 0]
     datasets = [
-        _shuffled(source, index, source_seed(seed, nth), process)
+        _shuffled(source, index, source_seed(seed, nth), stream)
         for nth, (index, source) in enumerate(chosen)
     ]
     dataset = datasets[0]
@@ -96,15 +100,15 @@ def source_seed(seed: int, nth: int) -> int:
 
 
 def _shuffled(
-    source: WeightedSource, index: int, seed: int, process: tuple[int, int]
+    source: WeightedSource, index: int, seed: int, stream: tuple[int, int]
 ) -> grain.MapDataset:
-    """The endless examples of a source for one process, shuffled and numbered as the source's.
+    """The endless examples of a source for one stream, shuffled and numbered as the source's.
 
-    Processes share out each source, not the mixture: its order repeats, and a process that took every n-th
+    Streams share out each source, not the mixture: its order repeats, and a stream that took every n-th
     sequence of it could get one task only.
     """
     dataset = grain.MapDataset.source(source.examples).seed(seed).shuffle().repeat()
-    return dataset[process[0] :: process[1]].map(functools.partial(_numbered, index=index))
+    return dataset[stream[0] :: stream[1]].map(functools.partial(_numbered, index=index))
 
 
 def _numbered(example: Example, index: int) -> Example:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import grain
 import numpy as np
 
+from janus_jax.data.lookahead import LookaheadPackIterDataset
+
 Batch = dict[str, np.ndarray]
 
 
@@ -58,15 +60,21 @@ _SINGLE = ("target_weights", "gen_weights", "und_images", "gen_images", "gen_cod
 
 
 def pack(
-    dataset: grain.IterDataset, row: PackedShape, batch_size: int, codes: bool = False
+    dataset: grain.IterDataset,
+    row: PackedShape,
+    batch_size: int,
+    codes: bool = False,
+    lookahead: int = 0,
 ) -> grain.IterDataset:
-    """Packs sequences first-fit and batches the rows.
+    """Packs sequences into rows, and batches the rows.
 
     Args:
       dataset: of sequences.
       row: room in a row.
       batch_size: B.
       codes: pictures to generate are codes.
+      lookahead: sequences that the best ones for a row are chosen from (`data.lookahead`); 0: first-fit
+        over the rows of a batch.
 
     Returns:
       An IterDataset of batches. `segment_ids` is 0 where a row is empty, and so are the weights:
@@ -85,12 +93,14 @@ def pack(
         **dict.fromkeys(("generated", "gen_weights", pictures), row.gen_images),
         "und_images": row.und_images,
     }
-    packed = grain.experimental.FirstFitPackIterDataset(
-        dataset.map(_join_columns),
-        length_struct=lengths,
-        num_packing_bins=batch_size,
-        shuffle_bins=False,
-    )
+    joined = dataset.map(_join_columns)
+    if lookahead:
+        counted = ("tokens", "targets", "generated", "und_images")
+        packed = LookaheadPackIterDataset(joined, lengths, counted, lookahead)
+    else:
+        packed = grain.experimental.FirstFitPackIterDataset(
+            joined, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
+        )
     return packed.map(_finish_row).batch(batch_size, drop_remainder=True)
 
 

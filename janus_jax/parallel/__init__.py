@@ -8,6 +8,7 @@ from janus_jax.parallel.mesh import (
     global_batch,
     make_mesh,
     parse_mesh,
+    process_rows,
     replicated,
 )
 from janus_jax.parallel.multihost import (
@@ -40,6 +41,7 @@ __all__ = [
     "param_shardings",
     "param_specs",
     "parse_mesh",
+    "process_rows",
     "replicated",
     "shard_params",
     "state_shardings",

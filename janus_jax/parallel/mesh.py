@@ -13,7 +13,7 @@ The axes are `AxisType.Auto`: the compiler propagates shardings from the paramet
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -99,33 +99,76 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def process_rows(
+    mesh: Mesh, batch_size: int, devices: Collection[jax.Device] | None = None
+) -> np.ndarray:
+    """The rows of a batch that some devices hold parts of: int [rows], ascending.
+
+    Where `tensor` reaches over several processes, they hold the same rows; where the mesh follows the wiring
+    of the machines, those of a process need not be next to each other.
+
+    Args:
+      mesh: from `make_mesh`.
+      batch_size: rows, over all processes.
+      devices: those of this process by default.
+
+    Raises:
+      UserError: the rows do not divide over the mesh.
+    """
+    shards = _batch_shards(mesh)
+    if batch_size % shards:
+        raise UserError(f"{batch_size} rows do not divide over {shards} devices (data x fsdp)")
+    each = batch_size // shards
+    held = _held_shards(mesh, mesh.local_devices if devices is None else devices)
+    return (np.array(held)[:, None] * each + np.arange(each)).ravel()
+
+
 def global_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's part of a batch on the mesh.
 
     Args:
-      batch: pytree of numpy arrays [B, ...], B rows in this process; scalars are replicated.
+      batch: pytree of numpy arrays [B, ...], the rows `process_rows` of this process, in that order; scalars
+        are replicated.
       mesh: from `make_mesh`.
 
     Returns:
-      The same pytree of global jax arrays [B * processes, ...], sharded by `batch_sharding`.
+      The same pytree of global jax arrays, with the rows of all processes, sharded by `batch_sharding`.
 
     Raises:
       UserError: the rows do not divide over the devices; the message names the array.
     """
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    local_shards = max(1, _batch_shards(mesh) // jax.process_count())
+    held = _held_shards(mesh, mesh.local_devices)
 
     def put(path, leaf):
         leaf = np.asarray(leaf)
-        if leaf.ndim and leaf.shape[0] % local_shards:
+        if not leaf.ndim:
+            return jax.make_array_from_process_local_data(whole, leaf)
+        if leaf.shape[0] % len(held):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
                 f"batch array {name!r} has {leaf.shape[0]} rows a process, which do not divide "
-                f"over {local_shards} devices (data x fsdp)"
+                f"over {len(held)} devices (data x fsdp)"
             )
-        return jax.make_array_from_process_local_data(rows if leaf.ndim else whole, leaf)
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, rows)
+        each = leaf.shape[0] // len(held)
+
+        def part(index):
+            start = held.index((index[0].start or 0) // each) * each
+            return leaf[start : start + each]
+
+        shape = (each * _batch_shards(mesh), *leaf.shape[1:])
+        return jax.make_array_from_callback(shape, rows, part)
 
     return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def _held_shards(mesh: Mesh, devices: Collection[jax.Device]) -> list[int]:
+    """Which of the equal parts of a batch lie on some devices, ascending."""
+    shards = _batch_shards(mesh)
+    lies = batch_sharding(mesh).devices_indices_map((shards,))
+    return sorted({lies[device][0].indices(shards)[0] for device in devices})
 
 
 def _batch_shards(mesh: Mesh) -> int:

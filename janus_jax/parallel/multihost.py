@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import RunError, UserError, line_and_code, one_line
+from janus_jax.parallel import tpu_hosts
 
 JOIN_TIMEOUT = 120  # seconds
 NAME_TIMEOUT = 30  # seconds, for the coordinator's name to be known
@@ -36,24 +38,32 @@ def is_multiprocess(env: Mapping[str, str]) -> bool:
     """Whether environment variables say that this process is one of several.
 
     Recognised: `JAX_COORDINATOR_ADDRESS` (set by hand, with `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`), `srun` and `mpirun` with more than one task, TPU pods and TPU multislice.
+    `JAX_PROCESS_ID`), `srun` and `mpirun` with more than one task, TPU pods and TPU multislice, on GKE as on
+    Compute Engine, and the pods of an Indexed Job or JobSet on Kubernetes, unless `JAX_NUM_PROCESSES` is 1.
     """
     if env.get("JAX_COORDINATOR_ADDRESS") or env.get("MEGASCALE_COORDINATOR_ADDRESS"):
         return True
     # Of the step, not of the job: a script that sbatch starts without srun is alone.
     if _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1 or _integer(env, "OMPI_COMM_WORLD_SIZE", 1) > 1:
         return True
-    return any(
-        "," in env.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-    )
+    if any(name in env for name in tpu_hosts.VARIABLES):
+        return tpu_hosts.of_variables(env) > 1
+    return _is_indexed_job(env) or tpu_hosts.of_metadata(env) > 1
+
+
+def _is_indexed_job(env: Mapping[str, str]) -> bool:
+    """Whether this is a pod of a Kubernetes Job that numbers its pods. How many there are JAX asks the cluster."""
+    in_job = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    return in_job and _integer(env, "JAX_NUM_PROCESSES", 2) > 1
 
 
 def initialize(env: Mapping[str, str] | None = None) -> bool:
     """Calls `jax.distributed.initialize` if this is a job of several processes; else does nothing.
 
     Must run before anything touches a device. On Slurm, Open MPI and TPUs JAX finds the other
-    processes itself; elsewhere set the three `JAX_` variables of `is_multiprocess`. Who waits longer
-    than `JANUS_JOIN_TIMEOUT` seconds (120) for the others ends with one line and exit code 2.
+    processes itself, on Kubernetes with the package `kubernetes`; elsewhere set the three `JAX_` variables of
+    `is_multiprocess`. The index of a pod (`JOB_COMPLETION_INDEX`) takes the place of `JAX_PROCESS_ID`. Who
+    waits longer than `JANUS_JOIN_TIMEOUT` seconds (120) for the others ends with one line and exit code 2.
 
     Returns:
       Whether the processes are joined.
@@ -74,6 +84,16 @@ def initialize(env: Mapping[str, str] | None = None) -> bool:
     count = _integer(env, "JAX_NUM_PROCESSES", None)
     index = _integer(env, "JAX_PROCESS_ID", None)
     address = env.get("JAX_COORDINATOR_ADDRESS")
+    options: dict[str, Any] = {}
+    if _is_indexed_job(env):
+        index = _integer(env, "JOB_COMPLETION_INDEX", None) if index is None else index
+        if address and count:
+            options = {"cluster_detection_method": "deactivate"}  # nothing is left to ask
+        elif importlib.util.find_spec("kubernetes") is None:
+            raise UserError(
+                "this pod is one of an Indexed Job: set JAX_COORDINATOR_ADDRESS (JOB-0.SERVICE:PORT) and "
+                "JAX_NUM_PROCESSES, or pip install kubernetes; JAX_NUM_PROCESSES=1 if each trains alone"
+            )
     timeout = _integer(env, "JANUS_JOIN_TIMEOUT", JOIN_TIMEOUT)
     if timeout < 1:
         raise UserError(f"JANUS_JOIN_TIMEOUT must be at least 1 second, not {timeout}")
@@ -91,10 +111,11 @@ def initialize(env: Mapping[str, str] | None = None) -> bool:
                 initialization_timeout=timeout + 60,
                 heartbeat_timeout_seconds=60,
                 shutdown_timeout_seconds=60,
+                **options,
             )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of several lines where Kubernetes refuses
         raise UserError(
-            f"cannot join a job of several processes: {error} Set JAX_COORDINATOR_ADDRESS, "
+            f"cannot join a job of several processes: {one_line(error)} Set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
     return True

@@ -40,7 +40,7 @@ _FREE = (
     "policy.pictures_at_once mesh processor.cfg_weight processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
-_ALLOWABLE = "seed data.row data.too_long policy.compute_dtype".split()
+_ALLOWABLE = "seed data.row data.too_long data.streams data.lookahead policy.compute_dtype".split()
 _ALLOWABLE_OF_STAGE = (
     "learning_rate warmup_steps batch_size ratio sources condition_dropout options"
 ).split()

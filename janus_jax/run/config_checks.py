@@ -88,6 +88,8 @@ def _check_numbers(config: ConfigDict) -> None:
     # The data of stage i is seeded with 100 * seed + i, which Grain keeps in 32 bits.
     _range("seed", config.seed, 0, 20_000_000)
     _range("data.threads", config.data.threads, 0)
+    _whole("data.streams", config.data.streams, 1)
+    _whole("data.lookahead", config.data.lookahead, 0)
     _range("log.sample_every", config.log.sample_every, 0)
     for field in ("targets_at_once", "pictures_at_once"):
         _range(f"policy.{field}", config.policy[field], 0)
@@ -155,3 +157,8 @@ def _range(name: str, value: Any, low: float, high: float = math.inf) -> None:
     if not number or not math.isfinite(value) or not low <= value <= high:
         wanted = f"from {low} to {high:.0f}" if high < math.inf else f"a finite number >= {low}"
         raise UserError(f"config.{name} must be {wanted}, not {value!r}")
+
+
+def _whole(name: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise UserError(f"config.{name} must be a whole number >= {low}, not {value!r}")

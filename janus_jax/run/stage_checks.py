@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from janus_jax.data import COUNTED_BY, TASKS, PackedShape
+from janus_jax.data import COUNTED_BY, TASKS, PackedShape, streams_of
 from janus_jax.errors import UserError
-from janus_jax.parallel import BATCH_AXES
+from janus_jax.parallel import BATCH_AXES, is_first, process_rows
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.stage_data import has_codes, make_encoder, open_source, stage_sources
 from janus_jax.training import SourceSpec, Stage
@@ -24,6 +25,7 @@ def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
     """Raises UserError for a stage whose batches cannot be made, or not be put on the mesh."""
     for stage in stages:
         check_batch(experiment, stage)
+    _check_streams(experiment, stages)
     for stage in stages:
         if stage.packed:
             _check_room(experiment, stage)
@@ -32,12 +34,7 @@ def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
 def check_batch(experiment: Experiment, stage: Stage) -> None:
     """Raises UserError for a batch that the mesh, the processes or `accumulate` do not divide."""
     where, mesh = f"config.stages.{stage.name}.batch_size", experiment.mesh
-    shards, processes = math.prod(mesh.shape[a] for a in BATCH_AXES), jax.process_count()
-    if shards % processes:
-        raise UserError(
-            f"config.mesh: data x fsdp is {shards}, which {processes} processes cannot share evenly; "
-            "each reads its own part of a batch"
-        )
+    shards = math.prod(mesh.shape[a] for a in BATCH_AXES)
     if stage.batch_size % shards:
         raise UserError(
             f"{where}: {stage.batch_size} rows do not divide over the {shards} parts of the mesh "
@@ -48,6 +45,31 @@ def check_batch(experiment: Experiment, stage: Stage) -> None:
             f"config.stages.{stage.name}.accumulate: {stage.batch_size} rows are {stage.batch_size // shards} "
             f"for each of the {shards} parts of the mesh (data x fsdp), which {stage.accumulate} does not divide"
         )
+
+
+def _check_streams(experiment: Experiment, stages: Sequence[Stage]) -> None:
+    """Refuses streams that do not divide a batch; says where processes would read more than they need."""
+    streams = experiment.config.data.streams
+    common = math.gcd(*(stage.batch_size for stage in stages))
+    works = [n for n in range(1, common + 1) if common % n == 0]
+    for stage in stages:
+        if stage.batch_size % streams:
+            raise UserError(
+                f"config.data.streams: the {stage.batch_size} rows of {stage.name} do not divide over "
+                f"{streams} streams; take one of {', '.join(map(str, works))}"
+            )
+    for stage in stages:
+        rows = process_rows(experiment.mesh, stage.batch_size)
+        read = len(streams_of(rows, streams, stage.batch_size)) * stage.batch_size // streams
+        if read > len(rows) and is_first():
+            own = [n for n in works if n % jax.process_count() == 0]
+            better = f"; with one of {', '.join(map(str, own))} it reads no more" if own else ""
+            print(
+                f"warning: config.data.streams={streams} for {jax.process_count()} processes: each reads "
+                f"{read} rows a step of {stage.name} and trains on {len(rows)} of them{better}",
+                file=sys.stderr,
+            )
+            return
 
 
 def _check_room(experiment: Experiment, stage: Stage) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
-import jax
 
 from janus_jax.data import (
     Generation,
@@ -24,10 +24,12 @@ from janus_jax.data import (
     make_source,
     mixed_batches,
     source_seed,
+    stream_batches,
     unpacked_batches,
 )
 from janus_jax.errors import UserError
-from janus_jax.parallel import is_first
+from janus_jax.files import DamagedError
+from janus_jax.parallel import is_first, process_rows
 from janus_jax.run.experiment import Experiment
 from janus_jax.training import SourceSpec, Stage
 
@@ -35,9 +37,10 @@ from janus_jax.training import SourceSpec, Stage
 class Batches:
     """Endless batches, the next ones made while the device works on this one, until `close`.
 
-    A position is only worth something to the same division of the same data. Where a checkpoint was
-    saved with another (number of processes, batch, ratio, ...), the data goes on with a new seed: an
-    order, and where data is made on the fly examples, that the run has not seen.
+    A position is one of each stream (`data.streams`), so any number of processes can go on from it. It is
+    only worth something to the same division of the same data. Where a checkpoint was saved with another
+    (number of streams, batch, ratio, ...), the data goes on with a new seed: an order, and where data is
+    made on the fly examples, that the run has not seen.
 
     Args:
       make: seed -> the batches from their first one.
@@ -77,7 +80,7 @@ class Batches:
             raise UserError(f"{self._name}: {error}") from error
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-ready position."""
+        """JSON-ready position of the streams that this process reads."""
         return {
             "restarted": self._restarted,
             "settings": self._settings,
@@ -85,18 +88,38 @@ class Batches:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position, or to a new order if it is of other settings."""
-        if "position" not in state:  # the position alone, as older checkpoints have it
-            self._open().set_state(dict(state))
-            return
-        saved = state["settings"]
+        """Goes to the position of a process that was alone."""
+        self.set_states([state])
+
+    def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Goes to the position of a job, or to a new order if it is of other settings.
+
+        Args:
+          states: of all its processes, in their order.
+
+        Raises:
+          DamagedError: streams are missing.
+        """
+        if "position" not in states[0]:  # the position alone, as older checkpoints have it
+            states = [{"restarted": 0, "settings": {}, "position": state} for state in states]
+        saved = dict(states[0]["settings"])
+        # Before there were streams, each process read what is a stream now, and packed first-fit.
+        saved = {"streams": saved.pop("processes", len(states)), "lookahead": 0} | saved
         changed = [k for k, v in self._settings.items() if k in saved and saved[k] != v]
         if changed:
             was = ", ".join(f"{k} was {saved[k]!r}, now {self._settings[k]!r}" for k in changed)
-            self._begin(state["restarted"] + 1, was)
+            self._begin(states[0]["restarted"] + 1, was)
             return
-        self._begin(state["restarted"])
-        self._open().set_state(dict(state["position"]))
+        streams: dict[str, Any] = {}
+        for process, state in enumerate(states):
+            position = state["position"]
+            streams |= position.get("streams") or {str(process): position}
+        if missing := {str(i) for i in range(saved["streams"])} - streams.keys():
+            raise DamagedError(
+                f"{self._name}: the position of stream {min(missing, key=int)} is missing"
+            )
+        self._begin(states[0]["restarted"])
+        self._open().set_state({"streams": streams})
 
     def close(self) -> None:
         """Ends the reading threads, which would outlive the interpreter."""
@@ -136,9 +159,8 @@ def batches(experiment: Experiment, stage: Stage) -> Batches:
     Raises:
       UserError: a source cannot be opened.
     """
-    config = experiment.config
-    process = (jax.process_index(), jax.process_count())
-    rows = stage.batch_size // process[1]
+    config, data = experiment.config, experiment.config.data
+    rows = process_rows(experiment.mesh, stage.batch_size)
     # Another stage is another part of the data, not the same examples again.
     seed = config.seed * 100 + experiment.stages.index(stage)
     is_packed = stage.packed
@@ -147,22 +169,34 @@ def batches(experiment: Experiment, stage: Stage) -> Batches:
     encode = make_encoder(experiment, stage, row, codes)
 
     def make(seed: int) -> grain.IterDataset:
-        common = dict(seed=seed, process=process, threads=config.data.threads)
         sources = stage_sources(stage, seed)
-        if not is_packed:
-            return unpacked_batches(sources, encode, rows, **common)
-        return mixed_batches(sources, stage.ratio, encode, row, rows, codes=codes, **common)
+        if is_packed:
+            of_stream = functools.partial(
+                mixed_batches,
+                sources,
+                stage.ratio,
+                encode,
+                row,
+                codes=codes,
+                lookahead=data.lookahead,
+            )
+        else:
+            of_stream = functools.partial(unpacked_batches, sources, encode)
+        one = functools.partial(of_stream, seed=seed)
+        return stream_batches(one, data.streams, stage.batch_size, rows, data.threads)
 
     settings = {
         "seed": config.seed,
-        "processes": process[1],
+        "streams": data.streams,
         "batch_size": stage.batch_size,
         "ratio": list(stage.ratio),
-        "row": config.data.row.to_dict() if is_packed else {},
-        "too_long": config.data.too_long,
+        "row": data.row.to_dict() if is_packed else {},
+        "too_long": data.too_long,
         "sources": json.loads(json.dumps([dataclasses.asdict(s) for s in stage.sources])),
         "condition_dropout": stage.condition_dropout,
     }
+    if is_packed:
+        settings["lookahead"] = data.lookahead
     return Batches(make, seed, settings, stage.name, encode if is_packed else None)
 
 
