@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from dummies_model import CODES, CONFIG, WORDS, random_params, score
 
+from janus_jax import onednn
 from janus_jax.config import PRESETS, Policy
 from janus_jax.inference import ImageEngine, cpu, make_sampling_params
 from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.image_engine import Prompts
 from janus_jax.inference.matmul import matmul
+from janus_jax.models.einsum import project
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
 
@@ -36,10 +38,10 @@ def test_only_one_cpu_and_a_large_model_ask_for_it(monkeypatch):
 
 
 def test_an_accelerator_and_an_xla_without_the_options_do_not_have_it(monkeypatch):
-    ask = cpu.has_onednn.__wrapped__
-    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_cpu_no_such_option": True})
+    ask = onednn.has_onednn.__wrapped__
+    monkeypatch.setattr(onednn, "OPTIONS", {"xla_cpu_no_such_option": True})
     assert ask() is False
-    monkeypatch.setattr(cpu, "_OPTIONS", None)  # XLA's defaults have no call either
+    monkeypatch.setattr(onednn, "OPTIONS", None)  # XLA's defaults have no call either
     assert ask() is False
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "jit", None)  # nothing may be compiled
@@ -109,3 +111,65 @@ def test_no_step_casts_a_weight():
     names = [",".join(map(str, sizes)) for sizes in whole]
     assert [f"bf16[{name}]" in program for name in names] == [True] * len(names)
     assert [f"f32[{name}]" in program for name in names] == [False] * len(names)
+
+
+# ---------------------------------------------------------------- training
+
+
+def loss_of_products(x, weight):
+    return jnp.sum(jnp.sin(project(x, weight)))
+
+
+@pytest.mark.skipif(not onednn.has_onednn(), reason="this XLA does not call oneDNN")
+def test_all_three_products_of_training_are_its_and_rounded_once():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((64, 1024)), jnp.bfloat16)
+    weight = jnp.asarray(rng.standard_normal((1024, 1536)) / 32, jnp.bfloat16)
+    step = onednn.jit(jax.value_and_grad(loss_of_products, (0, 1)), asks=True)
+    text = step.lower(x, weight).compile().as_text()
+    assert text.count(f'custom_call_target="{onednn.CALL}"') == 3
+    value, gradients = step(x, weight)
+    x64, w64 = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    y = x64 @ w64
+    np.testing.assert_allclose(value, np.sin(y).sum(), rtol=1e-4, atol=0.1)
+    cosine = np.asarray(
+        jnp.asarray(np.cos(y), jnp.bfloat16), np.float64
+    )  # as the gradient comes in
+    for got, exact in zip(gradients, (cosine @ w64.T, x64.T @ cosine), strict=True):
+        assert got.dtype == jnp.bfloat16
+        # Half a unit in the last place, and where the rounding of a cosine is a near tie.
+        error = np.abs(np.asarray(got, np.float64) - exact)
+        assert error.max() <= np.abs(exact).max() * float(jnp.finfo(jnp.bfloat16).eps)
+        assert np.sqrt((error**2).mean()) < 3e-3 * exact.std()
+
+
+def test_only_arrays_on_one_cpu_make_the_program_ask(monkeypatch):
+    asked = []
+    real = jax.jit
+
+    def jit(function, **options):
+        asks = options.pop("compiler_options", None)
+        compiled = real(lambda *arrays: (asked.append(bool(asks)), function(*arrays))[1], **options)
+        return compiled
+
+    monkeypatch.setattr(onednn, "has_onednn", lambda: True)
+    monkeypatch.setattr(onednn.jax, "jit", jit)
+    double = onednn.jit(lambda x: 2 * x, asks=True)
+    x = jnp.ones(8)
+    double(x)
+    double.lower(x)
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    both = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    double(jax.device_put(x, both))
+    double.lower(jax.ShapeDtypeStruct((8,), jnp.float32))
+    real(lambda x: double(x))(x)
+    assert asked[0] is True and asked[-3:] == [False] * 3
+    asked.clear()
+    onednn.jit(lambda x: 2 * x, asks=False)(x)
+    assert asked == [False]
+
+
+def test_wide_models_in_bfloat16_are_worth_it():
+    assert onednn.pays_in_training(2048, "bfloat16")
+    assert not onednn.pays_in_training(2048, "float32")
+    assert not onednn.pays_in_training(PRESETS["janus-tiny"].decoder.width, "bfloat16")

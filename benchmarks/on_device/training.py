@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.on_device.setting import GIB, Results, Setting, fill
+from benchmarks.train.rows import model_flops, pack_row
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.processing import sequence
 
@@ -119,64 +120,9 @@ def packed_rows(config: JanusConfig, rows: int) -> tuple[dict[str, np.ndarray], 
         parts.append(sequence.text_sequence(words(text), und_size, gen_size))
         content["text"] += 1
         lengths += [len(part["tokens"]) for part in parts]
-        batch.append(_pack(parts, room, und_size, gen_size))
+        batch.append(pack_row(parts, room))
     stacked = {name: np.stack([row[name] for row in batch]) for name in batch[0]}
     content["tokens"] = int((stacked["segment_ids"] > 0).sum())
     content["targets"] = int(stacked["target_weights"].sum())
     content["squares"] = sum(n * n for n in lengths)
     return stacked, content
-
-
-def _pack(
-    parts: list[sequence.Features], room: dict[str, int], und_size: int, gen_size: int
-) -> dict[str, np.ndarray]:
-    """One row, filled from its start."""
-    tokens, targets = room["tokens"], room["targets"]
-    row = {
-        name: np.zeros(tokens, np.int32)
-        for name in ("tokens", "token_types", "segment_ids", "positions")
-    }
-    kinds = ("target_ids", "target_positions", "target_tasks", "target_sources")
-    row |= {name: np.zeros(targets, np.int32) for name in kinds}
-    row["target_weights"] = np.zeros(targets, np.float32)
-    for name, size in (("und_images", und_size), ("gen_images", gen_size)):
-        row[name] = np.zeros((room[name], size, size, 3), np.uint8)
-    row["gen_starts"] = np.zeros(room["gen_images"], np.int32)
-    row["gen_sources"] = np.zeros(room["gen_images"], np.int32)
-    row["gen_weights"] = np.zeros(room["gen_images"], np.float32)
-    used = dict.fromkeys(("tokens", "targets", "und", "gen"), 0)
-    for segment, part in enumerate(parts, 1):
-        begin, n = used["tokens"], len(part["tokens"])
-        here = slice(begin, begin + n)
-        row["tokens"][here], row["token_types"][here] = part["tokens"], part["token_types"]
-        row["segment_ids"][here], row["positions"][here] = segment, np.arange(n)
-        there = slice(used["targets"], used["targets"] + len(part["target_ids"]))
-        for name in kinds:
-            row[name][there] = part[name] + (begin if name == "target_positions" else 0)
-        row["target_weights"][there] = 1
-        for kind in ("und", "gen"):
-            images = part[f"{kind}_images"]
-            row[f"{kind}_images"][used[kind] : used[kind] + len(images)] = images
-        starts = slice(used["gen"], used["gen"] + len(part["gen_starts"]))
-        row["gen_starts"][starts], row["gen_weights"][starts] = part["gen_starts"] + begin, 1
-        used["tokens"] += n
-        used["targets"] = there.stop
-        used["und"] += len(part["und_images"])
-        used["gen"] += len(part["gen_images"])
-    return row
-
-
-def model_flops(config: JanusConfig, content: dict[str, Any]) -> float:
-    """Operations of one step that the language model, its adaptors' heads and its attention need.
-
-    Six for each weight and token that meets it (forward 2, backward 4), and for attention 6 x 2 x width for
-    each pair of positions, of which causality leaves half. Neither recomputation, nor SigLIP, nor the VQ
-    encoder, nor padding counts.
-    """
-    d = config.decoder
-    layer = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads) + 3 * d.width * d.ffw
-    flops = 6.0 * d.layers * layer * content["tokens"]
-    flops += 6.0 * d.layers * d.heads * d.head_dim * content["squares"]
-    flops += 6.0 * d.width * d.vocab_size * content["targets"]
-    codes = content["gen"] * config.vq.num_codes
-    return flops + 6.0 * d.width * (d.width + config.vq.codebook_size) * codes

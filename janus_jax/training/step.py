@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import optax
 
+from janus_jax import onednn
 from janus_jax.models import JanusModel, Params
 from janus_jax.training.groups import merge_params
 from janus_jax.training.objectives import make_objective
@@ -38,7 +39,9 @@ def make_step(model: JanusModel, stage: Stage, pad_id: int) -> StepFn:
     def loss_fn(trainable, frozen, batch, phase):
         return objective.loss(model, merge_params(frozen, trainable), batch, phase)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    large = onednn.pays_in_training(model.config.decoder.width, model.policy.compute)
+
+    @functools.partial(onednn.jit, asks=large, donate_argnums=0, static_argnums=3)
     def compiled(state: TrainState, frozen: Params, batch: Batch, phase: str):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (_, (metrics, aux)), grads = grad_fn(state.trainable, frozen, batch, phase)
