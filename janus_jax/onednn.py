@@ -54,8 +54,8 @@ def pays_in_training(width: int, dtype: Any) -> bool:
 def jit(function: Callable, asks: bool, **options: Any) -> Any:
     """`jax.jit(function, **options)`; with `asks`, what runs on a single CPU has its products by oneDNN.
 
-    Where it runs is where the arrays are that it is called with, so a program that is lowered for an accelerator, or
-    inside of another one, is the plain one. It has `__call__` and `lower` alone.
+    Where it runs is where the arrays are that it is called with, so a program that is lowered for an accelerator,
+    or inside of another one, is the plain one. It has `__call__` and `lower` alone.
     """
     plain = jax.jit(function, **options)
     return _Asking(plain, jax.jit(function, compiler_options=OPTIONS, **options)) if asks else plain

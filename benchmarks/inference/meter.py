@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 class Meter:
-    """Seconds of a region, of the clock and of our cores, its peak memory, and how much of our cores others had meanwhile."""
+    """Of a region: seconds, of the clock and of cores; peak memory; what of our cores others had meanwhile."""
 
     def __enter__(self) -> Meter:
         with contextlib.suppress(OSError):  # 5 resets the peak of the resident memory

@@ -64,18 +64,14 @@ def show(report: dict[str, Any]) -> str:
         cells = []
         for row in rows:
             s, ratio = row["seconds"], row.get("ratio")
-            cells.append(
-                [
-                    row["contender"],
-                    *(f"{s[key]:.4g}" for key in ("min", "median", "max")),
-                    f"{row['tokens_per_s']:.4g}",
-                ]
-                + [f"{ratio['median']:.2f}{'!' * row['contended']}" if ratio else "-"]
-                + [f"{ratio['min']:.2f}-{ratio['max']:.2f}" if ratio else "-"]
-                + [f"{row['of_product']:.0%}" if "of_product" in row else "-"]
-                + [f"{row['peak_gib']:.2f}", f"{row['compile_s']:.1f}"]
-                + [f"{row['cpu_s']:.4g}", f"{row['others']:.0%}"]
-            )
+            cells.append([row["contender"]])
+            cells[-1] += [f"{s[key]:.4g}" for key in ("min", "median", "max")]
+            cells[-1] += [f"{row['tokens_per_s']:.4g}"]
+            cells[-1] += [f"{ratio['median']:.2f}{'!' * row['contended']}" if ratio else "-"]
+            cells[-1] += [f"{ratio['min']:.2f}-{ratio['max']:.2f}" if ratio else "-"]
+            cells[-1] += [f"{row['of_product']:.0%}" if "of_product" in row else "-"]
+            cells[-1] += [f"{row['peak_gib']:.2f}", f"{row['compile_s']:.1f}"]
+            cells[-1] += [f"{row['cpu_s']:.4g}", f"{row['others']:.0%}"]
         parts.append(table(head.split("|"), cells))
         parts.append(
             "ratio: time of the contender / time of janus_jax; above 1 janus_jax is faster. others: share of the "

@@ -4,19 +4,19 @@
   python benchmarks/training.py --model janus-pro-1b --layers 2 --vocab 16384 --rows 1 --row_tokens 1024 \\
       --content text --dtype bfloat16 --out FILE.json
 
-janus_jax takes the step of `train.py` (AdamW, clipped gradient, float32 parameters). PyTorch is transformers' model,
-put together by hand, with fused AdamW; "sdpa" masks packed rows, "flex" and "varlen" skip what the mask hides
-(benchmarks/train/pytorch.py). Our process and PyTorch's are pinned to the same cores; one works at a time, in the
-order A B A B. Before anything is timed, every contender makes --gate_steps steps from the same weights: losses and
-gradient norms must agree with those of the first PyTorch contender (float32: 1e-5 at the first step, 1e-3 and 1e-2
-later; bfloat16: 0.01 of losses, 0.05 of norms). The first of these steps compiles. A ratio is the contender's time
-over that of janus_jax in the same round. "of product" is what the language model, its heads and attention must compute
-in a step, over its time, over the best rate of a large product that either framework reached in this run. Rows have no
-more room than the fullest needs.
+janus_jax takes the step of `train.py` (AdamW, clipped gradient, float32 parameters). PyTorch is transformers'
+model, put together by hand, with fused AdamW; "sdpa" masks packed rows, "flex" and "varlen" skip what the mask
+hides (benchmarks/train/pytorch.py). Our process and PyTorch's are pinned to the same cores; one works at a time,
+in the order A B A B. Before anything is timed, every contender makes --gate_steps steps from the same weights:
+losses and gradient norms must agree with those of the first PyTorch contender (float32: 1e-5 at the first step,
+1e-3 and 1e-2 later; bfloat16: 0.01 of losses, 0.05 of norms). The first of these steps compiles. A ratio is the
+contender's time over that of janus_jax in the same round. "of product" is what the language model, its heads and
+attention must compute in a step, over its time, over the best rate of a large product that either framework
+reached in this run. Rows have no more room than the fullest needs.
 
-On a CPU, threads of PyTorch wait for each other by spinning: if others use the cores as well, it can be many times
-slower than on its own, so ratios of a contended run say nothing (marked "!"); "CPU s" is what the process itself
-used, of all cores together. Needs torch and transformers >= 5.
+On a CPU, threads of PyTorch wait for each other by spinning: if others use the cores as well, it can be many
+times slower than on its own, so ratios of a contended run say nothing (marked "!"); "CPU s" is what the process
+itself used, of all cores together. Needs torch and transformers >= 5.
 """
 
 from __future__ import annotations
