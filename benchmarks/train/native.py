@@ -21,7 +21,7 @@ class NativeStep:
         device: str,
         stage: str,
         remat: str,
-        attention: str,
+        attention: str | None,
         scan: bool,
         learning_rate: float,
         threads: int,
@@ -51,7 +51,8 @@ class NativeStep:
         if scan:
             params = stack_layers(params, config)
         params = jax.device_put(params)
-        model = JanusModel(config, Policy("float32", dtype), remat=remat, attention=attention)
+        own = {"attention": attention} if attention else {}
+        model = JanusModel(config, Policy("float32", dtype), remat=remat, **own)
         setting = Stage(stage, "janus", TRAINABLE[stage], 1, learning_rate, 0, 1, ratio=(2, 3, 5))
         self.state, self.frozen = init_state(setting, params)
         self.step = make_step(model, setting, pad_id=0)

@@ -215,7 +215,7 @@ def parse_flags() -> argparse.Namespace:
     add(
         "--remat", choices=REMAT, default="none", help="PyTorch: gradient checkpointing with 'full'"
     )
-    add("--attention", choices=BACK_ENDS, default=BACK_ENDS[0], help="of janus_jax")
+    add("--attention", choices=BACK_ENDS, help="of janus_jax; default: the model's own")
     add(
         "--scan", action="store_true", help="scanned layers in janus_jax, as full-size configs have"
     )
