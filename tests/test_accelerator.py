@@ -19,6 +19,7 @@ from janus_jax.errors import RunError, UserError
 from janus_jax.inference import fuse_params
 from janus_jax.models import JanusModel, init_params
 from janus_jax.processing import Processor, ProcessorConfig
+from janus_jax.training.content import content
 
 pytestmark = pytest.mark.heavy
 
@@ -136,11 +137,13 @@ def test_rows_are_those_of_the_data_pipeline():
     batches = iter(mixed_batches(sources, (1, 1, 1), SequenceEncoder(processor), row, 2))
     want = next(batches)
     batches.close()
-    got, content = training.packed_rows(TINY, 2)
+    got = training.packed_rows(TINY, 2)
     assert {k: (v.shape, v.dtype) for k, v in got.items()} == {
         k: (v.shape, v.dtype) for k, v in want.items()
     }
-    assert content["tokens"] == (got["segment_ids"] > 0).sum() > 0.5 * got["segment_ids"].size
+    found = content(got, TINY.siglip.num_patches)
+    assert found.tokens > 0.5 * got["segment_ids"].size
+    assert found.gen_images == 2 and found.und_images == 2 and found.targets > 0
     for row in range(2):  # every code that is predicted stands behind its picture's start
         starts = got["gen_starts"][row][got["gen_weights"][row] > 0]
         slots = np.flatnonzero(got["token_types"][row] == 2)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from janus_jax.models import Segments, attention, packed_attention
-from janus_jax.models.packed_attention import pallas_attention, segment_offsets
+from janus_jax.models.attention_kernels import segment_offsets, splash, triton
+from janus_jax.models.packed_attention import agrees_with_dense, blocked, choose_back_end
 
 pytestmark = pytest.mark.heavy
 
@@ -35,11 +36,25 @@ def one_by_one(q, k, v):
     return out
 
 
+def in_blocks(q, k, v, ids):
+    return blocked(q, k, v, ids, block=64)
+
+
+def interpreted(kernel):
+    return functools.partial(kernel, interpret=True)
+
+
+def attention_by(compute):
+    real = (IDS > 0)[..., None, None]
+    return lambda q, k, v: jnp.where(real, compute(q, k, v, IDS), 0)
+
+
 BACK_ENDS = {
-    "xla": lambda q, k, v: packed_attention(q, k, v, Segments(IDS)),
-    "pallas": lambda q, k, v: jnp.where(
-        (IDS > 0)[..., None, None], pallas_attention(q, k, v, IDS, interpret=True), 0
-    ),
+    "dense": lambda q, k, v: packed_attention(q, k, v, Segments(IDS, "dense")),
+    "default": lambda q, k, v: packed_attention(q, k, v, Segments(IDS)),
+    "blocked": attention_by(in_blocks),
+    "pallas": attention_by(interpreted(triton)),
+    "splash": attention_by(interpreted(splash)),
 }
 
 
@@ -53,18 +68,63 @@ def test_segments_are_alone(back_end, key_heads):
     assert not np.asarray(native)[0, 137:].any()  # padding
 
 
-def test_gradients_of_back_ends_are_equal():
+@pytest.mark.parametrize("back_end", [name for name in BACK_ENDS if name != "dense"])
+def test_gradients_of_back_ends_are_equal(back_end):
     q, k, v = inputs(4, 2)
     out = inputs(4, 2, seed=1)[0]
     loss = lambda call, *x: jnp.sum(call(*x) * out)
     with jax.default_matmul_precision("highest"):
         want, got = (
             jax.grad(functools.partial(loss, BACK_ENDS[name]), argnums=(0, 1, 2))(q, k, v)
-            for name in ("xla", "pallas")
+            for name in (back_end, "dense")
         )
-    for native, theirs in zip(got, want, strict=True):
+    for native, theirs in zip(want, got, strict=True):
         np.testing.assert_allclose(native, theirs, atol=5e-5)
-        assert not np.asarray(theirs)[0, 137:].any()
+        assert not np.asarray(native)[0, 137:].any()
+
+
+def test_no_block_sees_the_scores_of_a_whole_row():
+    ids = jnp.ones((1, 256), jnp.int32)
+    q = jnp.ones((1, 256, 2, 8))
+    loss = lambda q: jnp.sum(blocked(q, q, q, ids, block=64))
+    shapes = {
+        tuple(v.aval.shape)
+        for eqn in _equations(jax.make_jaxpr(jax.grad(loss))(q).jaxpr)
+        for v in eqn.outvars
+    }
+    assert any(
+        shape[-2:] == (64, 256) for shape in shapes
+    )  # of the last block: it looked at scores
+    assert not any(shape[-2:] == (256, 256) for shape in shapes)
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def test_auto_takes_what_the_device_has():
+    assert choose_back_end("cpu", 128, jnp.float32) == "blocked"
+    assert choose_back_end("tpu", 128, jnp.bfloat16) == "splash"
+    assert choose_back_end("tpu", 64, jnp.bfloat16) == "blocked"  # splash needs whole lanes
+    assert choose_back_end("gpu", 128, jnp.bfloat16) == "blocked"  # none here to try kernels on
+
+
+def test_a_back_end_that_does_not_run_or_is_wrong_is_not_chosen(monkeypatch):
+    assert agrees_with_dense("blocked", 16, jnp.float32)
+    assert not agrees_with_dense("cudnn", 16, jnp.bfloat16)  # no GPU here
+    from janus_jax.models import packed_attention as module
+
+    wrong = lambda q, k, v, ids: jnp.roll(module.blocked(q, k, v, ids), 1, axis=1)
+    monkeypatch.setitem(module._COMPUTE, "blocked", wrong)
+    assert not agrees_with_dense("blocked", 16, jnp.float32)
+    nothing = lambda q, k, v, ids: q * jnp.nan
+    monkeypatch.setitem(module._COMPUTE, "blocked", nothing)
+    assert not agrees_with_dense("blocked", 16, jnp.float32)
 
 
 def test_padding_of_any_content_changes_nothing():

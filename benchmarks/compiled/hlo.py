@@ -5,11 +5,11 @@ Reads what `compiled.as_text()` of a TPU program says; shapes tell caches and we
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
+from janus_jax.parallel.hlo import Array, Computation, Instruction, parse, trip_count
 
 # An update that replaces a whole cache: of a stack of layers that is scanned.
 _WHOLE = "dynamic-update-slice of all"
@@ -21,100 +21,6 @@ _FREE |= {f"{what}-{part}" for what in ("async", "slice") for part in ("start", 
 # Out of the memory on the chip, where the compiler chose to keep it for a while.
 _EVICT = "evict"
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32}
-
-
-# --- The program as text ---------------------------------------------------------------------------
-
-
-class Array(NamedTuple):
-    """One array of an instruction's result, per device."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    layout: str  # order of the axes and tiles, without the memory space
-    space: str  # "" is the device's main memory, S(1) is on the chip
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.dims)
-
-    @property
-    def bytes(self) -> int:
-        return self.size * _BITS.get(self.dtype, 32) // 8
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
-
-
-class Instruction(NamedTuple):
-    name: str
-    arrays: tuple[Array, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    called: dict[str, str]  # attribute -> computation
-    literal: str  # what stands in the brackets, of a constant or a parameter
-    root: bool
-
-
-class Computation(NamedTuple):
-    entry: bool
-    instructions: dict[str, Instruction]
-
-    @property
-    def root(self) -> Instruction:
-        return next(i for i in self.instructions.values() if i.root)
-
-
-_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
-_CALLED = re.compile(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)")
-
-
-def parse(text: str) -> dict[str, Computation]:
-    """The optimized HLO text of a compiled program, by computation."""
-    computations: dict[str, Computation] = {}
-    inside: dict[str, Instruction] = {}
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            inside = {}
-            computations[head[2]] = Computation(bool(head[1]), inside)
-        elif match := _LINE.match(line):
-            instruction = _instruction(match[2], match[3], bool(match[1]))
-            inside[instruction.name] = instruction
-    return computations
-
-
-def _instruction(name: str, rest: str, root: bool) -> Instruction:
-    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
-    arrays = tuple(_array(m) for m in _ARRAY.finditer(rest[:end]))
-    call = rest[end:].strip()
-    opcode, call = call.split("(", 1)
-    end = _closing("(" + call) - 1
-    operands = tuple(re.findall(r"%([\w.\-]+)", call[:end]))
-    called = dict(_CALLED.findall(call[end:].split(", metadata=")[0]))
-    return Instruction(name, arrays, opcode, operands, called, call[: end - 1], root)
-
-
-def _closing(text: str) -> int:
-    """The end of the bracket that `text` starts with."""
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return i + 1
-    raise ValueError(f"no closing bracket in {text[:80]!r}")
-
-
-def _array(match: re.Match[str]) -> Array:
-    dims = tuple(int(n) for n in match[2].split(",") if n)
-    space = re.search(r"S\(\d+\)", match[3] or "")
-    layout = (match[3] or "").replace(space[0], "") if space else match[3] or ""
-    return Array(match[1], dims, layout, space[0] if space else "")
-
-
-# --- What it copies --------------------------------------------------------------------------------
 
 
 class Shapes(NamedTuple):
@@ -235,14 +141,6 @@ def loops(program: dict[str, Computation], shapes: Shapes) -> list[dict[str, Any
             }
         )
     return found
-
-
-def trip_count(condition: Computation) -> int | None:
-    """Of a loop that counts from 0: the constant that its counter is compared with."""
-    names = condition.root.operands
-    values = [condition.instructions[n] for n in names]
-    numbers = [int(v.literal) for v in values if v.opcode == "constant"]
-    return numbers[0] if len(numbers) == 1 else None
 
 
 def collectives(computations: Sequence[Computation]) -> dict[str, dict[str, int]]:

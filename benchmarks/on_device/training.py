@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.on_device.setting import GIB, Results, Setting, fill
-from benchmarks.train.rows import model_flops, pack_row
+from benchmarks.train.rows import pack_row
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.processing import sequence
 
@@ -36,6 +36,8 @@ def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[st
     from janus_jax import models
     from janus_jax.parallel import global_batch, make_mesh, param_shardings, state_shardings
     from janus_jax.training import TRAINABLE, Stage, init_state, make_step
+    from janus_jax.training.content import content
+    from janus_jax.training.flops import StepFlops
 
     config = setting.config().replace(scan_layers=True)
     policy = Policy("float32", setting.dtype)
@@ -43,12 +45,13 @@ def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[st
     stage = Stage("stage2", "janus", TRAINABLE["stage2"], 10, 1e-4, 0, rows, ratio=(2, 3, 5))
     mesh = make_mesh(fsdp=-1)
     params = fill(jax.eval_shape(lambda: models.init_params(model, jax.random.key(0))))
+    count = StepFlops(config, stage, params, remat)
     params = jax.device_put(params, param_shardings(params, mesh))
     state, frozen = init_state(stage, params)
     del params
     state = jax.device_put(state, state_shardings(state, mesh))
-    batch, content = packed_rows(config, rows)
-    batch = global_batch(batch, mesh)
+    host = packed_rows(config, rows)
+    batch = global_batch(host, mesh)
     step = make_step(model, stage, pad_id=0)
 
     began = time.perf_counter()
@@ -62,13 +65,13 @@ def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[st
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - began)
     stats = jax.devices()[0].memory_stats() or {}
-    took = statistics.median(seconds)
-    flops = model_flops(config, content)
+    took, tokens = statistics.median(seconds), int((host["segment_ids"] > 0).sum())
+    flops = count(content(host, config.siglip.num_patches)).model
     row = {
         "seconds": took,
         "seconds_min": min(seconds),
-        "tokens": content["tokens"],
-        "tokens_per_s": content["tokens"] / took,
+        "tokens": tokens,
+        "tokens_per_s": tokens / took,
         "model_tflop": flops / 1e12,
         "model_tflops_per_s": flops / took / 1e12,
         "peak_gib": stats.get("peak_bytes_in_use", 0) / GIB or None,
@@ -93,36 +96,27 @@ def row_shape(config: JanusConfig) -> dict[str, int]:
     }
 
 
-def packed_rows(config: JanusConfig, rows: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(a batch as `data.pack` makes it, what is in it): half of the pictures' room is used, as text fills rows."""
+def packed_rows(config: JanusConfig, rows: int) -> dict[str, np.ndarray]:
+    """A batch as `data.pack` makes it: half of the pictures' room is used, as text fills rows."""
     room = row_shape(config)
     rng = np.random.default_rng(0)
     words = lambda n: rng.integers(6, config.decoder.vocab_size - 1, n).tolist()
     image_id, codes, patches = 5, config.vq.num_codes, config.siglip.num_patches
     pixels = lambda size: rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
     und_size, gen_size = config.siglip.image_size, config.vq.image_size
-    batch, content = [], {"und": 0, "gen": 0, "text": 0}
-    lengths: list[int] = []
+    batch = []
     for _ in range(rows):
         parts = []
         for _ in range(max(1, room["gen_images"] // 2)):
             args = (words(TEXT), image_id, codes, pixels(gen_size), und_size)
             parts.append(sequence.generation_sequence(*args))
-            content["gen"] += 1
         for _ in range(max(1, room["und_images"] // 3)):
             asked = [1, *[image_id] * patches, *words(TEXT // 2)]
             image = pixels(und_size)[None]
             turns = [(asked, words(TEXT // 2))]
             parts.append(sequence.conversation(turns, image_id, image, gen_size))
-            content["und"] += 1
         left = room["tokens"] - sum(len(part["tokens"]) for part in parts)
         text = min(left, room["targets"] - TEXT)
         parts.append(sequence.text_sequence(words(text), und_size, gen_size))
-        content["text"] += 1
-        lengths += [len(part["tokens"]) for part in parts]
         batch.append(pack_row(parts, room))
-    stacked = {name: np.stack([row[name] for row in batch]) for name in batch[0]}
-    content["tokens"] = int((stacked["segment_ids"] > 0).sum())
-    content["targets"] = int(stacked["target_weights"].sum())
-    content["squares"] = sum(n * n for n in lengths)
-    return stacked, content
+    return {name: np.stack([row[name] for row in batch]) for name in batch[0]}

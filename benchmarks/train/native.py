@@ -21,7 +21,8 @@ class NativeStep:
         device: str,
         stage: str,
         remat: str,
-        attention: str | None,
+        attention: str,
+        targets_at_once: int,
         scan: bool,
         learning_rate: float,
         threads: int,
@@ -35,6 +36,7 @@ class NativeStep:
         from janus_jax.interop.conversion.convert import nest
         from janus_jax.interop.conversion.source import open_source
         from janus_jax.models import JanusModel, stack_layers
+        from janus_jax.models.packed_attention import resolve_back_end
         from janus_jax.training import TRAINABLE, Stage, init_state, make_step
 
         began = time.perf_counter()
@@ -51,8 +53,15 @@ class NativeStep:
         if scan:
             params = stack_layers(params, config)
         params = jax.device_put(params)
-        own = {"attention": attention} if attention else {}
-        model = JanusModel(config, Policy("float32", dtype), remat=remat, **own)
+        policy = Policy("float32", dtype)
+        platform, size = self.device.platform, config.decoder.head_dim
+        model = JanusModel(
+            config,
+            policy,
+            remat=remat,
+            attention=resolve_back_end(attention, platform, size, policy.compute),
+            targets_at_once=targets_at_once,
+        )
         setting = Stage(stage, "janus", TRAINABLE[stage], 1, learning_rate, 0, 1, ratio=(2, 3, 5))
         self.state, self.frozen = init_state(setting, params)
         self.step = make_step(model, setting, pad_id=0)
@@ -63,6 +72,7 @@ class NativeStep:
         return {
             "seconds": time.perf_counter() - began,
             "device": self.device.device_kind,
+            "attention": model.attention,
             "versions": versions(),
         }
 

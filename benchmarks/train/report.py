@@ -48,7 +48,8 @@ def show(report: dict[str, Any]) -> str:
         f"{report['rows']} row(s) of {report['row_tokens']}, {report['kind']}: {content['tokens']} tokens, "
         f"{content['targets']} text targets, {content['gen']} pictures to draw, {content['und']} to understand"
     )
-    notes.append(f"{report['stage']}, remat {report['remat']}")
+    attention = report["loaded"].get("native_step", {}).get("attention", "-")
+    notes.append(f"{report['stage']}, remat {report['remat']}, our attention {attention}")
     notes.append(f"{report['flops'] / 1e12:.3g} TFLOP a step")
     if report["contended"]:
         notes.append(

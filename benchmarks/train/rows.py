@@ -1,4 +1,4 @@
-"""Packed rows of random content, as `janus_jax.data.pack` makes them, and what a step on them must compute."""
+"""Packed rows of random content, as `janus_jax.data.pack` makes them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ def make_rows(
 
     Returns:
       The content has the numbers of sequences by kind ("gen", "text", "und"), "tokens" (positions in use),
-      "targets" (of the language head), "squares" (of the lengths, summed) and "segments" (lengths of each row's
-      sequences).
+      "targets" (of the language head) and "segments" (lengths of each row's sequences).
     """
     rng = np.random.default_rng(seed)
     content: dict[str, Any] = {"gen": 0, "text": 0, "und": 0, "segments": []}
@@ -57,7 +56,6 @@ def make_rows(
     batch = {name: np.stack([row[name] for row in packed]) for name in packed[0]}
     content["tokens"] = int((batch["segment_ids"] > 0).sum())
     content["targets"] = int(batch["target_weights"].sum())
-    content["squares"] = sum(n * n for lengths in content["segments"] for n in lengths)
     return batch, content
 
 
@@ -142,19 +140,3 @@ def pack_row(parts: list[sequence.Features], room: dict[str, int]) -> Batch:
         used["tokens"] += n
         used["targets"] = there.stop
     return row
-
-
-def model_flops(config: JanusConfig, content: dict[str, Any]) -> float:
-    """Operations of one step that the language model, its adaptors' heads and its attention need.
-
-    Six for each weight and token that meets it (forward 2, backward 4), and for attention 6 x 2 x width for
-    each pair of positions, of which causality leaves half. Neither recomputation, nor SigLIP, nor the VQ
-    encoder, nor padding counts.
-    """
-    d = config.decoder
-    layer = d.width * d.head_dim * (2 * d.heads + 2 * d.kv_heads) + 3 * d.width * d.ffw
-    flops = 6.0 * d.layers * layer * content["tokens"]
-    flops += 6.0 * d.layers * d.heads * d.head_dim * content["squares"]
-    flops += 6.0 * d.width * d.vocab_size * content["targets"]
-    codes = content["gen"] * config.vq.num_codes
-    return flops + 6.0 * d.width * (d.width + config.vq.codebook_size) * codes

@@ -10,9 +10,9 @@ hides (benchmarks/train/pytorch.py). Our process and PyTorch's are pinned to the
 in the order A B A B. Before anything is timed, every contender makes --gate_steps steps from the same weights:
 losses and gradient norms must agree with those of the first PyTorch contender (float32: 1e-5 at the first step,
 1e-3 and 1e-2 later; bfloat16: 0.01 of losses, 0.05 of norms). The first of these steps compiles. A ratio is the
-contender's time over that of janus_jax in the same round. "of product" is what the language model, its heads and
-attention must compute in a step, over its time, over the best rate of a large product that either framework
-reached in this run. Rows have no more room than the fullest needs.
+contender's time over that of janus_jax in the same round. "of product" is what the model must compute in a step
+(no padding, nothing twice), over its time, over the best rate of a large product that either framework reached in
+this run. Rows have no more room than the fullest needs.
 
 On a CPU, threads of PyTorch wait for each other by spinning: if others use the cores as well, it can be many
 times slower than on its own, so ratios of a contended run say nothing (marked "!"); "CPU s" is what the process
@@ -41,7 +41,7 @@ from benchmarks.inference.models import MODELS, shrink, write_checkpoint
 from benchmarks.inference.process import Worker, WorkerError
 from benchmarks.inference.run import CONTENDED, write
 from benchmarks.train.report import show, summarise
-from benchmarks.train.rows import make_rows, model_flops
+from benchmarks.train.rows import make_rows
 from janus_jax.config import JanusConfig
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.freeze_sets import TRAINABLE
@@ -51,6 +51,7 @@ from janus_jax.models.packed_attention import BACK_ENDS
 
 PEERS = tuple(f"{kind}{how}" for kind in ("sdpa", "flex", "varlen") for how in ("", "_compiled"))
 CONTENT = ("text", "codes", "pixels")
+RATIO = (2, 3, 5)  # of kinds of sequences: that all kinds may come
 STAGES = ("stage1", "stage2", "stage3")
 # Largest relative differences: of the first step's loss and gradient norm, and of those of later steps.
 TOLERANCE = {
@@ -67,7 +68,10 @@ def load(args: argparse.Namespace, directory: Path, rows: Path, scratch: Path) -
     field, loaded, workers = [], {}, {}
     for name in tqdm(args.contenders, "load", leave=False):
         kind = "native_step" if name == NATIVE else "torch_step"
-        own = {"attention": args.attention, "scan": args.scan} if name == NATIVE else {}
+        own: dict[str, Any] = {}
+        if name == NATIVE:
+            own = {"attention": args.attention, "scan": args.scan}
+            own |= {"targets_at_once": args.targets_at_once}
         if kind not in workers:
             workers[kind] = Worker(kind, args, scratch, kind)
             try:
@@ -192,6 +196,22 @@ def model_config(args: argparse.Namespace) -> JanusConfig:
     return config.replace(decoder=dataclasses.replace(d, **changes))
 
 
+def step_flops(
+    args: argparse.Namespace, config: JanusConfig, batch: dict[str, np.ndarray]
+) -> float:
+    """Operations that the model needs for a step on this batch, however they are computed."""
+    import jax
+
+    from janus_jax.models import JanusModel, init_params
+    from janus_jax.training import Stage
+    from janus_jax.training.content import content
+    from janus_jax.training.flops import StepFlops
+
+    shapes = jax.eval_shape(lambda: init_params(JanusModel(config), jax.random.key(0)))
+    stage = Stage(args.stage, "janus", TRAINABLE[args.stage], 1, 1e-4, 0, 1, ratio=RATIO)
+    return StepFlops(config, stage, shapes)(content(batch, config.siglip.num_patches)).model
+
+
 def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -215,7 +235,8 @@ def parse_flags() -> argparse.Namespace:
     add(
         "--remat", choices=REMAT, default="none", help="PyTorch: gradient checkpointing with 'full'"
     )
-    add("--attention", choices=BACK_ENDS, help="of janus_jax; default: the model's own")
+    add("--attention", choices=("auto", *BACK_ENDS), default="auto", help="of janus_jax")
+    add("--targets_at_once", type=int, default=0, help="of a row, in janus_jax; 0: all")
     add(
         "--scan", action="store_true", help="scanned layers in janus_jax, as full-size configs have"
     )
@@ -248,7 +269,7 @@ def parse_flags() -> argparse.Namespace:
         args.row_tokens = 512 if args.model == "tiny" else 4096
     for name, least in (
         *((name, 1) for name in ("layers", "ffw", "rows", "pairs", "steps", "product")),
-        *(("vocab", 32), ("row_tokens", 64), ("gate_steps", 2)),
+        *(("vocab", 32), ("targets_at_once", 0), ("row_tokens", 64), ("gate_steps", 2)),
     ):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -294,7 +315,7 @@ def main() -> None:
             "model": args.model,
             "config": config.to_dict(),
             "content": content,
-            "flops": model_flops(config, content),
+            "flops": step_flops(args, config, batch),
             "load_average": load_average,
             "contended": args.device == "cpu" and load_average > CONTENDED,
             **{name: getattr(args, name) for name in ("dtype", "device", "cores", "rows")},

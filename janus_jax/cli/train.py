@@ -4,6 +4,8 @@
     python train.py --config janus_tiny:smoke --workdir runs/mine --config.seed=1
     python train.py --config configs/janus_tiny.py                      # a config by its file
     python train.py --config janus_pro_7b:stage2 --config.init_from=DIR --config.tokenizer=...
+    python train.py --config janus_pro_7b:stage2 --aot v5e:16x16        # does it fit? without a TPU
+    python train.py --config janus_small:stage2 --plan                  # what fits on this machine
 
 Everything is written under --workdir (default runs/<config name>); running the same command again
 continues. Any field can be set: --config.stages.stage2.steps=100.
@@ -12,6 +14,7 @@ continues. Any field can be set: --config.stages.stage2.steps=100.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +34,20 @@ _ALLOW = flags.DEFINE_list(
     "Fields that may differ from what the run in --workdir was begun with, though they change its "
     "result: from its last checkpoint on. Recorded in its changes.jsonl.",
 )
+_AOT = flags.DEFINE_string(
+    "aot",
+    "",
+    "Compile the step for a TPU topology such as v5e:16x16, say what it needs, and stop. Needs libtpu, no TPU.",
+)
+_PLAN = flags.DEFINE_bool(
+    "plan",
+    False,
+    "Say what a device holds and the largest batch that fits, of this machine or of --aot, and stop.",
+)
+_CODES = flags.DEFINE_bool(
+    "codes", False, "With --aot or --plan: pictures to generate come as codes, not as pixels."
+)
+_OUT = flags.DEFINE_string("out", None, "With --aot or --plan: JSON with the same numbers.")
 _QUIET = flags.DEFINE_bool("quiet", False, "No progress bars.")
 
 
@@ -41,6 +58,9 @@ def main() -> None:
 
 def _main(signals: StopSignals) -> None:
     config = _parse(sys.argv)
+    if _AOT.value or _PLAN.value:
+        _look_ahead(config)
+        return
     # Heavy imports after the flags: a typo should not cost seconds.
     from janus_jax.parallel import ending_together, initialize
     from janus_jax.run import train
@@ -58,6 +78,20 @@ def _main(signals: StopSignals) -> None:
         except Stopped as stopped:
             print(f"{stopped}; {AGAIN}", file=sys.stderr)
             sys.exit(EXIT_CODES[stopped.by])
+
+
+def _look_ahead(config) -> None:
+    """Compiles instead of training."""
+    if _AOT.value:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the devices compiled for are not here
+    from janus_jax.run.planning import aot, plan
+
+    logging.set_verbosity(logging.ERROR)
+    out = Path(_OUT.value) if _OUT.value else None
+    if _PLAN.value:
+        plan(config, _AOT.value, _CODES.value, out)
+    else:
+        aot(config, _AOT.value, _CODES.value, out)
 
 
 def _parse(argv: list[str]):
@@ -86,7 +120,8 @@ def command() -> None:
         print(
             f"{text}\nConfigs: {', '.join(config_flag.builtin())}, or a file\n"
             "Flags: --config NAME[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE,\n"
-            "       --allow_change=FIELD,... (of a run that has begun: go on with another value)"
+            "       --allow_change=FIELD,... (of a run that has begun: go on with another value)\n"
+            "       --aot TOPOLOGY, --plan [--codes] [--out FILE] (say what a step needs, and stop)"
         )
         sys.exit(0)
     run_main(main)

@@ -55,13 +55,20 @@ def base(name: str, preset: str) -> ConfigDict:
             name=name,
             seed=0,
             only_stage="",  # run this stage alone
+            profile="",  # steps to trace, such as "10:15" of those that this process makes in each stage
             model=dict(preset=preset, overrides={}),
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
             tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`
             builtin_tokenizer=standin.tokenizer(),
             processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
             policy=dict(
-                param_dtype="float32", compute_dtype="bfloat16", remat="full", attention="xla"
+                param_dtype="float32",
+                compute_dtype="bfloat16",
+                frozen_dtype="float32",  # of weights that a stage does not train
+                remat="full",
+                attention="auto",
+                targets_at_once=0,  # of a row, whose logits exist at a time; 0 for all
+                pictures_at_once=0,  # of a row, that pass an encoder at a time; 0 for all
             ),
             mesh=dict(data=1, fsdp=-1, tensor=1),
             data=dict(
@@ -77,6 +84,7 @@ def base(name: str, preset: str) -> ConfigDict:
                 sample_every=1000,
                 verify=True,
                 stop_when_diverged=False,
+                peak_tflops=0.0,  # of one device in bfloat16, for MFU; 0: what is known of its kind
             ),
             eval=dict(after_stages=False, benchmarks=standin.benchmarks(), note=""),
         )
@@ -84,7 +92,11 @@ def base(name: str, preset: str) -> ConfigDict:
 
 
 def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> ConfigDict:
-    """Janus-Pro, Table 2: rates, warm-ups, batches and ratios; steps by model."""
+    """Janus-Pro, Table 2: rates, warm-ups, batches and ratios; steps by model.
+
+    And what a model of this size needs to fit: released weights are bfloat16, so frozen ones lose nothing.
+    """
+    config.policy.update(frozen_dtype="bfloat16", targets_at_once=512, pictures_at_once=1)
     config.stages.stage1 = stage(
         "janus",
         "stage1",

@@ -6,6 +6,7 @@ from janus_jax.models.blocks import REMAT
 from janus_jax.models.decoder import Cache, Decoder, init_cache
 from janus_jax.models.init import Params, init_params
 from janus_jax.models.janus import JanusModel
+from janus_jax.models.layout import Layout
 from janus_jax.models.merging import merge_features
 from janus_jax.models.packed_attention import BACK_ENDS, Segments, packed_attention
 from janus_jax.models.siglip import SigLIP
@@ -20,6 +21,7 @@ __all__ = [
     "Decoder",
     "ImageHead",
     "JanusModel",
+    "Layout",
     "Params",
     "Segments",
     "SigLIP",

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-REMAT = ("none", "full", "dots")
+from janus_jax.models.attention_kernels import ATTENTION_NAME
+
+_policies = jax.checkpoint_policies
+_DOTS = _policies.dots_with_no_batch_dims_saveable
+_ATTENTION = _policies.save_only_these_names(ATTENTION_NAME)
+# What the blocks keep for the backward pass, from the most memory to the least.
+POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # everything: nothing is computed again
+    "dots+attention": _policies.save_from_both_policies(_DOTS, _ATTENTION),
+    "dots": _DOTS,  # the inputs of blocks, and the results of products with weights
+    "attention": _ATTENTION,  # the inputs of blocks, and what attention gave
+    "full": None,  # the inputs of blocks alone
+}
+REMAT = tuple(POLICIES)
 
 
 def remat_block(block: type[nn.Module], remat: str, *, scan: bool) -> type[nn.Module]:
@@ -15,20 +29,17 @@ def remat_block(block: type[nn.Module], remat: str, *, scan: bool) -> type[nn.Mo
 
     Args:
       block: module class.
-      remat: "none" keeps all activations, "full" keeps only the block's inputs, "dots" keeps also
-        the results of products with weights.
+      remat: a key of `POLICIES`.
       scan: whether the block runs inside a scan, where nothing has to be protected from CSE.
 
     Raises:
       ValueError: `remat` is none of these.
     """
-    if remat not in REMAT:
+    if remat not in POLICIES:
         raise ValueError(f"remat must be one of {REMAT}, not {remat!r}")
     if remat == "none":
         return block
-    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    policy = saveable if remat == "dots" else None
-    return nn.remat(block, prevent_cse=not scan, policy=policy)
+    return nn.remat(block, prevent_cse=not scan, policy=POLICIES[remat])
 
 
 def make_blocks(

@@ -11,6 +11,7 @@ from janus_jax.config import DecoderConfig, JanusConfig, Policy
 from janus_jax.models.attention import apply_rotary, attend, rotary
 from janus_jax.models.blocks import make_blocks
 from janus_jax.models.layers import Dense, Embed, RMSNorm
+from janus_jax.models.layout import Layout
 from janus_jax.models.packed_attention import Segments, packed_attention
 
 LayerCache = dict[str, jax.Array]  # {"k", "v"}: [B, S, K, H]
@@ -31,6 +32,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     policy: Policy
+    layout: Layout
 
     @nn.compact
     def __call__(
@@ -51,7 +53,8 @@ class Attention(nn.Module):
                 use_bias=False,
                 name=name,
             )(x)
-            return rearrange(y, "b t (n h) -> b t n h", n=heads)
+            y = rearrange(y, "b t (n h) -> b t n h", n=heads)
+            return self.layout.pin(y, "rows", None, "heads", None)
 
         q = apply_rotary(project(config.heads, "q_proj"), *angles)
         k = apply_rotary(project(config.kv_heads, "k_proj"), *angles)
@@ -64,7 +67,8 @@ class Attention(nn.Module):
             }
             k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
         attention = packed_attention if isinstance(mask, Segments) else attend
-        out = rearrange(attention(q, k, v, mask), "b t n h -> b t (n h)")
+        out = self.layout.pin(attention(q, k, v, mask), "rows", None, "heads", None)
+        out = rearrange(out, "b t n h -> b t (n h)")
         out = Dense(
             config.width, self.policy.compute, self.policy.param, use_bias=False, name="o_proj"
         )(out)
@@ -76,6 +80,7 @@ class MLP(nn.Module):
 
     config: DecoderConfig
     policy: Policy
+    layout: Layout
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,7 +90,8 @@ class MLP(nn.Module):
             )
 
         gate = jax.nn.silu(dense(self.config.ffw, "gate_proj")(x))
-        return dense(self.config.width, "down_proj")(gate * dense(self.config.ffw, "up_proj")(x))
+        wide = gate * dense(self.config.ffw, "up_proj")(x)
+        return dense(self.config.width, "down_proj")(self.layout.pin(wide, "rows", None, "mlp"))
 
 
 class Block(nn.Module):
@@ -93,17 +99,22 @@ class Block(nn.Module):
 
     config: DecoderConfig
     policy: Policy
+    layout: Layout
 
     @nn.compact
     def __call__(self, x, angles, mask, cache, cache_index):
+        # The residual stream stays where its rows are, so weights are gathered and not activations.
+        pin = lambda x: self.layout.pin(x, "rows", None, None)
+
         def norm(name: str) -> RMSNorm:
             return RMSNorm(self.config.norm_eps, self.policy.compute, self.policy.param, name=name)
 
-        attention = Attention(self.config, self.policy, name="attn")
+        x = pin(x)
+        attention = Attention(self.config, self.policy, self.layout, name="attn")
         y, cache = attention(norm("attn_norm")(x), angles, mask, cache, cache_index)
-        x = x + y
-        x = x + MLP(self.config, self.policy, name="mlp")(norm("mlp_norm")(x))
-        return x, cache
+        x = pin(x + y)
+        x = x + MLP(self.config, self.policy, self.layout, name="mlp")(norm("mlp_norm")(x))
+        return pin(x), cache
 
 
 class Decoder(nn.Module):
@@ -114,12 +125,14 @@ class Decoder(nn.Module):
       policy: dtypes.
       scan_layers: parameters stacked under `layers` instead of `layers_0`, `layers_1`, ...
       remat: see `blocks.remat_block`.
+      layout: of the activations on devices.
     """
 
     config: DecoderConfig
     policy: Policy = Policy()
     scan_layers: bool = False
     remat: str = "none"
+    layout: Layout = Layout()
 
     def setup(self):
         config, policy = self.config, self.policy
@@ -137,6 +150,7 @@ class Decoder(nn.Module):
             broadcast=4,
             config=config,
             policy=policy,
+            layout=self.layout,
         )
         self.final_norm = RMSNorm(config.norm_eps, policy.compute, policy.param)
         self.lm_head = Dense(

@@ -7,6 +7,7 @@ is a pure function of (params, inputs): `model.apply({"params": params}, ..., me
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,9 +19,12 @@ from janus_jax.config import JanusConfig, Policy
 from janus_jax.models.adaptor import Adaptor, ImageHead
 from janus_jax.models.decoder import Cache, Decoder
 from janus_jax.models.layers import Embed
+from janus_jax.models.layout import Layout
 from janus_jax.models.merging import merge_features, sources_in_order
 from janus_jax.models.packed_attention import Segments
 from janus_jax.models.siglip import SigLIP
+from janus_jax.models.slices import in_slices
+from janus_jax.models.target_log_probs import Head, log_probs
 from janus_jax.models.vqgan import VQModel
 from janus_jax.pixels import to_float
 
@@ -33,20 +37,31 @@ class JanusModel(nn.Module):
     Attributes:
       config: architecture.
       policy: dtypes.
-      remat: what SigLIP and decoder blocks keep for the backward pass: "none" (recompute nothing),
-        "full" or "dots" (see `blocks.remat_block`).
-      attention: back end for packed rows (see `packed_attention`).
+      remat: what SigLIP and decoder blocks keep for the backward pass, of `blocks.POLICIES`: "none"
+        (recompute nothing) to "full".
+      attention: back end for packed rows, of `packed_attention.BACK_ENDS`.
+      layout: of the activations of training on devices.
+      targets_at_once: text targets of a row whose logits exist at a time (and as many logits of image codes);
+        0 for all.
+      pictures_at_once: pictures of a row that pass an encoder at a time; 0 for all.
     """
 
     config: JanusConfig
     policy: Policy = Policy()
     remat: str = "none"
-    attention: str = "xla"
+    attention: str = "blocked"
+    layout: Layout = Layout()
+    targets_at_once: int = 0
+    pictures_at_once: int = 0
 
     def setup(self):
         config, policy = self.config, self.policy
         kinds = {"dtype": policy.compute, "param_dtype": policy.param}
-        layers = {"scan_layers": config.scan_layers, "remat": self.remat}
+        layers = {
+            "scan_layers": config.scan_layers,
+            "remat": self.remat,
+            "layout": self.layout,
+        }
         self.siglip = SigLIP(config.siglip, policy, **layers)
         self.und_adaptor = Adaptor(config.decoder.width, **kinds)
         # Its own table, not the tokenizer's codebook.
@@ -125,8 +140,9 @@ class JanusModel(nn.Module):
         images = batch["gen_images"]
         if not images.size:
             return jnp.zeros((*images.shape[:2], 0), jnp.int32)
-        codes = self.encode_codes(rearrange(to_float(images), "B G h w c -> (B G) h w c"))
-        codes = rearrange(codes, "(B G) N -> B G N", B=images.shape[0])
+        vq, variables = self.vq.unbind()
+        encode = lambda params, pixels: vq.apply(params, to_float(pixels), method="encode")
+        codes = in_slices(encode, variables, images, self.pictures_at_once, self.layout)
         return jax.lax.stop_gradient(codes)
 
     def hidden(self, batch: Batch) -> jax.Array:
@@ -138,19 +154,35 @@ class JanusModel(nn.Module):
         Args:
           batch: see `janus_jax.batch`; what belongs to targets is not read.
         """
-        embeds, types = self.embed_text(batch["tokens"]), batch["token_types"]
+        pin = lambda x: self.layout.pin(x, "rows", None, None)
+        embeds, types = pin(self._lookup(batch["tokens"])), batch["token_types"]
         if batch["und_images"].size:
-            images = rearrange(to_float(batch["und_images"]), "B U h w c -> (B U) h w c")
-            features = rearrange(
-                self.embed_images(images), "(B U) P D -> B (U P) D", B=types.shape[0]
+            features = self._image_features(batch["und_images"])
+            features = pin(rearrange(features, "B U P D -> (B U) P D"))
+            features = rearrange(self.und_adaptor(features), "(B U) P D -> B (U P) D", B=len(types))
+            embeds = pin(
+                merge_features(embeds, pin(features), sources_in_order(types == TOKEN_UND))
             )
-            embeds = merge_features(embeds, features, sources_in_order(types == TOKEN_UND))
         codes = self.target_codes(batch)
         if codes.size:
             features = rearrange(self.embed_codes(codes[..., :-1]), "B G N D -> B (G N) D")
-            embeds = merge_features(embeds, features, sources_in_order(types == TOKEN_GEN))
-        segments = Segments(batch["segment_ids"], self.attention)
-        return self.decode(embeds, batch["positions"], segments)[0]
+            embeds = merge_features(embeds, pin(features), sources_in_order(types == TOKEN_GEN))
+        segments = Segments(batch["segment_ids"], self.attention, self.layout)
+        return self.decode(pin(embeds), batch["positions"], segments)[0]
+
+    def _image_features(self, images: jax.Array) -> jax.Array:
+        """Pictures uint8 [B, U, h, w, 3] -> SigLIP features [B, U, P, width]."""
+        siglip = self.siglip.clone(parent=None, layout=Layout())  # each device has rows of its own
+        params = self.layout.gather("siglip", self.siglip.variables["params"])
+        encode = lambda params, pixels: siglip.apply({"params": params}, to_float(pixels))
+        again = self.remat == "none"
+        return in_slices(encode, params, images, self.pictures_at_once, self.layout, again)
+
+    def _lookup(self, ids: jax.Array) -> jax.Array:
+        """`embed_text` in a table that is gathered first, as shards of it would give parts of all rows."""
+        embed, variables = self.decoder.embed.unbind()
+        table = self.layout.gather("decoder/embed", variables["params"])
+        return embed.apply({"params": table}, ids)
 
     def target_log_probs(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a batch's targets; each head runs only at the positions it is needed.
@@ -164,21 +196,26 @@ class JanusModel(nn.Module):
           Of `target_ids`, float32 [B, M], and of the codes of the pictures to generate, float32 [B, G, N].
           Padding has some value, too: weight it by `target_weights` and `gen_weights`.
         """
-        import optax  # here, because sampling does without it
-
         codes = self.target_codes(batch)
         hidden = self.hidden({**batch, "gen_codes": codes})
-        rows = jnp.arange(hidden.shape[0])
-        at_targets = hidden[rows[:, None], batch["target_positions"]]
-        text = -optax.softmax_cross_entropy_with_integer_labels(
-            self.text_logits(at_targets), batch["target_ids"]
-        )
+        head, params = self._whole_head(self.decoder.lm_head, "decoder/lm_head")
+        positions, ids = batch["target_positions"], batch["target_ids"]
+        text = log_probs(head, params, hidden, positions, ids, self.targets_at_once, self.layout)
         if not codes.size:
             return text, jnp.zeros(codes.shape)
         steps = batch["gen_starts"][..., None] + jnp.arange(codes.shape[-1])
-        at_codes = hidden[rows[:, None, None], jnp.minimum(steps, hidden.shape[1] - 1)]
-        image = -optax.softmax_cross_entropy_with_integer_labels(self.image_logits(at_codes), codes)
-        return text, image
+        steps = jnp.minimum(steps, hidden.shape[1] - 1)
+        head, params = self._whole_head(self.image_head, "image_head")
+        # As many logits at a time as of text.
+        at_once = self.targets_at_once * self.config.decoder.vocab_size
+        at_once = -(-at_once // self.config.vq.codebook_size)
+        return text, log_probs(head, params, hidden, steps, codes, at_once, self.layout)
+
+    def _whole_head(self, module: nn.Module, name: str) -> tuple[Head, dict[str, Any]]:
+        """A head as a function, and its parameters, gathered once for all slices of targets."""
+        head, variables = module.unbind()
+        apply = lambda params, hidden: head.apply({"params": params}, hidden)
+        return apply, self.layout.gather(name, variables["params"])
 
     def init_all(self) -> None:
         """Runs every sub-module once on zeros, so that `init` creates every parameter."""

@@ -15,6 +15,7 @@ from janus_jax.models.attention import attend
 from janus_jax.models.blocks import make_blocks
 from janus_jax.models.einsum import project
 from janus_jax.models.layers import Dense, LayerNorm, gelu, initializer
+from janus_jax.models.layout import Layout
 
 
 class PatchEmbed(nn.Module):
@@ -39,21 +40,24 @@ class Block(nn.Module):
 
     config: SigLIPConfig
     policy: Policy
+    layout: Layout
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
         config = self.config
+        pin = lambda x: self.layout.pin(x, "rows", None, None)
+        x = pin(x)
         kinds = {"dtype": self.policy.compute, "param_dtype": self.policy.param}
 
         y = LayerNorm(**kinds, name="norm1")(x)
         qkv = Dense(3 * config.width, **kinds, name="qkv")(y)
         q, k, v = rearrange(qkv, "b p (three n h) -> three b p n h", three=3, n=config.heads)
         y = rearrange(attend(q, k, v), "b p n h -> b p (n h)")
-        x = x + Dense(config.width, **kinds, name="proj")(y)
+        x = pin(x + Dense(config.width, **kinds, name="proj")(y))
 
         y = LayerNorm(**kinds, name="norm2")(x)
         y = gelu(Dense(config.mlp_ratio * config.width, **kinds, name="fc1")(y))
-        return x + Dense(config.width, **kinds, name="fc2")(y), None
+        return pin(x + Dense(config.width, **kinds, name="fc2")(y)), None
 
 
 class SigLIP(nn.Module):
@@ -64,12 +68,14 @@ class SigLIP(nn.Module):
       policy: dtypes.
       scan_layers: parameters stacked under `blocks` instead of `blocks_0`, `blocks_1`, ...
       remat: see `blocks.remat_block`.
+      layout: of the activations on devices.
     """
 
     config: SigLIPConfig
     policy: Policy = Policy()
     scan_layers: bool = False
     remat: str = "none"
+    layout: Layout = Layout()
 
     def setup(self):
         config, policy = self.config, self.policy
@@ -88,6 +94,7 @@ class SigLIP(nn.Module):
             broadcast=0,
             config=config,
             policy=policy,
+            layout=self.layout,
         )
         self.norm = LayerNorm(dtype=policy.compute, param_dtype=policy.param)
 

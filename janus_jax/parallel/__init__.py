@@ -1,5 +1,6 @@
 """Where arrays live: the mesh, the sharding rules and multi-process set-up."""
 
+from janus_jax.parallel.activations import MeshLayout
 from janus_jax.parallel.mesh import (
     AXES,
     BATCH_AXES,
@@ -28,6 +29,7 @@ from janus_jax.parallel.rules import (
 __all__ = [
     "AXES",
     "BATCH_AXES",
+    "MeshLayout",
     "batch_sharding",
     "ending_together",
     "first_only",

@@ -32,10 +32,12 @@ LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metri
 ABSENT = "<absent>"
 _PATIENCE = 5.0  # seconds
 
+# Which stage to run, and which steps to trace: config.json does not have them.
+_OF_THIS_PROCESS = ("only_stage", "profile")
 # Fields that change no number of a training, by name or by the section they are in.
 _FREE = (
-    "name only_stage log eval data.threads policy.remat policy.attention mesh processor.cfg_weight "
-    "processor.temperature"
+    "name only_stage log eval data.threads policy.remat policy.attention policy.targets_at_once "
+    "policy.pictures_at_once mesh processor.cfg_weight processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
 _ALLOWABLE = "seed data.row data.too_long policy.compute_dtype".split()
@@ -187,10 +189,9 @@ def _appears(path: Path) -> bool:
 
 
 def jsonable(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON holds it; which stage to run is no part of what the run is."""
+    """A config as JSON holds it, without what is asked of this process alone and no part of the run."""
     fields = json.loads(config.copy_and_resolve_references().to_json_best_effort())
-    fields.pop("only_stage", None)
-    return fields
+    return {name: value for name, value in fields.items() if name not in _OF_THIS_PROCESS}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:

@@ -10,28 +10,43 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from janus_jax.config import FLOAT_DTYPES
 from janus_jax.configs import common
 from janus_jax.configs.earlier import check_moved
 from janus_jax.data import TOO_LONG
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
-from janus_jax.training import TRAINABLE, Stage
+from janus_jax.models.packed_attention import OLD_NAMES, PLATFORM
+from janus_jax.training import TRAINABLE, Stage, profiled_steps
 from janus_jax.training.groups import WILDCARDS
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises UserError for a value that nothing else looks at before it is used."""
+def check_config(config: ConfigDict, platform: str = "") -> None:
+    """Raises UserError for a value that nothing else looks at before it is used.
+
+    Args:
+      platform: of the devices; "" for this process's.
+    """
     check_moved(config)
     _check_fields(config)
     if config.policy.remat not in REMAT:
-        raise UserError(f"config.policy.remat must be one of {', '.join(REMAT)}")
-    if config.policy.attention not in BACK_ENDS:
-        raise UserError(f"config.policy.attention must be one of {', '.join(BACK_ENDS)}")
-    if config.policy.attention != "xla" and jax.default_backend() != "gpu":
         raise UserError(
-            f"config.policy.attention={config.policy.attention} is for GPUs, and this process has none: "
-            "take xla"
+            f"config.policy.remat must be one of {', '.join(REMAT)}, not {config.policy.remat!r}."
+            + nearest(str(config.policy.remat), REMAT)
         )
+    attention, platform = config.policy.attention, platform or jax.default_backend()
+    if attention not in ("auto", *BACK_ENDS, *OLD_NAMES):
+        raise UserError(
+            f"config.policy.attention must be one of auto, {', '.join(BACK_ENDS)}, not {attention!r}."
+            + nearest(str(attention), BACK_ENDS)
+        )
+    if (needed := PLATFORM.get(attention, platform)) != platform:
+        raise UserError(
+            f"config.policy.attention={attention} is for {needed.upper()}s, and this process has none: "
+            "take auto"
+        )
+    if config.policy.frozen_dtype not in FLOAT_DTYPES:
+        raise UserError(f"config.policy.frozen_dtype must be one of {', '.join(FLOAT_DTYPES)}")
     for name in ("cfg_weight", "temperature"):
         value = config.processor[name]
         if not 0 <= value < math.inf:
@@ -39,6 +54,7 @@ def check_config(config: ConfigDict) -> None:
     for name in ("save_every", "log_every"):
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
+    profiled_steps(config.get("profile", ""))
     _check_numbers(config)
 
 
@@ -69,6 +85,9 @@ def _check_numbers(config: ConfigDict) -> None:
     _range("seed", config.seed, 0, 20_000_000)
     _range("data.threads", config.data.threads, 0)
     _range("log.sample_every", config.log.sample_every, 0)
+    for field in ("targets_at_once", "pictures_at_once"):
+        _range(f"policy.{field}", config.policy[field], 0)
+    _range("log.peak_tflops", config.log.get("peak_tflops", 0.0), 0)
     for field in ("tokens", "targets"):
         _range(f"data.row.{field}", config.data.row[field], 1)
     for field in ("und_images", "gen_images"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,12 +13,14 @@ from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.data import STAGE_0_TASKS, TASKS, TOKENIZERS, make_source
 from janus_jax.errors import UserError, nearest
 from janus_jax.evaluation import Benchmark, build_benchmarks
-from janus_jax.models import JanusModel
-from janus_jax.parallel import make_mesh
+from janus_jax.models import JanusModel, Layout
+from janus_jax.models.packed_attention import resolve_back_end
+from janus_jax.parallel import MeshLayout, make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.run.config_checks import check_config
 from janus_jax.training import SourceSpec, Stage
 from janus_jax.training.stages import OBJECTIVE_TASKS
+from janus_jax.training.state import Dtypes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,40 +35,64 @@ class Experiment:
     benchmarks: tuple[Benchmark, ...] = ()
 
     @property
+    def dtypes(self) -> Dtypes:
+        """In which dtype a stage keeps parameters."""
+        policy = self.config.policy
+        return Dtypes(policy.param_dtype, policy.frozen_dtype)
+
+    @property
     def janus_config(self) -> JanusConfig:
         return self.model.config
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None, weights: bool = True
+) -> Experiment:
     """Builds a run's objects.
+
+    Args:
+      config: of the run.
+      devices: of the mesh, all of this job by default; others, such as those of a TPU that is not here, do
+        to compile.
+      weights: there are, or will be, some. False needs no tokenizer: the model's table has its full size.
 
     Raises:
       UserError: a value of the config is impossible; the message names its field.
     """
-    check_config(config)
-    tokenizer = _tokenizer(config)
+    platform = devices[0].platform if devices else jax.default_backend()
+    check_config(config, platform)
+    stand_in = not weights and not config.tokenizer
+    tokenizer = _tokenizer(config, stand_in)
     janus_config = _architecture(config, tokenizer)
     processor_config = ProcessorConfig.from_model(janus_config, **config.processor)
+    policy = Policy(config.policy.param_dtype, config.policy.compute_dtype)
+    mesh = make_mesh(**config.mesh, devices=devices)
     model = JanusModel(
         janus_config,
-        policy=Policy(config.policy.param_dtype, config.policy.compute_dtype),
+        policy=policy,
         remat=config.policy.remat,
-        attention=config.policy.attention,
+        attention=resolve_back_end(
+            config.policy.attention, platform, janus_config.decoder.head_dim, policy.compute
+        ),
+        # One device is the mesh of one, but its program needs no constraints.
+        layout=MeshLayout(mesh) if mesh.size > 1 else Layout(),
+        targets_at_once=config.policy.targets_at_once,
+        pictures_at_once=config.policy.pictures_at_once,
     )
     return Experiment(
         config=config,
         model=model,
         processor=Processor(processor_config, tokenizer),
-        mesh=make_mesh(**config.mesh),
+        mesh=mesh,
         stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
         benchmarks=build_benchmarks(config.eval.benchmarks),
     )
 
 
-def _tokenizer(config: ConfigDict) -> Tokenizer:
+def _tokenizer(config: ConfigDict, stand_in: bool) -> Tokenizer:
     builtin = dict(config.builtin_tokenizer)
     name = builtin.pop("name", "")
-    if config.tokenizer == "builtin":
+    if config.tokenizer == "builtin" or stand_in:
         try:
             return TOKENIZERS.get(name)(**builtin)
         except (UserError, TypeError) as error:

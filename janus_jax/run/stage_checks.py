@@ -23,13 +23,14 @@ FEW, MANY, NEAR = 25, 100, 0.75
 def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
     """Raises UserError for a stage whose batches cannot be made, or not be put on the mesh."""
     for stage in stages:
-        _check_batch(experiment, stage)
+        check_batch(experiment, stage)
     for stage in stages:
         if stage.packed:
             _check_room(experiment, stage)
 
 
-def _check_batch(experiment: Experiment, stage: Stage) -> None:
+def check_batch(experiment: Experiment, stage: Stage) -> None:
+    """Raises UserError for a batch that the mesh, the processes or `accumulate` do not divide."""
     where, mesh = f"config.stages.{stage.name}.batch_size", experiment.mesh
     shards, processes = math.prod(mesh.shape[a] for a in BATCH_AXES), jax.process_count()
     if shards % processes:
@@ -41,6 +42,11 @@ def _check_batch(experiment: Experiment, stage: Stage) -> None:
         raise UserError(
             f"{where}: {stage.batch_size} rows do not divide over the {shards} parts of the mesh "
             f"(data x fsdp); take a multiple of {shards}, or another config.mesh"
+        )
+    if stage.batch_size % (shards * stage.accumulate):
+        raise UserError(
+            f"config.stages.{stage.name}.accumulate: {stage.batch_size} rows are {stage.batch_size // shards} "
+            f"for each of the {shards} parts of the mesh (data x fsdp), which {stage.accumulate} does not divide"
         )
 
 

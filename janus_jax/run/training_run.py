@@ -8,6 +8,7 @@ Run directory:
   changes.jsonl           fields of the config that were changed later
   checkpoints/STAGE/STEP  parameters, optimizer, data position
   metrics.jsonl           one line a step
+  profile/STAGE           traces of the steps that `config.profile` asked for
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
   scores.json             after each stage, and at the end
   report.md               everything for people
@@ -59,15 +60,19 @@ from janus_jax.run.stage_checks import check_stages
 from janus_jax.run.stage_data import batches
 from janus_jax.signals import StopSignals
 from janus_jax.training import (
+    Meter,
+    Profiler,
     Stage,
     check_trainable,
     make_objective,
     make_step,
+    profiled_steps,
     run_stage,
     select_stages,
     start_from_codebook,
 )
 from janus_jax.training.objectives.base import Objective
+from janus_jax.training.state import with_dtypes
 
 
 def train(
@@ -110,9 +115,8 @@ def train(
         log = SharedLog(run_dir)
         stack.callback(log.close)
         run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
-        params = None
         for stage in stages:
-            params = run.stage(stage, params, initial, last=stage is stages[-1])
+            run.stage(stage, initial, last=stage is stages[-1])
             initial = None  # it may be tens of gigabytes
         first_only(lambda: str(write_report(run_dir)))
 
@@ -160,34 +164,37 @@ class _Run:
         self._experiment, self._run_dir, self._log = experiment, run_dir, log
         self._evaluator, self._quiet, self._signals = evaluator, quiet, signals
         self._stop = stop
+        self._params: Params | None = None  # that the last stage ended with
 
-    def stage(
-        self, stage: Stage, params: Params | None, initial: Params | None, last: bool
-    ) -> Params:
-        """The parameters that a stage ends with; `params` are those of the one before, if they are known."""
-        evaluator = self._evaluator
+    def stage(self, stage: Stage, initial: Params | None, last: bool) -> None:
+        """Trains a stage, from where the one before it in this process ended, and scores it."""
         finished = _finished(self._experiment, self._run_dir, stage)
         if finished is None:
-            if params is None or _has_steps(self._run_dir, stage):
-                params = _starting_params(self._experiment, self._run_dir, stage, initial)
+            if self._params is None or _has_steps(self._run_dir, stage):
+                self._params = None
+                self._params = _starting_params(self._experiment, self._run_dir, stage, initial)
             began = time.perf_counter()
             with self._signals.deferred() if self._signals else contextlib.nullcontext():
-                params = self._train(stage, params)
+                self._params = self._train(stage)
             ScoreStore(self._run_dir).record_time(stage.name, time.perf_counter() - began)
         else:
-            params = shard_params(finished, self._experiment.mesh)
+            self._params = shard_params(finished, self._experiment.mesh)
         if scored_after(self._experiment, stage, last):
-            evaluator.score(stage, params, final=last, quiet=self._quiet)
-        return params
+            self._evaluator.score(stage, self._params, final=last, quiet=self._quiet)
 
-    def _train(self, stage: Stage, params: Params) -> Params:
+    def _train(self, stage: Stage) -> Params:
         experiment, config = self._experiment, self._experiment.config
+        params, self._params = self._params, None
         iterator = batches(experiment, stage)
+        # What is cast is a copy: nothing else may hold the original, or both are on the device.
+        params = with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes)
+        peak = config.log.get("peak_tflops", 0.0)
+        profiled = profiled_steps(config.get("profile", ""))
         try:
             params = run_stage(
                 stage,
                 make_step(experiment.model, stage, experiment.processor.tokenizer.pad_id),
-                _with_extras(experiment, stage, params),
+                params,
                 iterator,
                 self._run_dir / "checkpoints" / stage.name,
                 self._log,
@@ -200,6 +207,8 @@ class _Run:
                 stop=self._stop,
                 stop_when_diverged=config.log.get("stop_when_diverged", False),
                 verify=config.log.verify,
+                meter=Meter(stage, experiment.model, params, experiment.mesh, peak),
+                profiler=Profiler(profiled, self._run_dir / "profile" / stage.name, stage.name),
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter

@@ -2,11 +2,14 @@
 
 from janus_jax.freeze_sets import TRAINABLE
 from janus_jax.training.codebook_start import start_from_codebook
+from janus_jax.training.grad_norms import grad_norms
 from janus_jax.training.groups import merge_params, split_params
 from janus_jax.training.loop import Stopped, run_stage
+from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog, read_metrics
 from janus_jax.training.objectives import OBJECTIVES, make_objective
 from janus_jax.training.optimizer import learning_rate, make_optimizer
+from janus_jax.training.profiling import Profiler, profiled_steps
 from janus_jax.training.stages import SourceSpec, Stage, select_stages
 from janus_jax.training.state import TrainState, check_trainable, evaluated_params, init_state
 from janus_jax.training.step import make_step
@@ -14,19 +17,23 @@ from janus_jax.training.step import make_step
 __all__ = [
     "OBJECTIVES",
     "TRAINABLE",
+    "Meter",
     "MetricsLog",
+    "Profiler",
     "SourceSpec",
     "Stage",
     "Stopped",
     "TrainState",
     "check_trainable",
     "evaluated_params",
+    "grad_norms",
     "init_state",
     "learning_rate",
     "make_objective",
     "make_optimizer",
     "make_step",
     "merge_params",
+    "profiled_steps",
     "read_metrics",
     "run_stage",
     "select_stages",

@@ -16,8 +16,10 @@ from janus_jax.errors import RunError, UserError
 from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
 from janus_jax.training.groups import split_params
+from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.monitor import Monitor
+from janus_jax.training.profiling import Profiler
 from janus_jax.training.soundness import unsound
 from janus_jax.training.stages import Stage
 from janus_jax.training.state import TrainState, evaluated_params, init_state
@@ -52,6 +54,8 @@ def run_stage(
     verify: bool = True,
     stop: StopFn = lambda: None,
     stop_when_diverged: bool = False,
+    meter: Meter | None = None,
+    profiler: Profiler | None = None,
 ) -> Params:
     """Trains one stage, from its newest checkpoint if it has one.
 
@@ -70,6 +74,8 @@ def run_stage(
       stop: called after every step; a signal means to save and stop.
       stop_when_diverged: whether a loss far above its own history for many steps is an error; else it
         is a warning.
+      meter: of how well the machine is used; None leaves that out of the metrics.
+      profiler: of some of the steps; closed here.
 
     Returns:
       The full tree to evaluate and to hand to the next stage: the averaged weights where the stage
@@ -85,7 +91,7 @@ def run_stage(
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
-        monitor = Monitor(stage, done, log, quiet, stop_when_diverged)
+        monitor = Monitor(stage, done, log, quiet, stop_when_diverged, meter)
         try:
             while done < stage.steps:
                 # Order matters: fetch, step, record, check, save (after the check: a saved step is
@@ -93,9 +99,13 @@ def run_stage(
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
+                if profiler:
+                    profiler.before(done + 1)
                 state, metrics = step_fn(state, frozen, global_batch(batch, mesh), done)
                 done += 1
-                monitor.pending.append((done, began, waited, metrics))
+                monitor.add(done, began, waited, metrics, batch)
+                if profiler:
+                    profiler.after(metrics)
                 asked = stop()
                 save = done == stage.steps or done % save_every == 0 or asked is not None
                 sample = on_sample is not None and sample_every and done % sample_every == 0
@@ -115,6 +125,8 @@ def run_stage(
             raise RunError(_advice(error, stage, directory, monitor.diverged_at)) from error
         finally:
             monitor.close()
+            if profiler:
+                profiler.close()
         return params
 
 

@@ -110,11 +110,14 @@ def progress_bar(stage: str, done: int, steps: int, quiet: bool) -> tqdm:
     )
 
 
-def set_losses(bar: tqdm, metrics: Mapping[str, float], tokens_per_s: float, wait: float) -> None:
-    """Shows the losses by task, tokens/s and the share of time spent waiting for data."""
-    shown = {k.removeprefix("loss_"): f"{v:.3f}" for k, v in metrics.items() if "loss" in k}
-    shown |= {k: f"{metrics[k]:.2f}" for k in ("psnr", "accuracy", "codes_used") if k in metrics}
-    bar.set_postfix({**shown, "tok/s": f"{tokens_per_s:.0f}", "data": f"{wait:.0%}"})
+def set_losses(bar: tqdm, record: Mapping[str, Any]) -> None:
+    """Shows of a record the losses by task, tokens/s, MFU and the share of time spent waiting for data."""
+    shown = {k.removeprefix("loss_"): f"{v:.3f}" for k, v in record.items() if "loss" in k}
+    shown |= {k: f"{record[k]:.2f}" for k in ("psnr", "accuracy", "codes_used") if k in record}
+    shown["tok/s"] = f"{record['tokens_per_s']:.0f}"
+    if "mfu" in record:
+        shown["mfu"] = f"{record['mfu']:.0%}"
+    bar.set_postfix({**shown, "data": f"{record['data_wait']:.0%}"})
 
 
 class _Board:

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from janus_jax.errors import RunError
 from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
+from janus_jax.training.flops import Flops
+from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog, check_finite, progress_bar, set_losses
+from janus_jax.training.optimizer import learning_rate
 from janus_jax.training.stages import Stage
 
 
-class Monitor:
-    """Metrics and progress bar of a stage, and whether its loss diverges."""
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step that was handed to the device: its number, when it began, seconds of waiting for its batch."""
 
-    def __init__(self, stage: Stage, done: int, log: MetricsLog, quiet: bool, strict: bool):
-        self.pending: list[tuple[int, float, float, dict[str, jax.Array]]] = []
-        self._stage, self._log, self._strict = stage, log, strict
+    done: int
+    began: float
+    waited: float
+    metrics: Mapping[str, jax.Array]
+    fill: Mapping[str, float]
+    flops: Flops | None
+
+
+class Monitor:
+    """Metrics and progress bar of a stage, and whether its loss diverges.
+
+    Args:
+      stage: what trains.
+      done: steps that are done already.
+      log: of the run.
+      quiet: no progress bar.
+      strict: a loss that diverges is an error.
+      meter: of how well the machine is used; None leaves that out.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        done: int,
+        log: MetricsLog,
+        quiet: bool,
+        strict: bool,
+        meter: Meter | None = None,
+    ):
+        self.pending: list[_Step] = []
+        self._stage, self._log, self._strict, self._meter = stage, log, strict, meter
+        self._rate = learning_rate(stage)
         self._bar = progress_bar(stage.name, done, stage.steps, quiet)
         self._watch: DivergenceWatch = watch(stage)
         for record in log.read() if done else []:
@@ -27,29 +63,55 @@ class Monitor:
                 self._watch.add(record["step"], record["loss"])
         self._reported: Divergence | None = None
 
+    def add(
+        self,
+        done: int,
+        began: float,
+        waited: float,
+        metrics: Mapping[str, jax.Array],
+        batch: Mapping[str, Any],
+    ) -> None:
+        """A step that was handed to the device; its metrics are fetched by `record`.
+
+        Args:
+          done: steps after it.
+          began: `time.perf_counter()` before its batch was fetched.
+          waited: seconds that this took.
+          metrics: of the step.
+          batch: this process's part of it, on the host.
+        """
+        fill, flops = self._meter.step(batch) if self._meter else ({}, None)
+        self.pending.append(_Step(done, began, waited, metrics, fill, flops))
+
     def record(self) -> None:
         """Fetches the metrics of the steps since the last time, checks and writes them."""
         pending, self.pending = self.pending, []
-        values = jax.device_get([m for *_, m in pending])
-        elapsed = time.perf_counter() - pending[0][1]
-        waited = sum(w for _, _, w, _ in pending)
+        values = jax.device_get([step.metrics for step in pending])
+        elapsed = time.perf_counter() - pending[0].began
         rows = [{k: float(v) for k, v in sorted(m.items())} for m in values]
-        rate = sum(r["tokens"] for r in rows) / elapsed
         name = self._stage.name
-        for (done, *_), row in zip(pending, rows, strict=True):
-            check_finite(name, done, row)
-        shares = {"tokens_per_s": rate, "data_wait": waited / elapsed}
-        self._log.write(
-            [
-                {"stage": name, "step": done, **row, **shares}
-                for (done, *_), row in zip(pending, rows, strict=True)
-            ]
-        )
+        for step, row in zip(pending, rows, strict=True):
+            check_finite(name, step.done, row)
+        shares = self._shares(pending, sum(r["tokens"] for r in rows), elapsed)
+        records = []
+        for step, row in zip(pending, rows, strict=True):
+            rate = {"learning_rate": float(self._rate(step.done - 1))}
+            records.append({"stage": name, "step": step.done, **row, **shares, **step.fill, **rate})
+        self._log.write(records)
         self._bar.update(len(pending))
-        set_losses(self._bar, rows[-1], rate, waited / elapsed)
-        for (done, *_), row in zip(pending, rows, strict=True):
-            self._watch.add(done, row["loss"])
+        set_losses(self._bar, records[-1])
+        for step, row in zip(pending, rows, strict=True):
+            self._watch.add(step.done, row["loss"])
         self._report_divergence()
+
+    def _shares(self, steps: list[_Step], tokens: float, elapsed: float) -> dict[str, float]:
+        """What is measured of several steps together."""
+        waited = sum(step.waited for step in steps)
+        shares = {"tokens_per_s": tokens / elapsed, "data_wait": waited / elapsed}
+        if self._meter is None:
+            return shares
+        rates = self._meter.rates(tokens, [step.flops for step in steps], elapsed)
+        return shares | rates | self._meter.memory()
 
     @property
     def diverged_at(self) -> int | None:

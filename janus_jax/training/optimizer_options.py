@@ -9,6 +9,8 @@ from typing import Any
 
 from janus_jax.errors import UserError, nearest
 
+MOMENT_DTYPES = ("", "float32", "bfloat16")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
@@ -18,6 +20,7 @@ class OptimizerOptions:
       b1, b2: decay of the two moments.
       eps: added to the root of the second moment.
       weight_decay: decoupled, times the learning rate.
+      mu_dtype, nu_dtype: of the first and the second moment as they are kept; "" as the parameters are.
       clip_norm: largest norm of all gradients together.
     """
 
@@ -26,10 +29,17 @@ class OptimizerOptions:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    mu_dtype: str = ""
+    nu_dtype: str = ""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name.endswith("_dtype"):
+                if value not in MOMENT_DTYPES:
+                    known = ", ".join(MOMENT_DTYPES[1:])
+                    raise UserError(f"{field.name} must be {known} or empty, not {value!r}")
+                continue
             low, high = (0, 1) if field.name in ("b1", "b2") else (0, math.inf)
             open_low = field.name in ("eps", "clip_norm")
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -56,6 +56,8 @@ class Stage:
       steps: optimizer steps; where a stage is stopped early (Janus-Pro-7B stage 2), the last one done.
       learning_rate: constant after `warmup_steps` of linear warm-up.
       batch_size: rows per step, over all hosts.
+      accumulate: parts of a step's rows, one after the other, whose gradients are summed before the update: the
+        same step in less memory.
       ratio: understanding : text : generation, by number of sequences (of packed rows).
       ema_decay: of the average of the weights that is evaluated and handed on; 0 keeps no average.
       sources: where its examples come from; a task without a share in `ratio` needs none.
@@ -72,6 +74,7 @@ class Stage:
     warmup_steps: int
     batch_size: int
     ratio: tuple[float, float, float] = (0, 0, 0)
+    accumulate: int = 1
     ema_decay: float = 0.0
     sources: tuple[SourceSpec, ...] = ()
     condition_dropout: float = 0.1
@@ -85,6 +88,15 @@ class Stage:
             )
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"stage {self.name}: steps and batch_size must be at least 1")
+        count = self.accumulate
+        if not isinstance(count, int) or count < 1 or self.batch_size % count:
+            raise UserError(
+                f"stage {self.name}: accumulate must divide batch_size ({self.batch_size}), not {count!r}"
+            )
+        if count > 1 and self.objective == "siglip":
+            raise UserError(
+                f"stage {self.name}: accumulate must be 1, as siglip compares all of a batch with each other"
+            )
         ratio = self.ratio
         if len(ratio) != 3 or min(ratio) < 0 or (self.packed and sum(ratio) <= 0):
             raise UserError(f"stage {self.name}: ratio must be three weights, not all zero")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,9 @@ from janus_jax.training.groups import merge_params, split_params
 from janus_jax.training.objectives import make_objective
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import Stage
+
+# Names of parameters that only ever are operands of products, or are looked up.
+ROUNDED = ("kernel", "embedding", "pos_embed")
 
 
 @flax.struct.dataclass
@@ -52,6 +56,37 @@ def init_state(stage: Stage, params: Params) -> tuple[TrainState, Params]:
         extra=make_objective(stage.objective, stage.options).init(trainable),
     )
     return state, frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Dtypes:
+    """In which dtype a stage keeps parameters: those that it trains, and the weights that it does not."""
+
+    trained: str = "float32"
+    frozen: str = "float32"
+
+
+def with_dtypes(params: Params, stage: Stage, dtypes: Dtypes) -> Params:
+    """Parameters, or their shapes, as a stage keeps them.
+
+    Frozen kernels and tables may be rounded, for the network computes with them rounded in any case. Scales and
+    biases are small; the image tokenizer computes in float32: both stay.
+    """
+
+    def cast(x: Any, dtype: str) -> Any:
+        if str(x.dtype) == dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+        return x.astype(dtype)
+
+    def keep(path: tuple[Any, ...], x: Any) -> Any:
+        rounded = path[0].key != "vq" and path[-1].key in ROUNDED
+        return cast(x, dtypes.frozen if rounded else dtypes.trained)
+
+    trainable, frozen = split_params(params, stage.trainable)
+    trainable = jax.tree.map(lambda x: cast(x, dtypes.trained), trainable)
+    return merge_params(jax.tree_util.tree_map_with_path(keep, frozen), trainable)
 
 
 def evaluated_params(state: TrainState, frozen: Params) -> Params:

@@ -21,11 +21,12 @@ from janus_jax.run.report.benchmarks import RunScores, highlight, highlights, sc
 from janus_jax.run.report.curves import Steps, draw_curves
 from janus_jax.run.report.markdown import one_line, table
 from janus_jax.run.report.notes import changes, divergences
+from janus_jax.run.report.speed import NO_RESULT, speed
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
 # Fields of metrics.jsonl that are no result.
-_NO_RESULT = {"stage", "step", "loss", "grad_norm", "tokens", "tokens_per_s", "data_wait"}
+_NO_RESULT = {"stage", "step", "loss", "tokens", "tokens_per_s", *NO_RESULT}
 _NOTHING = "-"
 _STAGE_HEADER = ("stage", "steps", "training, s", "tokens/s", "loss", "at the end")
 
@@ -58,6 +59,7 @@ def write_report(run_dir: str | Path) -> Path:
         _note(config),
         divergences(stages, config["stages"]),
         _stage_table(order, stages, run_scores, config["stages"]),
+        speed(stages),
         files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
         files.part(run_dir / "samples", "", _samples, run_dir, order),
         *score_sections(run_scores, run_dir / "scores.json"),
@@ -140,9 +142,13 @@ def _last(steps: Steps, field: str) -> float:
 
 def _results(steps: Steps) -> str:
     """What else a stage reports, such as the loss by task, as means over the last steps."""
-    fields = [f for f in steps[-1] if f not in _NO_RESULT and any(s.get(f) for s in steps)]
+    fields = [f for f in steps[-1] if _is_result(f) and any(s.get(f) for s in steps)]
     shown = [f"{f.removeprefix('loss_')} {_last(steps, f):.3f}" for f in sorted(fields)]
     return ", ".join(shown) or _NOTHING
+
+
+def _is_result(field: str) -> bool:
+    return field not in _NO_RESULT and not field.startswith("grad_norm")
 
 
 def _samples(run_dir: Path, order: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from janus_jax.checkpoints.model_dir import EXTRAS
 from janus_jax.models import JanusModel, Params
@@ -46,6 +47,14 @@ class Objective(abc.ABC):
         Returns:
           Metrics are float32 scalars, at least `loss` and `tokens`; `aux` goes to `update_extra`.
         """
+
+    def weight(self, model: JanusModel, batch: Batch) -> jax.Array:
+        """What `loss` divides by: where a batch comes in parts, its loss is their mean by this weight."""
+        return jnp.float32(jax.tree.leaves(dict(batch))[0].shape[0])
+
+    def metric_weights(self, model: JanusModel, batch: Batch) -> dict[str, jax.Array]:
+        """The same for metrics that are means over something else than `weight` says."""
+        return {}
 
     def extra_params(self, model: JanusModel, key: jax.Array) -> Params:
         """Fresh parameters that only this loss needs, all in the group `EXTRAS`, or {}."""

@@ -22,6 +22,27 @@ class JanusObjective(Objective):
         loss, metrics = janus_loss(model, params, batch, reduction)
         return loss, (metrics, {})
 
+    def weight(self, model, batch):
+        text, codes, pictures = _weights(model, batch)
+        if self.options.get("reduction", "token") == "token":
+            return text + codes
+        sequences = batch["target_weights"] / _targets_per_sequence(batch)
+        return jnp.sum(sequences) + pictures
+
+    def metric_weights(self, model, batch):
+        tasks, weights = batch["target_tasks"], batch["target_weights"]
+        return {
+            "loss_und": jnp.sum(weights * (tasks == TASK_UND)),
+            "loss_text": jnp.sum(weights * (tasks == TASK_TEXT)),
+            "loss_gen": _weights(model, batch)[1],
+        }
+
+
+def _weights(model: JanusModel, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How many text targets, codes and pictures of a batch count."""
+    pictures = jnp.sum(batch["gen_weights"])
+    return jnp.sum(batch["target_weights"]), pictures * model.config.vq.num_codes, pictures
+
 
 def janus_loss(
     model: JanusModel, params: Params, batch: Batch, reduction: str = "token"
