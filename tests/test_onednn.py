@@ -12,9 +12,11 @@ from janus_jax.inference import ImageEngine, cpu, make_sampling_params
 from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.image_engine import Prompts
 from janus_jax.inference.matmul import matmul
+from janus_jax.models import JanusModel
 from janus_jax.models.einsum import project
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.training import TRAINABLE, Stage, make_step
 
 pytestmark = pytest.mark.heavy
 
@@ -173,3 +175,15 @@ def test_wide_models_in_bfloat16_are_worth_it():
     assert onednn.pays_in_training(2048, "bfloat16")
     assert not onednn.pays_in_training(2048, "float32")
     assert not onednn.pays_in_training(PRESETS["janus-tiny"].decoder.width, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "asks"), [(2048, "bfloat16", True), (2048, "float32", False)]
+)
+def test_the_step_of_a_stage_asks_for_it(width, dtype, asks, monkeypatch):
+    asked = []
+    monkeypatch.setattr(onednn, "jit", lambda f, asks, **options: asked.append(asks))
+    config = WIDE.replace(decoder=WIDE.decoder.replace(width=width))
+    stage = Stage("stage2", "janus", TRAINABLE["stage2"], 1, 1e-4, 0, 1, ratio=(1, 1, 1))
+    make_step(JanusModel(config, Policy("float32", dtype)), stage, pad_id=0)
+    assert asked == [asks]
