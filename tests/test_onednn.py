@@ -146,29 +146,28 @@ def test_all_three_products_of_training_are_its_and_rounded_once():
 
 
 def test_only_arrays_on_one_cpu_make_the_program_ask(monkeypatch):
-    asked = []
-    real = jax.jit
-
-    def jit(function, **options):
-        asks = options.pop("compiler_options", None)
-        compiled = real(lambda *arrays: (asked.append(bool(asks)), function(*arrays))[1], **options)
-        return compiled
-
     monkeypatch.setattr(onednn, "has_onednn", lambda: True)
-    monkeypatch.setattr(onednn.jax, "jit", jit)
-    double = onednn.jit(lambda x: 2 * x, asks=True)
-    x = jnp.ones(8)
-    double(x)
-    double.lower(x)
+    asking = onednn.jit(lambda x: 2 * x, asks=True)
+    chosen = lambda *arguments: asking._chosen(arguments) is asking._onednn
+    x, shape = jnp.ones(8), jax.ShapeDtypeStruct
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert chosen(x) and chosen({"step": x}, np.ones(2))
+    assert chosen(shape((8,), "float32", sharding=here))
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     both = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    double(jax.device_put(x, both))
-    double.lower(jax.ShapeDtypeStruct((8,), jnp.float32))
-    real(lambda x: double(x))(x)
-    assert asked[0] is True and asked[-3:] == [False] * 3
-    asked.clear()
-    onednn.jit(lambda x: 2 * x, asks=False)(x)
-    assert asked == [False]
+    assert not chosen(jax.device_put(x, both))
+    assert not chosen(shape((8,), "float32", sharding=both))
+    assert not chosen(shape((8,), "float32")) and not chosen(np.ones(8))
+    inside = []
+    assert jax.jit(lambda x: (inside.append(chosen(x)), asking(x))[1])(x)[0] == 2
+    assert inside == [False]
+    monkeypatch.setattr(onednn, "has_onednn", lambda: False)
+    assert not chosen(x)
+
+
+def test_who_does_not_ask_has_a_plain_program():
+    plain = onednn.jit(lambda x: 2 * x, asks=False)
+    assert type(plain) is type(jax.jit(lambda x: x))
 
 
 def test_wide_models_in_bfloat16_are_worth_it():
