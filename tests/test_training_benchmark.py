@@ -57,7 +57,7 @@ def steps(loss, norm=2.0):
 
 @pytest.mark.parametrize("wrong", [steps(4.001), steps(4.0, 2.01), steps(math.nan)])
 def test_who_computes_something_else_is_not_timed(wrong):
-    args = argparse.Namespace(dtype="float32", gate_steps=2)
+    args = argparse.Namespace(dtype="float32", gate_steps=2, content="codes")
     field = [Stub("janus_jax", gate=wrong), Stub("sdpa", gate=steps(4.0))]
     field.append(Stub("varlen", gate=steps(4.00001)))
     results = run.gate(args, field)
