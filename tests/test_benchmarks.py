@@ -63,8 +63,8 @@ def test_documented_commands_exist():
     assert [str(path) for path in wanted if not path.is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["sampling", "accelerator"])
+@pytest.mark.parametrize("name", ["sampling", "accelerator", "training"])
 def test_entry_scripts_start_anywhere(name, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "--images" in done.stdout
+    assert done.returncode == 0 and "--model" in done.stdout

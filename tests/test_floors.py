@@ -21,6 +21,7 @@ FLOORS = {
     "registry": 0.1,
     "batch": 0.1,
     "pixels": 0.1,
+    "onednn": 0.1,
     "signals": 0.1,
     "config": 0.1,
     "models": 0.2,

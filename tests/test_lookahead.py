@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.training.packing_fill import Setting, measure
+from benchmarks.train.packing_fill import Setting, measure
 from janus_jax.data.lookahead import LookaheadPackIterDataset, choose
 
 SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)

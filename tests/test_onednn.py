@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from dummies_model import CODES, CONFIG, WORDS, random_params, score
 
+from janus_jax import onednn
 from janus_jax.config import PRESETS, Policy
 from janus_jax.inference import ImageEngine, cpu, make_sampling_params
 from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.image_engine import Prompts
 from janus_jax.inference.matmul import matmul
+from janus_jax.models import JanusModel
+from janus_jax.models.einsum import project
 from janus_jax.parallel import make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, build_word_tokenizer
+from janus_jax.training import TRAINABLE, Stage, make_step
 
 pytestmark = pytest.mark.heavy
 
@@ -36,10 +40,10 @@ def test_only_one_cpu_and_a_large_model_ask_for_it(monkeypatch):
 
 
 def test_an_accelerator_and_an_xla_without_the_options_do_not_have_it(monkeypatch):
-    ask = cpu.has_onednn.__wrapped__
-    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_cpu_no_such_option": True})
+    ask = onednn.has_onednn.__wrapped__
+    monkeypatch.setattr(onednn, "OPTIONS", {"xla_cpu_no_such_option": True})
     assert ask() is False
-    monkeypatch.setattr(cpu, "_OPTIONS", None)  # XLA's defaults have no call either
+    monkeypatch.setattr(onednn, "OPTIONS", None)  # XLA's defaults have no call either
     assert ask() is False
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "jit", None)  # nothing may be compiled
@@ -109,3 +113,76 @@ def test_no_step_casts_a_weight():
     names = [",".join(map(str, sizes)) for sizes in whole]
     assert [f"bf16[{name}]" in program for name in names] == [True] * len(names)
     assert [f"f32[{name}]" in program for name in names] == [False] * len(names)
+
+
+# ---------------------------------------------------------------- training
+
+
+def loss_of_products(x, weight):
+    return jnp.sum(jnp.sin(project(x, weight)))
+
+
+@pytest.mark.skipif(not onednn.has_onednn(), reason="this XLA does not call oneDNN")
+def test_all_three_products_of_training_are_its_and_rounded_once():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((64, 1024)), jnp.bfloat16)
+    weight = jnp.asarray(rng.standard_normal((1024, 1536)) / 32, jnp.bfloat16)
+    step = onednn.jit(jax.value_and_grad(loss_of_products, (0, 1)), asks=True)
+    text = step.lower(x, weight).compile().as_text()
+    assert text.count(f'custom_call_target="{onednn.CALL}"') == 3
+    value, gradients = step(x, weight)
+    x64, w64 = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    y = x64 @ w64
+    np.testing.assert_allclose(value, np.sin(y).sum(), rtol=1e-4, atol=0.1)
+    cosine = np.asarray(
+        jnp.asarray(np.cos(y), jnp.bfloat16), np.float64
+    )  # as the gradient comes in
+    for got, exact in zip(gradients, (cosine @ w64.T, x64.T @ cosine), strict=True):
+        assert got.dtype == jnp.bfloat16
+        # Half a unit in the last place, and where the rounding of a cosine is a near tie.
+        error = np.abs(np.asarray(got, np.float64) - exact)
+        assert error.max() <= np.abs(exact).max() * float(jnp.finfo(jnp.bfloat16).eps)
+        assert np.sqrt((error**2).mean()) < 3e-3 * exact.std()
+
+
+def test_only_arrays_on_one_cpu_make_the_program_ask(monkeypatch):
+    monkeypatch.setattr(onednn, "has_onednn", lambda: True)
+    asking = onednn.jit(lambda x: 2 * x, asks=True)
+    chosen = lambda *arguments: asking._chosen(arguments) is asking._onednn
+    x, shape = jnp.ones(8), jax.ShapeDtypeStruct
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert chosen(x) and chosen({"step": x}, np.ones(2))
+    assert chosen(shape((8,), "float32", sharding=here))
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    both = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    assert not chosen(jax.device_put(x, both))
+    assert not chosen(shape((8,), "float32", sharding=both))
+    assert not chosen(shape((8,), "float32")) and not chosen(np.ones(8))
+    inside = []
+    assert jax.jit(lambda x: (inside.append(chosen(x)), asking(x))[1])(x)[0] == 2
+    assert inside == [False]
+    monkeypatch.setattr(onednn, "has_onednn", lambda: False)
+    assert not chosen(x)
+
+
+def test_who_does_not_ask_has_a_plain_program():
+    plain = onednn.jit(lambda x: 2 * x, asks=False)
+    assert type(plain) is type(jax.jit(lambda x: x))
+
+
+def test_wide_models_in_bfloat16_are_worth_it():
+    assert onednn.pays_in_training(2048, "bfloat16")
+    assert not onednn.pays_in_training(2048, "float32")
+    assert not onednn.pays_in_training(PRESETS["janus-tiny"].decoder.width, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "asks"), [(2048, "bfloat16", True), (2048, "float32", False)]
+)
+def test_the_step_of_a_stage_asks_for_it(width, dtype, asks, monkeypatch):
+    asked = []
+    monkeypatch.setattr(onednn, "jit", lambda f, asks, **options: asked.append(asks))
+    config = WIDE.replace(decoder=WIDE.decoder.replace(width=width))
+    stage = Stage("stage2", "janus", TRAINABLE["stage2"], 1, 1e-4, 0, 1, ratio=(1, 1, 1))
+    make_step(JanusModel(config, Policy("float32", dtype)), stage, pad_id=0)
+    assert asked == [asks]

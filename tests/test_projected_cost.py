@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training import projected_cost
-from benchmarks.training.projected_cost import Lengths, parse_prices, project, render, row_content
+from benchmarks.train import projected_cost
+from benchmarks.train.projected_cost import Lengths, parse_prices, project, render, row_content
 from janus_jax.config import PRESETS
 from janus_jax.errors import UserError
 
@@ -22,7 +22,7 @@ def found():
 
 
 def test_the_docs_show_what_the_command_prints():
-    """After a change: python -m benchmarks.training.projected_cost, into docs/scale.md."""
+    """After a change: python -m benchmarks.train.projected_cost, into docs/scale.md."""
     assert render(project(Lengths(), {})) in (ROOT / "docs" / "scale.md").read_text()
 
 

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 class Meter:
-    """Seconds of a region, its peak memory, and how much of our cores others had meanwhile."""
+    """Of a region: seconds, of the clock and of cores; peak memory; what of our cores others had meanwhile."""
 
     def __enter__(self) -> Meter:
         with contextlib.suppress(OSError):  # 5 resets the peak of the resident memory
@@ -26,7 +26,8 @@ class Meter:
     def __exit__(self, *_: Any) -> None:
         self.seconds = time.perf_counter() - self._began
         cores = len(os.sched_getaffinity(0))
-        others = _busy() - self._stat - (sum(os.times()[:2]) - self._own)
+        self.cpu = sum(os.times()[:2]) - self._own
+        others = _busy() - self._stat - self.cpu
         self.others = max(0.0, others) / (self.seconds * cores)
         lines = Path("/proc/self/status").read_text().splitlines()
         self.resident = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""The processes of `benchmarks/sampling.py`: one a contender, asked in turn.
+"""The processes of `benchmarks/sampling.py` and `training.py`: one a contender, asked in turn.
 
 A pipe of JSON lines rather than a pool of processes: each contender needs variables of its own before its
 interpreter starts (threads of OpenMP, which devices are visible), imports only its own framework, writes what its
@@ -43,7 +43,7 @@ class Worker:
             env["OMP_NUM_THREADS"] = str(len(args.cores))
         if kind == "probe":  # it has threads of its own
             env["OPENBLAS_NUM_THREADS"] = "1"
-        if kind != "native" or args.device == "cpu":
+        if not kind.startswith("native") or args.device == "cpu":
             env["JAX_PLATFORMS"] = "cpu"
         elif env.get("JAX_PLATFORMS") == "cpu":
             del env["JAX_PLATFORMS"]

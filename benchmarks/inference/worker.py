@@ -1,17 +1,27 @@
-"""One process of `benchmarks/sampling.py`: loads a model once and runs what it is told, one JSON line each.
+"""One process of `benchmarks/sampling.py` or `training.py`: loads a model once and runs what it is told.
 
-  python -m benchmarks.inference.worker native|torch|probe 0,1      (cores, or "-" for all)
+  python -m benchmarks.inference.worker native|torch|probe|... 0,1      (of `KINDS`; cores, or "-" for all)
 
-A request is {"do": name, ...}, the answer {"ok": ...} or {"error": kind, "message": ...}. Arrays travel as .npy
-files. A worker that is not asked anything sleeps in a read of its standard input.
+Requests come as JSON lines. One is {"do": name, ...}, the answer {"ok": ...} or {"error": kind, "message": ...}.
+Arrays travel as .npy files. A worker that is not asked anything sleeps in a read of its standard input.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from typing import Any
+
+# What works in a process of each kind; a name that begins with "native" computes with JAX.
+KINDS = {
+    "native": "benchmarks.inference.native:NativeEngines",
+    "torch": "benchmarks.inference.pytorch:Peers",
+    "probe": "benchmarks.inference.probe:Probe",
+    "native_step": "benchmarks.train.native:NativeStep",
+    "torch_step": "benchmarks.train.pytorch:TorchSteps",
+}
 
 
 def main() -> None:
@@ -33,17 +43,8 @@ def main() -> None:
 
 def _make(kind: str) -> Any:
     """What does the work; only its own framework is imported."""
-    if kind == "native":
-        from benchmarks.inference.native import NativeEngines
-
-        return NativeEngines()
-    if kind == "torch":
-        from benchmarks.inference.pytorch import Peers
-
-        return Peers()
-    from benchmarks.inference.probe import Probe
-
-    return Probe()
+    module, name = KINDS[kind].split(":")
+    return getattr(importlib.import_module(module), name)()
 
 
 def _kind(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.on_device.setting import GIB, Results, Setting, fill
+from benchmarks.train.rows import pack_row
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.processing import sequence
 
@@ -117,44 +118,5 @@ def packed_rows(config: JanusConfig, rows: int) -> dict[str, np.ndarray]:
         left = room["tokens"] - sum(len(part["tokens"]) for part in parts)
         text = min(left, room["targets"] - TEXT)
         parts.append(sequence.text_sequence(words(text), und_size, gen_size))
-        batch.append(_pack(parts, room, und_size, gen_size))
+        batch.append(pack_row(parts, room))
     return {name: np.stack([row[name] for row in batch]) for name in batch[0]}
-
-
-def _pack(
-    parts: list[sequence.Features], room: dict[str, int], und_size: int, gen_size: int
-) -> dict[str, np.ndarray]:
-    """One row, filled from its start."""
-    tokens, targets = room["tokens"], room["targets"]
-    row = {
-        name: np.zeros(tokens, np.int32)
-        for name in ("tokens", "token_types", "segment_ids", "positions")
-    }
-    kinds = ("target_ids", "target_positions", "target_tasks", "target_sources")
-    row |= {name: np.zeros(targets, np.int32) for name in kinds}
-    row["target_weights"] = np.zeros(targets, np.float32)
-    for name, size in (("und_images", und_size), ("gen_images", gen_size)):
-        row[name] = np.zeros((room[name], size, size, 3), np.uint8)
-    row["gen_starts"] = np.zeros(room["gen_images"], np.int32)
-    row["gen_sources"] = np.zeros(room["gen_images"], np.int32)
-    row["gen_weights"] = np.zeros(room["gen_images"], np.float32)
-    used = dict.fromkeys(("tokens", "targets", "und", "gen"), 0)
-    for segment, part in enumerate(parts, 1):
-        begin, n = used["tokens"], len(part["tokens"])
-        here = slice(begin, begin + n)
-        row["tokens"][here], row["token_types"][here] = part["tokens"], part["token_types"]
-        row["segment_ids"][here], row["positions"][here] = segment, np.arange(n)
-        there = slice(used["targets"], used["targets"] + len(part["target_ids"]))
-        for name in kinds:
-            row[name][there] = part[name] + (begin if name == "target_positions" else 0)
-        row["target_weights"][there] = 1
-        for kind in ("und", "gen"):
-            images = part[f"{kind}_images"]
-            row[f"{kind}_images"][used[kind] : used[kind] + len(images)] = images
-        starts = slice(used["gen"], used["gen"] + len(part["gen_starts"]))
-        row["gen_starts"][starts], row["gen_weights"][starts] = part["gen_starts"] + begin, 1
-        used["tokens"] += n
-        used["targets"] = there.stop
-        used["und"] += len(part["und_images"])
-        used["gen"] += len(part["gen_images"])
-    return row

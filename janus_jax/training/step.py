@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from janus_jax import onednn
 from janus_jax.models import JanusModel, Params
 from janus_jax.training.accumulation import loss_and_gradients
 from janus_jax.training.grad_norms import grad_norms
@@ -39,7 +40,9 @@ def make_step(model: JanusModel, stage: Stage, pad_id: int) -> StepFn:
     optimizer = make_optimizer(stage)
     objective = make_objective(stage.objective, stage.options, pad_id)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    large = onednn.pays_in_training(model.config.decoder.width, model.policy.compute)
+
+    @functools.partial(onednn.jit, asks=large, donate_argnums=0, static_argnums=3)
     def compiled(state: TrainState, frozen: Params, batch: Batch, phase: str):
         def loss_fn(trainable: Params, batch: Batch):
             return objective.loss(model, merge_params(frozen, trainable), batch, phase)

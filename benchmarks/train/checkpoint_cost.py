@@ -1,6 +1,6 @@
 """What checksums cost: seconds to save and to restore a checkpoint, with and without them.
 
-    python -m benchmarks.training.checkpoint_cost --gib 1 --repeats 3 --dir /tmp/checkpoint_cost
+    python -m benchmarks.train.checkpoint_cost --gib 1 --repeats 3 --dir /tmp/checkpoint_cost
 
 Variants take turns, so that a busy machine is as unfair to one as to the other. "sums" is the part of a save
 that waits for the disk, computes and writes checksums; "sync" what of that is waiting for the disk, which a

@@ -1,7 +1,7 @@
 """Whether a run that is killed, stopped or finds a damaged checkpoint goes on with the same losses.
 
-    python -m benchmarks.training.survival --dir /tmp/survival --json out.json
-    python -m benchmarks.training.survival --dir /tmp/survival --whole --kills 10 --terms 4 --damages 4
+    python -m benchmarks.train.survival --dir /tmp/survival --json out.json
+    python -m benchmarks.train.survival --dir /tmp/survival --whole --kills 10 --terms 4 --damages 4
 
 A stage is started again and again in one directory, saved every 3 steps (in the background). It is the loop of
 a stage with its checkpoints, log, signals and a shuffled Grain data set, around a network of three small

@@ -1,7 +1,7 @@
 """How full packed rows are, by how they are packed: no model, no pictures, only lengths.
 
-    python -m benchmarks.training.packing_fill
-    python -m benchmarks.training.packing_fill --ratio 1 0 3 --rows 512 --json fill.json
+    python -m benchmarks.train.packing_fill
+    python -m benchmarks.train.packing_fill --ratio 1 0 3 --rows 512 --json fill.json
 
 Sequences as long as Janus's, mixed like its stage 2 by default: a picture to understand is 576 positions and
 there are 60 to 200 of text around it, in one of five conversations without a picture; plain text is 100 to 2000;

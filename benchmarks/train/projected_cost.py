@@ -1,8 +1,8 @@
 """What the paper's three stages would cost on other machines, projected from counted operations.
 
-    python -m benchmarks.training.projected_cost                                   # Markdown
-    python -m benchmarks.training.projected_cost --out /tmp/cost                   # /tmp/cost.json and .md
-    python -m benchmarks.training.projected_cost --price_per_chip_hour h100=2.5    # a price of your own
+    python -m benchmarks.train.projected_cost                                   # Markdown
+    python -m benchmarks.train.projected_cost --out /tmp/cost                   # /tmp/cost.json and .md
+    python -m benchmarks.train.projected_cost --price_per_chip_hour h100=2.5    # a price of your own
 
 Nothing here was run: operations are counted from the architecture (`janus_jax.training.flops`) and divided by
 what published runs of other models reached of the same chips. Every assumption is printed with its source.

@@ -1,6 +1,6 @@
 """What saving every 100 steps costs a training: the same steps with a save in them and without, in turns.
 
-    python -m benchmarks.training.saving_cost --dir /tmp/saving_cost --pairs 5 --json out.json
+    python -m benchmarks.train.saving_cost --dir /tmp/saving_cost --pairs 5 --json out.json
 
 The real loop trains a stage of a config (stage 2 of janus_tiny) for 60 steps, from the same parameters: with a
 checkpoint at step 30 (A) and without (B), in the order A B B A and so on; both are compiled before. Compared are

@@ -1,1 +1,0 @@
-"""What parts of training cost."""
