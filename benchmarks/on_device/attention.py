@@ -5,7 +5,7 @@ Their times, and whether they compute the same, on rows of different numbers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from benchmarks.on_device.facts import best
 from benchmarks.on_device.setting import Results, Setting
 from janus_jax.config import JanusConfig
 from janus_jax.models import BACK_ENDS, Segments, packed_attention
+from janus_jax.models.packed_attention import PLATFORM
 
 PADDING = 64
 
@@ -33,7 +34,7 @@ def attention(setting: Setting) -> Results:
         wide = [x.astype(jnp.float32) for x in inputs]
         want = _fetch(_both(_dense, ids)(*wide))
     rows: dict[str, Any] = {}
-    for name in BACK_ENDS:
+    for name in here(BACK_ENDS):
         call = lambda q, k, v, ids, name=name: packed_attention(q, k, v, Segments(ids, name))
         try:
             rows[name] = _measure(call, ids, inputs, want)
@@ -80,6 +81,13 @@ def _fetch(result: Any) -> list[np.ndarray]:
     return [np.asarray(x, np.float32) for x in (y, *grads)]
 
 
+def here(names: Sequence[str]) -> list[str]:
+    """Those back ends that are not for another kind of device."""
+    import jax
+
+    return [name for name in names if PLATFORM.get(name, "") in ("", jax.default_backend())]
+
+
 def segment_ids(config: JanusConfig) -> np.ndarray:
     """Two rows: pictures with their prompts and a long text, and a few long texts; [2, T]."""
     T = 4096 if config.vq.num_codes == 576 else 512
@@ -91,4 +99,4 @@ def segment_ids(config: JanusConfig) -> np.ndarray:
 
 
 def _dense(q: Any, k: Any, v: Any, ids: Any) -> Any:
-    return packed_attention(q, k, v, Segments(ids, "xla"))
+    return packed_attention(q, k, v, Segments(ids, "dense"))

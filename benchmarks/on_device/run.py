@@ -84,7 +84,10 @@ def parse_flags() -> argparse.Namespace:
     add("--images", default="1,16", metavar="N,..", help="pictures of one prompt at once")
     add("--rows", default="4", metavar="N,..", help="packed rows of a training step")
     add(
-        "--steps", default="xla+full,cudnn+full", metavar="A+R,..", help="attention and remat of it"
+        "--steps",
+        default="cudnn+full,cudnn+dots,blocked+full",
+        metavar="A+R,..",
+        help="attention and remat of it, in order",
     )
     add("--repeats", type=int, default=3, help="timed runs of one thing")
     add("--seconds", type=int, default=540, help="for all sections together")

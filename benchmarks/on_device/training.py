@@ -24,7 +24,7 @@ def training(setting: Setting) -> Results:
     for rows, how in itertools.product(setting.rows, setting.steps):
         name = f"{rows} rows, {how}"
         try:
-            found[name] = _measure(setting, rows, *how.split("+"))
+            found[name] = _measure(setting, rows, *how.split("+", 1))
         except Exception as error:  # out of memory, or a back end that this card lacks
             found[name] = {"problem": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         yield {"step": found}
@@ -41,7 +41,7 @@ def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[st
 
     config = setting.config().replace(scan_layers=True)
     policy = Policy("float32", setting.dtype)
-    model = models.JanusModel(config, policy, remat=remat, attention=attention)
+    model = models.JanusModel(config, policy, remat=remat, attention=attention, targets_at_once=512)
     stage = Stage("stage2", "janus", TRAINABLE["stage2"], 10, 1e-4, 0, rows, ratio=(2, 3, 5))
     mesh = make_mesh(fsdp=-1)
     params = fill(jax.eval_shape(lambda: models.init_params(model, jax.random.key(0))))

@@ -41,6 +41,7 @@ _FREE = (
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
 _ALLOWABLE = "seed data.row data.too_long data.streams data.lookahead policy.compute_dtype".split()
+_FREE_OF_STAGE = ("accumulate",)
 _ALLOWABLE_OF_STAGE = (
     "learning_rate warmup_steps batch_size ratio sources condition_dropout options"
 ).split()
@@ -276,6 +277,8 @@ class _ChangeRules:
         if parts[0] == "stages":
             if not (parts[1] in self._old and parts[1] in self._new):
                 return None  # what it does not train, or `stage_order` has the last word
+            if parts[2] in _FREE_OF_STAGE:
+                return None
             if parts[2:] == ["steps"]:
                 return self._count(parts[1], change)
         return ""
@@ -293,6 +296,8 @@ class _ChangeRules:
 
     def _newer_version(self, change: Change) -> bool:
         """A field that this version has and the run's did not; its default is what was done before."""
+        if change.path == "policy.frozen_dtype":
+            return change.old == ABSENT and change.new == "float32"  # it was always that
         section, _, _ = change.path.rpartition(".")
         is_open = section == "stages" or any(
             section == name or f".{section}.".find(f".{name}.") >= 0 for name in _OPEN

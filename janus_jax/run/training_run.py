@@ -112,6 +112,8 @@ def train(
         # A process that is alone needs no asking: it ends at once where nothing is to save.
         evaluator = Evaluator(experiment, run_dir, stop if jax.process_count() > 1 else None)
         first_only(lambda: _prepare(run_dir, experiment, stages, allow_change))
+        if is_first() and not quiet:
+            print(_setup(experiment), file=sys.stderr)
         log = SharedLog(run_dir)
         stack.callback(log.close)
         run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
@@ -216,6 +218,16 @@ class _Run:
         finally:
             iterator.close()  # its thread would outlive the interpreter
         return _objective(stage).strip(params)
+
+
+def _setup(experiment: Experiment) -> str:
+    """One line of what was chosen for this machine."""
+    mesh, model = experiment.mesh, experiment.model
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return (
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({sizes}), attention {model.attention}, remat "
+        f"{model.remat}"
+    )
 
 
 def _stop(signals: StopSignals | None) -> Callable[[], signal.Signals | None]:
