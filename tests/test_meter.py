@@ -31,6 +31,7 @@ from janus_jax.training.content import Content
 from janus_jax.training.flops import StepFlops
 from janus_jax.training.metrics import progress_bar, set_losses
 from janus_jax.training.monitor import Monitor
+from janus_jax.training.skips import Skips
 
 STAGE = Stage("s", "janus", TRAINABLE["stage2"], 9, 1e-3, 4, 2, (2, 3, 5))
 PARAMS = jax.eval_shape(lambda key: init_params(JanusModel(CONFIG), key), jax.random.key(0))
@@ -150,7 +151,8 @@ def test_memory_is_of_the_fullest_device():
 def test_the_monitor_writes_it_next_to_what_the_step_says(tmp_path):
     log = MetricsLog(tmp_path)
     meter = Meter(STAGE, JanusModel(CONFIG), PARAMS, mesh(device()))
-    monitor = Monitor(STAGE, 0, log, quiet=True, strict=False, meter=meter)
+    skips = Skips(STAGE.name, 1)
+    monitor = Monitor(STAGE, 0, log, quiet=True, strict=False, skips=skips, meter=meter)
     metrics = {"loss": jnp.float32(1.5), "tokens": jnp.float32(14)}
     for done in range(1, 7):
         monitor.add(done, 0.0, 0.0, metrics, batch(used=done))

@@ -90,7 +90,7 @@ def test_what_a_device_holds_is_what_its_arrays_take():
     whole = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     assert whole(state.trainable) / 4 <= parts.trained < whole(state.trainable)
     assert parts.optimizer >= 2 * parts.trained
-    assert parts.frozen < whole(frozen) or not frozen
+    assert parts.frozen == whole(frozen)  # the image tokenizer, which is copied everywhere
 
 
 def test_plan_says_what_fits(capsys, tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_plan_says_what_fits(capsys, tmp_path, monkeypatch):
     found = planning.plan(config, out=out)["stage2"]
     assert json.loads(out.read_text())["stage2"] == found
     rows = found["rows_a_device"]
-    assert 1 < rows < 4096 and found["temporary_gib_by_rows"][rows] < 400 / 1024
+    assert 1 < rows < 4096 and found["temporary_gib_by_rows"][str(rows)] < 400 / 1024
     assert 4096 % found["accumulate"] == 0 and 4096 // found["accumulate"] <= rows
     text = capsys.readouterr().out
     assert f"--config.stages.stage2.accumulate={found['accumulate']}" in text

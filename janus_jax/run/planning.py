@@ -96,7 +96,7 @@ def plan(
             "optimizer_gib": parts.optimizer / GIB,
             "average_gib": parts.average / GIB,
             "temporary_gib_by_rows": {
-                n: c.memory["temporary"] / GIB for n, c in sorted(cache.items()) if c
+                str(n): c.memory["temporary"] / GIB for n, c in sorted(cache.items()) if c
             },
             "rows_a_device": rows,
             "rows_at_once": rows * fit.row_shards(experiment),
