@@ -44,7 +44,7 @@ def quick_compilation():
 @functools.cache
 def batches():
     """One for each step; the last has padding where the others have sequences."""
-    batch, _ = packed_rows(SCANNED, ROWS)
+    batch = packed_rows(SCANNED, ROWS)
     orders = [np.random.default_rng(i).permutation(ROWS) for i in range(STEPS)]
     found = [{k: v[order] for k, v in batch.items()} for order in orders]
     last = found[-1]
