@@ -62,7 +62,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         for chips, shape in ((16, "2x2x4"), (64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"))
     },
 }
-_HEADER = "step | slice | rows | GiB a chip, of | parameters + optimizer | temporaries | moved a chip, GiB | compiled in"
+_HEADER = (
+    "step | slice | rows | GiB a chip, of | parameters + optimizer | temporaries | moved a chip, GiB "
+    "| compiled in"
+)
 
 
 def compile_row(name: str, directory: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.evaluation import Benchmark, build_benchmarks
 from janus_jax.models import JanusModel, Layout
 from janus_jax.models.packed_attention import resolve_back_end
-from janus_jax.parallel import MeshLayout, make_mesh
+from janus_jax.parallel import MeshLayout, first_only, make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.run.config_checks import check_config
 from janus_jax.training import SourceSpec, Stage
@@ -71,8 +71,11 @@ def build(
         janus_config,
         policy=policy,
         remat=config.policy.remat,
-        attention=resolve_back_end(
-            config.policy.attention, platform, janus_config.decoder.head_dim, policy.compute
+        # The first process tries what "auto" may be, so that all of them run one program.
+        attention=first_only(
+            lambda: resolve_back_end(
+                config.policy.attention, platform, janus_config.decoder.head_dim, policy.compute
+            )
         ),
         # One device is the mesh of one, but its program needs no constraints.
         layout=MeshLayout(mesh) if mesh.size > 1 else Layout(),
