@@ -108,10 +108,18 @@ def assert_same(found, want, rtol=1e-5):
     jax.tree.map(compare, found[1], want[1])
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3"])
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def _every_pair():
+    """Each mesh with each stage; a few of them always, the rest with the slow tests."""
+    always = {("8x1x1", "stage1"), ("1x8x1", "stage2"), ("2x2x2", "stage3"), ("1x4x2", "stage2")}
+    for mesh in MESHES:
+        for name in ("stage1", "stage2", "stage3"):
+            marks = () if (mesh, name) in always else pytest.mark.slow
+            yield pytest.param(mesh, name, id=f"{mesh}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("sizes", "name"), _every_pair())
 def test_a_mesh_gives_what_one_device_gives(sizes, name):
-    mesh = make_mesh(*sizes)
+    mesh = make_mesh(*MESHES[sizes])
     found = run(make_stage(name), mesh, targets_at_once=40, pictures_at_once=1, remat="full")
     assert_same(found, on_one_device(name))
 
@@ -132,7 +140,12 @@ def test_the_state_stays_where_its_parameters_lie():
         {"targets_at_once": 7, "pictures_at_once": 2},
         {"pictures_at_once": 1},
         {"attention": "dense"},
-        *({"remat": name} for name in POLICIES if name != "none"),
+        {"remat": "full"},
+        *(
+            pytest.param({"remat": name}, marks=pytest.mark.slow)
+            for name in POLICIES
+            if name not in ("none", "full")
+        ),
     ],
     ids=str,
 )
@@ -141,8 +154,7 @@ def test_slices_and_policies_change_nothing(fields):
     assert_same(run(stage, count=2, **fields), _first(on_one_device("stage3"), 2))
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage3"])
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize(("parts", "name"), [(2, "stage1"), (8, "stage3")])
 def test_parts_of_a_batch_add_up(parts, name):
     """Also where the parts have unlike numbers of targets, and one has none."""
     found = run(make_stage(name, accumulate=parts))
