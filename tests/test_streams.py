@@ -237,7 +237,6 @@ def test_another_lookahead_is_another_order(monkeypatch, capsys):
             "data.streams: the 8 rows of stage0_lm do not divide over 3 streams; take one of 1, 2, 4$",
         ),
         ({"data__streams": 0}, "data.streams must be a whole number >= 1, not 0"),
-        ({"data__streams": 1.5}, "data.streams must be a whole number >= 1, not 1.5"),
         ({"data__lookahead": -1}, "data.lookahead must be a whole number >= 0, not -1"),
         ({"data__lookahead": True}, "data.lookahead must be a whole number >= 0, not True"),
     ],
