@@ -36,7 +36,9 @@ class StepFlops:
         # Shapes: arrays that this held would stay in the device's memory.
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         self._trainable, _ = split_params(self._params, stage.trainable)
-        self.known = stage.objective in _COUNTS
+        self.known = stage.objective in _COUNTS and (
+            stage.objective != "siglip" or "pooling" in self._params.get(EXTRAS, {})
+        )
         self._each = {}
         if self.known:
             self._each = {name: self._count(Content(**{name: 1})) for name in _AMOUNTS}
