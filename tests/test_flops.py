@@ -42,7 +42,7 @@ FULL = {"T": 1280, "M": 256, "U": 2, "G": 1, "codes": True}
 
 @functools.cache
 def shapes(config=CONFIG):
-    return jax.eval_shape(lambda key: init_params(JanusModel(config), key), jax.random.key(0))
+    return jax.eval_shape(lambda key: init_params(JanusModel(config, attention="dense"), key), jax.random.key(0))
 
 
 def packed(T, M, U, G, codes):
@@ -72,7 +72,7 @@ def full_content(T, M, U, G, codes):
 
 def lowered(trainable, batch, remat="none", objective="janus", options=None, params=None):
     """The loss and its gradient, by what trains."""
-    model = JanusModel(CONFIG, remat=remat)
+    model = JanusModel(CONFIG, remat=remat, attention="dense")
     loss = make_objective(objective, options or {}).loss
 
     def grad(trained, frozen, batch):
@@ -172,7 +172,7 @@ def test_stage_0_of_the_image_tokenizer(trainable):
 def test_stage_0_of_the_understanding_encoder():
     options = {"text_length": 24}
     objective = make_objective("siglip", options)
-    model = JanusModel(CONFIG)
+    model = JanusModel(CONFIG, attention="dense")
     extra = jax.eval_shape(lambda key: objective.extra_params(model, key), jax.random.key(0))
     text = jax.ShapeDtypeStruct((64, 24), np.int32)
     batch = {"image": pictures(64, CONFIG.siglip.image_size), "text": text}

@@ -1,6 +1,7 @@
 """Packed attention: segments do not see each other, by every back end that runs here."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -117,8 +118,8 @@ def test_auto_takes_what_the_device_has():
 def test_a_back_end_that_does_not_run_or_is_wrong_is_not_chosen(monkeypatch):
     assert agrees_with_dense("blocked", 16, jnp.float32)
     assert not agrees_with_dense("cudnn", 16, jnp.bfloat16)  # no GPU here
-    from janus_jax.models import packed_attention as module
-
+    # The package has a function of the same name.
+    module = importlib.import_module("janus_jax.models.packed_attention")
     wrong = lambda q, k, v, ids: jnp.roll(module.blocked(q, k, v, ids), 1, axis=1)
     monkeypatch.setitem(module._COMPUTE, "blocked", wrong)
     assert not agrees_with_dense("blocked", 16, jnp.float32)
