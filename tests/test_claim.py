@@ -244,7 +244,7 @@ def test_what_a_checkpoint_could_not_follow_cannot_be_allowed(fields, run):
     allow = tuple(name.replace("__", ".") for name in fields)
     with pytest.raises(UserError, match="another config") as error:
         claims(run, allow=allow, **fields)
-    assert "--allow_change" not in str(error.value)
+    assert "add --allow_change" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"name": "x"', "\x00" * 50])

@@ -42,7 +42,9 @@ FULL = {"T": 1280, "M": 256, "U": 2, "G": 1, "codes": True}
 
 @functools.cache
 def shapes(config=CONFIG):
-    return jax.eval_shape(lambda key: init_params(JanusModel(config, attention="dense"), key), jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: init_params(JanusModel(config, attention="dense"), key), jax.random.key(0)
+    )
 
 
 def packed(T, M, U, G, codes):

@@ -1,11 +1,14 @@
 """What `--aot` and `--plan` answer, on devices that are here: nothing in it knows the difference."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from janus_jax.configs import janus_tiny
+from benchmarks.paths import ROOT
+from janus_jax.configs import janus_pro_1b, janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.parallel import topology
 from janus_jax.parallel.hlo import collectives, parse
@@ -14,6 +17,7 @@ from janus_jax.run.aot import abstract_arguments, batch_shapes, compile_step
 from janus_jax.run.experiment import build
 from janus_jax.run.stage_checks import check_batch
 from janus_jax.run.stage_data import batches
+from janus_jax.training.optimizer_options import optimizer_options
 
 pytestmark = [pytest.mark.heavy, pytest.mark.multidevice]
 
@@ -140,14 +144,52 @@ def test_advice_goes_from_harmless_to_hard():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e", "--aot must look like v5e:16x16, not 'v5e'"),
-        ("v5x:2x2", "--aot: no chip 'v5x' "),
-        ("h100:8", "--aot: no chip 'h100' "),
+        ("v5e-256", "--aot must be a TPU and its shape, such as v5e:16x16"),
+        ("V5E:2x2", "--aot: no TPU 'V5E' .*v5e"),
+        ("h100:8", "--aot: no TPU 'h100' .*--plan"),
+        ("v5p:16x16", "--aot: shapes of v5p are NxNxN with sides from 1 to 28, not 16x16"),
+        ("v5e:1000x2", "--aot: shapes of v5e are NxN with sides from 1 to 16, not 1000x2"),
+        ("v5e:0x2", "--aot: shapes of v5e are NxN"),
     ],
 )
 def test_topologies_that_do_not_exist(name, message):
-    with pytest.raises(UserError, match="^" + message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=f"^{message}"):
         planning.aot(make_config(), name)
+
+
+def test_where_the_numbers_go_is_looked_at_first(tmp_path):
+    with pytest.raises(UserError, match=r"--out .*no such directory"):
+        planning.plan(make_config(), out=tmp_path / "missing" / "x.json")
+
+
+def test_a_mesh_of_fewer_devices_is_no_answer():
+    with pytest.raises(UserError, match=r"config\.mesh takes 2 of the 8 devices"):
+        planning.plan(make_config(**{"mesh.fsdp": 2, "mesh.data": 1}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--codes"], "--codes and --out belong to --aot or --plan"),
+        (["--aot="], "--aot is empty"),
+        (
+            ["--config.stages.stage1.accumulat=2"],
+            "the config has no config.stages.stage1.accumulat",
+        ),
+        (["--config.stages.stage1.accumulate=3", "--plan"], "accumulate must divide batch_size"),
+    ],
+)
+def test_flags(flags, message):
+    command = [sys.executable, "train.py", "--config", "janus_tiny:stage1", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_moments_can_be_set_by_a_flag():
+    config = janus_pro_1b.get_config("stage2")
+    config.stages.stage2.options.optimizer.mu_dtype = "bfloat16"
+    assert optimizer_options(config.stages.stage2.options).mu_dtype == "bfloat16"
+    assert config.stages.stage2.accumulate == 1
 
 
 def test_aot_without_libtpu(monkeypatch):

@@ -85,12 +85,14 @@ def _reason(error: Exception, argv: list[str]) -> str:
         if place := _place(link, argv):
             return place
     if isinstance(error, LookupError):
-        key = "[" if isinstance(error, IndexError) else str(error.args[0])
+        text = str(error.args[0]) if error.args else ""
+        key = re.search(r"[\w.]+", text)
+        key = "[" if isinstance(error, IndexError) else key[0] if key else text
+        meant = re.search(r'Did you mean "([^"]+)"', text)
         for field in (a.lstrip("-").split("=")[0] for a in argv if "config." in a):
             if key in field:
-                return (
-                    f"the config has no {field}: only what its file sets can be changed by a flag"
-                )
+                hint = f". Did you mean {meant[1]!r}?" if meant else ""
+                return f"the config has no {field}: only what its file sets can be changed by a flag{hint}"
     if isinstance(
         error, flags.Error | AttributeError | LookupError | ValueError | TypeError | OSError
     ):

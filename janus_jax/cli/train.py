@@ -59,7 +59,12 @@ def main() -> None:
 
 def _main(signals: StopSignals) -> None:
     config = _parse(sys.argv)
-    if _AOT.value or _PLAN.value:
+    ahead = flags.FLAGS["aot"].present or _PLAN.value
+    if (_CODES.value or _OUT.value) and not ahead:
+        raise UserError("--codes and --out belong to --aot or --plan; training takes --workdir")
+    if ahead:
+        if flags.FLAGS["aot"].present and not _AOT.value:
+            raise UserError("--aot is empty: name a TPU and its shape, such as v5e:16x16")
         _look_ahead(config)
         return
     check_local(_WORKDIR.value or "", "--workdir")

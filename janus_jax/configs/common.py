@@ -41,6 +41,7 @@ def stage(
         trainable=tuple(trainable),
         ratio=(0.0, 0.0, 0.0),
         warmup_steps=0,
+        accumulate=1,
         ema_decay=0.0,
         condition_dropout=0.1,
         options={},
@@ -137,6 +138,9 @@ def paper_stages(config: ConfigDict, stage2_steps: int, stage3_steps: int) -> Co
         sources=standin.sources("stage3"),
     )
     config.stage_order = ("stage1", "stage2", "stage3")
+    for name in config.stage_order:
+        # Moments as the parameters are; here so that flags can set them.
+        config.stages[name].options.optimizer = ConfigDict(dict(mu_dtype="", nu_dtype=""))
     return config
 
 

@@ -31,18 +31,21 @@ class Chip:
       hbm_gib: memory; the compiler itself keeps a little of it back.
       tflops: bfloat16, dense.
       ici_gbytes: bytes a second that all its links to other chips carry together, one way, in 1e9.
+      axes: of the torus, and `longest` side.
     """
 
     hbm_gib: float
     tflops: float
     ici_gbytes: float
+    axes: int
+    longest: int
 
 
 CHIPS = {
-    "v4": Chip(32, 275, 300),
-    "v5e": Chip(16, 197, 200),
-    "v5p": Chip(95, 459, 600),
-    "v6e": Chip(32, 918, 448),
+    "v4": Chip(32, 275, 300, 3, 16),
+    "v5e": Chip(16, 197, 200, 2, 16),
+    "v5p": Chip(95, 459, 600, 3, 28),
+    "v6e": Chip(32, 918, 448, 2, 16),
 }
 
 
@@ -56,16 +59,26 @@ def chip_of(topology: str, name: str = "topology") -> Chip:
     """The chip of a topology such as "v5e:16x16".
 
     Raises:
-      UserError: another form, or an unknown chip; `name` is the option's.
+      UserError: another form, an unknown chip, or a shape that none has; `name` is the option's.
     """
-    match = re.fullmatch(r"(\w+):\d+(x\d+)*", topology)
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not match:
-        raise UserError(f"{name} must look like v5e:16x16, not {topology!r}")
+        raise UserError(
+            f"{name} must be a TPU and its shape, such as v5e:16x16 (256 chips of v5e) or v5p:4x4x4, not "
+            f"{topology!r}"
+        )
     if match[1] not in CHIPS:
         raise UserError(
-            f"{name}: no chip {match[1]!r} ({', '.join(CHIPS)}).{nearest(match[1], CHIPS)}"
+            f"{name}: no TPU {match[1]!r} ({', '.join(CHIPS)}); for this machine's devices there is --plan."
+            + nearest(match[1].lower(), CHIPS)
         )
-    return CHIPS[match[1]]
+    chip, sides = CHIPS[match[1]], [int(n) for n in match[2].split("x")]
+    if len(sides) != chip.axes or min(sides) < 1 or max(sides) > chip.longest:
+        shape = "x".join("N" * chip.axes)
+        raise UserError(
+            f"{name}: shapes of {match[1]} are {shape} with sides from 1 to {chip.longest}, not {match[2]}"
+        )
+    return chip
 
 
 def topology_devices(topology: str, name: str = "topology") -> list[Any]:
@@ -87,7 +100,9 @@ def topology_devices(topology: str, name: str = "topology") -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except (jax.errors.JaxRuntimeError, ValueError, AttributeError) as error:
-        raise UserError(f"{name} {topology}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{name} {topology}: {str(error).splitlines()[0]}; take whole hosts, such as v5e:2x2 or v5p:2x2x1"
+        ) from None
 
 
 def _requirement() -> str:

@@ -41,7 +41,6 @@ _FREE = (
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
 _ALLOWABLE = "seed data.row data.too_long data.streams data.lookahead policy.compute_dtype".split()
-_FREE_OF_STAGE = ("accumulate",)
 _ALLOWABLE_OF_STAGE = (
     "learning_rate warmup_steps batch_size ratio sources condition_dropout options"
 ).split()
@@ -239,11 +238,10 @@ def _check_changes(
     shown = ", ".join(f"{c}{f' {reason}' if reason else ''}" for c, reason in refused[:3])
     more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
     names = ",".join(c.path for c, _ in refused)
-    way = (
-        f"; to change it in this run from its last checkpoint on, add --allow_change={names}"
-        if all(rules.allowable(c) for c, _ in refused)
-        else ""
-    )
+    never = [c.path for c, _ in refused if _within(c.path, allow)]
+    way = f"; --allow_change cannot change {', '.join(never)} in a run" if never else ""
+    if all(rules.allowable(c) for c, _ in refused):
+        way = f"; to change it in this run from its last checkpoint on, add --allow_change={names}"
     raise UserError(
         f"{run_dir} holds the run of another config ({shown}{more}); choose another --workdir, or "
         f"remove it{way}"
@@ -277,7 +275,7 @@ class _ChangeRules:
         if parts[0] == "stages":
             if not (parts[1] in self._old and parts[1] in self._new):
                 return None  # what it does not train, or `stage_order` has the last word
-            if parts[2] in _FREE_OF_STAGE:
+            if parts[2] == "accumulate":
                 return None
             if parts[2:] == ["steps"]:
                 return self._count(parts[1], change)
@@ -298,6 +296,8 @@ class _ChangeRules:
         """A field that this version has and the run's did not; its default is what was done before."""
         if change.path == "policy.frozen_dtype":
             return change.old == ABSENT and change.new == "float32"  # it was always that
+        if change.path.endswith(".options.optimizer") and change.old == ABSENT:
+            return isinstance(change.new, dict) and not any(change.new.values())
         section, _, _ = change.path.rpartition(".")
         is_open = section == "stages" or any(
             section == name or f".{section}.".find(f".{name}.") >= 0 for name in _OPEN

@@ -17,6 +17,7 @@ from janus_jax.training import Stage, merge_params
 from janus_jax.training.flops import StepFlops
 
 GIB = 2**30
+MOST_ROWS = 1024  # that are looked for, of one device
 _RESERVED = 0.03  # of a device's memory, that the runtime and fragments take
 
 
@@ -89,7 +90,7 @@ def advice(experiment: Experiment, stage: Stage, memory: Mapping[str, int], limi
             return "keep frozen weights in bfloat16: --config.policy.frozen_dtype=bfloat16"
         return (
             "parameters and optimizer alone are too large: take more devices, or moments in bfloat16: "
-            f"--config.stages.{name}.options.optimizer=\"{{'mu_dtype': 'bfloat16', 'nu_dtype': 'bfloat16'}}\""
+            f"--config.stages.{name}.options.optimizer.mu_dtype=bfloat16, and .nu_dtype"
         )
     if experiment.model.remat != "full":
         return "keep less for the backward pass: --config.policy.remat=full"
@@ -127,7 +128,7 @@ def largest_batch(
     slope = max(two.memory["total"] - one.memory["total"], 1)
     room = limit * (1 - _RESERVED) - one.memory["total"]
     rows = 1 + int(room // slope)
-    rows = min(rows, 1024)
+    rows = min(rows, MOST_ROWS)
     while rows > 2:
         found = compile_rows(rows)
         if found is not None and fits(found.memory, limit):
@@ -150,7 +151,7 @@ def try_compile(experiment: Experiment, stage: Stage, codes: bool) -> Compiled |
 
 
 def device_limit(device: jax.Device) -> int:
-    """Bytes that one device of this machine has for arrays; of a CPU, what the system has left, shared.
+    """Bytes that one device of this machine has for arrays; of a CPU, its share of the memory of the system.
 
     Raises:
       UserError: it is not known.

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from janus_jax.errors import UserError
 from janus_jax.files import write_json
 from janus_jax.parallel.topology import Chip, chip_of, topology_devices
+from janus_jax.places import check_file
 from janus_jax.run import fit
 from janus_jax.run.aot import Compiled, compile_step
 from janus_jax.run.experiment import Experiment, build
@@ -41,10 +42,16 @@ def aot(
       UserError: it does not fit; the message says what to change. Or bad input.
     """
     chip = chip_of(topology, "--aot")
-    experiment = build(config, topology_devices(topology, "--aot"), weights=False)
+    _check_out(out)
+    devices = topology_devices(topology, "--aot")
+    experiment = build(config, devices, weights=False)
+    _check_mesh(experiment, len(devices))
     problem, found = "", {}
-    for stage in _chosen(experiment):
+    stages = _chosen(experiment)
+    for stage in stages:
         check_batch(experiment, stage)
+    for stage in stages:
+        print(f"{stage.name}: compiling for {topology}, some minutes", file=sys.stderr)
         compiled = compile_step(experiment, stage, codes)
         limit = chip.hbm_gib * GIB
         record = _record(experiment, stage, compiled, chip, topology)
@@ -71,9 +78,11 @@ def plan(
     Raises:
       UserError: not even one row a device fits; the message says what to change.
     """
+    _check_out(out)
     devices = topology_devices(topology, "--aot") if topology else jax.devices()
     limit = chip_of(topology).hbm_gib * GIB if topology else fit.device_limit(devices[0])
     experiment = build(config, devices, weights=False)
+    _check_mesh(experiment, len(devices))
     problem, found = "", {}
     for stage in _chosen(experiment):
         parts = fit.resident(experiment, stage, codes)
@@ -86,7 +95,8 @@ def plan(
                 cache[rows] = fit.try_compile(experiment, smaller, codes)
             return cache[rows]
 
-        rows = fit.largest_batch(experiment, stage, limit, compile_rows)
+        too_large = parts.total > limit  # whatever the rows: nothing has to be compiled
+        rows = 0 if too_large else fit.largest_batch(experiment, stage, limit, compile_rows)
         record = {
             "devices": len(devices),
             "device": devices[0].device_kind,
@@ -114,6 +124,20 @@ def plan(
     if problem:
         raise UserError(problem)
     return found
+
+
+def _check_out(out: Path | None) -> None:
+    """Before minutes of compiling."""
+    if out is not None:
+        check_file(out, "--out")
+
+
+def _check_mesh(experiment: Experiment, devices: int) -> None:
+    if experiment.mesh.size < devices:
+        raise UserError(
+            f"config.mesh takes {experiment.mesh.size} of the {devices} devices: set one of its axes to -1, "
+            "such as --config.mesh.fsdp=-1"
+        )
 
 
 def _chosen(experiment: Experiment) -> Sequence[Stage]:
@@ -207,7 +231,9 @@ def _text(experiment: Experiment, stage: Stage, record: dict[str, Any], chip: Ch
 
 def _plan_text(experiment: Experiment, stage: Stage, record: dict[str, Any]) -> str:
     of_rows = ", ".join(f"{n}: {x:.2f}" for n, x in record["temporary_gib_by_rows"].items())
-    parts = record["accumulate"]
+    parts, most = record["accumulate"], str(record["rows_a_device"])
+    if record["rows_a_device"] == fit.MOST_ROWS:
+        most = f"at least {most}"
     if parts is None:
         how = "batch_size does not divide over the mesh"
     else:
@@ -220,7 +246,7 @@ def _plan_text(experiment: Experiment, stage: Stage, record: dict[str, Any]) -> 
             f"{record['parameters_frozen_gib']:.2f} frozen, optimizer {record['optimizer_gib']:.2f}, "
             f"average {record['average_gib']:.2f}",
             f"  temporaries     GiB by rows a device: {of_rows or 'none fits'}",
-            f"  largest batch   {record['rows_a_device']} rows a device at once, {record['rows_at_once']} "
+            f"  largest batch   {most} rows a device at once, {record['rows_at_once']} "
             f"in all; the config's {record['batch_size']}: {how if record['rows_a_device'] else 'does not fit'}",
         ]
     )

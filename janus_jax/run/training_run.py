@@ -114,6 +114,12 @@ def train(
         first_only(lambda: _prepare(run_dir, experiment, stages, allow_change))
         if is_first() and not quiet:
             print(_setup(experiment), file=sys.stderr)
+        if (idle := jax.device_count() - experiment.mesh.size) and is_first():
+            print(
+                f"warning: config.mesh leaves {idle} of {jax.device_count()} devices idle; with one axis at -1, "
+                "such as --config.mesh.fsdp=-1, all are used",
+                file=sys.stderr,
+            )
         log = SharedLog(run_dir)
         stack.callback(log.close)
         run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
