@@ -144,7 +144,7 @@ def test_encoding_the_pictures_costs_a_forward_pass():
     assert want > 0 and xla / want == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "dots", "dots+attention"])
 @pytest.mark.parametrize("name", ["stage1", "stage3"])
 def test_what_remat_computes_again(name, remat):
     trainable = TRAINABLE[name]

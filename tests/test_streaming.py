@@ -78,8 +78,6 @@ def assert_same(one, other):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_weights_are_those_of_loading_whole(models, cache, form, dtype, int8):
-    if int8:
-        pytest.importorskip("qwix")
     for stored in ("float32", "bfloat16"):
         directory = models(form, stored)
         whole = open_source(directory)
@@ -103,7 +101,6 @@ def test_weights_on_a_mesh_are_those_of_loading_whole(models):
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_layer_or_a_table_is_in_memory_at_a_time(models, form):
     """Each array is loaded once, and gone when those of the next layer come."""
-    pytest.importorskip("qwix")
     loaded = open_checkpoint(models(form, "bfloat16"))
     alive: dict[int, int] = {}
     peak, seen = 0, []

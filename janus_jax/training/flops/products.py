@@ -55,6 +55,7 @@ class Products:
         self._trainable, self._remat = trainable, remat
         self.forward = self.backward = self.recomputed = 0.0
         self._attention_again = 0.0  # what of attention gradients need
+        self._scores = 0.0  # of attention; as many operations as its weighted sums
 
     @property
     def flops(self) -> Flops:
@@ -92,6 +93,7 @@ class Products:
         """
         one = 2.0 * width * pairs
         self.forward += 2 * one
+        self._scores += one
         self._attention_again += one * (1 + self.trains(f"{after}/kernel"))
         # Of the weights and of v; then of q and of k.
         self.backward += one * ((q or k) + v + q + k)
@@ -104,9 +106,13 @@ class Products:
         Args:
           last: operations of its last product, whose result no gradient needs.
         """
-        forward, attention = self.forward, self._attention_again
+        forward, attention, scores = self.forward, self._attention_again, self._scores
         yield
         if self._remat == "full":
             self.recomputed += self.forward - forward - last
+        elif self._remat == "attention":  # keeps the sums; their gradient needs the scores again
+            self.recomputed += self.forward - forward - last - (self._scores - scores)
+        elif self._remat == "dots+attention":
+            self.recomputed += self._scores - scores
         elif self._remat == "dots":  # keeps the products with weights
             self.recomputed += self._attention_again - attention
