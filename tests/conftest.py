@@ -11,10 +11,13 @@ import pytest
 
 # Programs are compiled once a session, in this process and in those that tests start; none stays in the cache of
 # the user.
-_PROGRAMS = tempfile.TemporaryDirectory(prefix="janus_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started this worker made the directory
+    programs = os.environ["JAX_COMPILATION_CACHE_DIR"]
+else:
+    _PROGRAMS = tempfile.TemporaryDirectory(prefix="janus_jax_tests_")
+    programs = os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_compilation_cache_dir", programs)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "official_tiny"
