@@ -166,7 +166,6 @@ def test_codes_take_the_place_of_pixels():
         (lambda: PictureEncoder(PROCESSOR)(Text(text="w1")), "stage 0 trains on generation"),
         (lambda: SequenceEncoder(PROCESSOR, too_long="drop"), "too_long must be one of"),
     ],
-    ids=str,
 )
 def test_what_is_no_example_is_one_line(make, message):
     with pytest.raises(UserError, match=message):

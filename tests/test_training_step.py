@@ -117,7 +117,7 @@ def _every_pair():
             yield pytest.param(mesh, name, id=f"{mesh}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("sizes", "name"), _every_pair())
+@pytest.mark.parametrize(("sizes", "name"), list(_every_pair()))
 def test_a_mesh_gives_what_one_device_gives(sizes, name):
     mesh = make_mesh(*MESHES[sizes])
     found = run(make_stage(name), mesh, targets_at_once=40, pictures_at_once=1, remat="full")
