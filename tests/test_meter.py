@@ -26,7 +26,7 @@ from janus_jax.training import (
     make_optimizer,
     run_stage,
 )
-from janus_jax.training.chips import peak_flops
+from janus_jax.parallel.chips import peak_flops
 from janus_jax.training.content import Content
 from janus_jax.training.flops import StepFlops
 from janus_jax.training.metrics import progress_bar, set_losses

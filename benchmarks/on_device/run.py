@@ -46,7 +46,8 @@ class Section:
 
     Attributes:
       module, function: what it runs, of `benchmarks.on_device`.
-      estimate_s: at true size on one H200, compilation included: measured, but for "large" and "peers".
+      estimate_s: at true size on one H200, compilation included: measured, but for "wide", "training_peer",
+        "large" and "peers".
       limit_s: after which it is ended.
       title: of its table.
     """
@@ -63,6 +64,12 @@ SECTIONS = {
     "parity": Section("parity", "parity", 62, 120, "Numbers of the official code"),
     "drawing": Section("drawing", "drawing", 110, 240, "Drawing"),
     "training": Section("training", "training", 100, 200, "Training step, stage 2"),
+    "wide": Section(
+        "training", "wide_training", 90, 200, "Training step, layers of the large model's width"
+    ),
+    "training_peer": Section(
+        "training_peer", "training_peer", 120, 240, "Training step beside PyTorch's"
+    ),
     "large": Section("drawing", "large_drawing", 60, 120, "Drawing, large model"),
     "answering": Section("drawing", "answering", 36, 80, "Answering"),
     "attention": Section("attention", "attention", 30, 80, "Packed attention of one layer"),

@@ -9,28 +9,41 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.inference.models import shrink
 from benchmarks.on_device.setting import GIB, Results, Setting, fill
 from benchmarks.train.rows import pack_row
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.processing import sequence
 
 STEPS = 3
+WIDE_LAYERS = 4  # with embeddings and optimizer some 27 GiB of Janus-Pro-7B
 TEXT = 30  # ids of a prompt, of a question with its answer beside the picture, and of a text's multiple
 
 
 def training(setting: Setting) -> Results:
     """Stage 2 (adaptors and language model train), float32 parameters and bfloat16 arithmetic."""
+    yield from _steps(setting, setting.config())
+
+
+def wide_training(setting: Setting) -> Results:
+    """The same with a few layers of the large model: its width, in the memory of one device."""
+    yield from _steps(setting, shrink(setting.config(large=True), WIDE_LAYERS))
+
+
+def _steps(setting: Setting, config: JanusConfig) -> Results:
     found: dict[str, Any] = {}
     for rows, how in itertools.product(setting.rows, setting.steps):
         name = f"{rows} rows, {how}"
         try:
-            found[name] = _measure(setting, rows, *how.split("+", 1))
+            found[name] = _measure(setting, config, rows, *how.split("+", 1))
         except Exception as error:  # out of memory, or a back end that this card lacks
             found[name] = {"problem": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         yield {"step": found}
 
 
-def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[str, Any]:
+def _measure(
+    setting: Setting, config: JanusConfig, rows: int, attention: str, remat: str
+) -> dict[str, Any]:
     import jax
 
     from janus_jax import models
@@ -39,7 +52,7 @@ def _measure(setting: Setting, rows: int, attention: str, remat: str) -> dict[st
     from janus_jax.training.content import content
     from janus_jax.training.flops import StepFlops
 
-    config = setting.config().replace(scan_layers=True)
+    config = config.replace(scan_layers=True)
     policy = Policy("float32", setting.dtype)
     model = models.JanusModel(config, policy, remat=remat, attention=attention, targets_at_once=512)
     stage = Stage("stage2", "janus", TRAINABLE["stage2"], 10, 1e-4, 0, rows, ratio=(2, 3, 5))

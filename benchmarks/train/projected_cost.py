@@ -25,7 +25,7 @@ from janus_jax.errors import UserError
 from janus_jax.files import atomic_write, write_json
 from janus_jax.models import JanusModel, init_params
 from janus_jax.training import Stage
-from janus_jax.training.chips import peak_flops
+from janus_jax.parallel.chips import peak_flops
 from janus_jax.training.flops import Flops, StepFlops
 from janus_jax.training.lengths import Lengths, row_content
 
@@ -230,7 +230,7 @@ def _assumptions(lengths: Lengths, models: Mapping[str, Any]) -> str:
         "products forward and backward, causal attention within a sequence halved, no recomputation, no "
         "padding, no optimizer.",
         f"Pictures come as codes. Encoding them in the step instead adds {adds} operations, in float32.",
-        "Peaks: dense bfloat16, from the makers' data sheets (`janus_jax/training/chips.py`).",
+        "Peaks: dense bfloat16, from the makers' data sheets (`janus_jax/parallel/chips.py`).",
         "Not in it: restarts, evaluation, waiting for data or for the network beyond what the published "
         "figures have in them, and stage 0 (image tokenizer, SigLIP and language model are taken ready-made).",
         "The published MFUs are of language models, and count attention in different ways (a few per cent).",

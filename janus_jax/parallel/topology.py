@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from janus_jax.errors import UserError, nearest
+from janus_jax.parallel.chips import peak_flops
 
 # So that libtpu looks for no TPU, neither on this machine nor on a metadata server.
 _ENVIRONMENT = {
@@ -28,24 +29,29 @@ class Chip:
     """What one chip has, by the vendor (cloud.google.com/tpu/docs: v5e, v5p, v6e).
 
     Attributes:
+      kind: as `jax.Device.device_kind` names it.
       hbm_gib: memory; the compiler itself keeps a little of it back.
-      tflops: bfloat16, dense.
       ici_gbytes: bytes a second that all its links to other chips carry together, one way, in 1e9.
       axes: of the torus, and `longest` side.
     """
 
+    kind: str
     hbm_gib: float
-    tflops: float
     ici_gbytes: float
     axes: int
     longest: int
 
+    @property
+    def flops(self) -> float:
+        """Operations a second in bfloat16, dense."""
+        return peak_flops(self.kind)
+
 
 CHIPS = {
-    "v4": Chip(32, 275, 300, 3, 16),
-    "v5e": Chip(16, 197, 200, 2, 16),
-    "v5p": Chip(95, 459, 600, 3, 28),
-    "v6e": Chip(32, 918, 448, 2, 16),
+    "v4": Chip("TPU v4", 32, 300, 3, 16),
+    "v5e": Chip("TPU v5 lite", 16, 200, 2, 16),
+    "v5p": Chip("TPU v5", 95, 600, 3, 28),
+    "v6e": Chip("TPU v6 lite", 32, 448, 2, 16),
 }
 
 

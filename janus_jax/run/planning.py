@@ -192,7 +192,7 @@ def _projected(
     lengths = Lengths(row=experiment.config.data.row.tokens)
     row = row_content(experiment.janus_config, stage.ratio, lengths)
     flops = fit.step_flops(experiment, stage)(row).model * stage.batch_size
-    compute = flops / experiment.mesh.size / (chip.tflops * 1e12 * PUBLISHED_MFU)
+    compute = flops / experiment.mesh.size / (chip.flops * PUBLISHED_MFU)
     moved = sum(x["bytes"] for x in compiled.collectives.values())
     links = moved / (chip.ici_gbytes * 1e9)
     tokens = row.tokens * stage.batch_size
@@ -222,7 +222,7 @@ def _text(experiment: Experiment, stage: Stage, record: dict[str, Any], chip: Ch
         f"optimizer {record['optimizer_gib']:.2f}, temporaries {memory['temporary']:.2f})",
         f"  collectives    of a chip and step: {'; '.join(moved) or 'none'}",
         f"  projected      {record['projected_seconds']:.2f} s a step, "
-        f"{record['projected_tokens_a_second']:,.0f} tokens/s, if {chip.tflops:.0f} TFLOP/s a chip are used "
+        f"{record['projected_tokens_a_second']:,.0f} tokens/s, if {chip.flops / 1e12:.0f} TFLOP/s a chip are used "
         f"to {PUBLISHED_MFU:.0%} (published runs of this size: 42 to 61 %) and collectives "
         f"({record['links_seconds']:.2f} s at {chip.ici_gbytes:.0f} GB/s) overlap",
     ]

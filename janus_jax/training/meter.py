@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from janus_jax.models import JanusModel
-from janus_jax.training.chips import peak_flops
+from janus_jax.parallel.chips import peak_flops
 from janus_jax.training.content import content, fill
 from janus_jax.training.flops import Flops, StepFlops
 from janus_jax.training.stages import Stage
