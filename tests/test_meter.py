@@ -15,6 +15,7 @@ from dummies_model import CONFIG
 from janus_jax.errors import RunError
 from janus_jax.models import JanusModel, init_params
 from janus_jax.parallel import make_mesh
+from janus_jax.parallel.chips import peak_flops
 from janus_jax.run.report import write_report
 from janus_jax.training import (
     TRAINABLE,
@@ -26,7 +27,6 @@ from janus_jax.training import (
     make_optimizer,
     run_stage,
 )
-from janus_jax.parallel.chips import peak_flops
 from janus_jax.training.content import Content
 from janus_jax.training.flops import StepFlops
 from janus_jax.training.metrics import progress_bar, set_losses

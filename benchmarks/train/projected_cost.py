@@ -24,8 +24,8 @@ from janus_jax.configs import janus_pro_1b, janus_pro_7b
 from janus_jax.errors import UserError
 from janus_jax.files import atomic_write, write_json
 from janus_jax.models import JanusModel, init_params
-from janus_jax.training import Stage
 from janus_jax.parallel.chips import peak_flops
+from janus_jax.training import Stage
 from janus_jax.training.flops import Flops, StepFlops
 from janus_jax.training.lengths import Lengths, row_content
 
