@@ -264,6 +264,15 @@ def test_the_bar_shows_mfu_where_it_is_known():
     bar.close()
 
 
+def test_the_bar_says_that_the_first_step_compiles(capsys):
+    log = SimpleNamespace(read=list)
+    monitor = Monitor(STAGE, 0, log, quiet=False, strict=False, skips=Skips("s", 1))
+    assert "compiling the step" in capsys.readouterr().err
+    monitor.add(1, 0.0, 0.0, {}, batch())
+    monitor.close()
+    assert "compiling" not in capsys.readouterr().err.rsplit("\r", 1)[-1]
+
+
 # The report
 
 

@@ -112,7 +112,7 @@ def train(
         # A process that is alone needs no asking: it ends at once where nothing is to save.
         evaluator = Evaluator(experiment, run_dir, stop if jax.process_count() > 1 else None)
         first_only(lambda: _prepare(run_dir, experiment, stages, allow_change))
-        if is_first() and not quiet:
+        if is_first():
             print(_setup(experiment), file=sys.stderr)
         if (idle := jax.device_count() - experiment.mesh.size) and is_first():
             print(

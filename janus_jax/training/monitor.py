@@ -60,6 +60,8 @@ class Monitor:
         self._stage, self._log, self._strict, self._meter = stage, log, strict, meter
         self._rate = learning_rate(stage)
         self._bar = progress_bar(stage.name, done, stage.steps, quiet)
+        self._bar.set_postfix_str("compiling the step")  # minutes of a large model
+        self._compiling = True
         self._watch: DivergenceWatch = watch(stage)
         self._skips = skips
         for record in log.read() if done else []:
@@ -84,6 +86,9 @@ class Monitor:
           metrics: of the step.
           batch: this process's part of it, on the host.
         """
+        if self._compiling:
+            self._bar.set_postfix_str("")
+            self._compiling = False
         fill, flops = self._meter.step(batch) if self._meter else ({}, None)
         self.pending.append(_Step(done, began, waited, metrics, fill, flops))
 
