@@ -17,8 +17,10 @@ UND, TEXT = (f"stages__stage2__sources__{task}" for task in ("und", "text"))
 
 
 def test_a_config_becomes_an_experiment():
-    experiment = build(tiny(model__overrides={"decoder": {"width": 32}}))
+    overrides = {"decoder": {"width": 32}, "scan_layers": True}
+    experiment = build(tiny(model__overrides=overrides))
     config = experiment.janus_config
+    assert config.scan_layers
     assert config.decoder == PRESETS["janus-tiny"].decoder.replace(
         width=32, vocab_size=config.decoder.vocab_size
     )
@@ -37,6 +39,7 @@ def test_a_config_becomes_an_experiment():
         ({"model__overrides": {"decodr": {}}}, "Did you mean 'decoder'"),
         ({"model__overrides": {"decoder": {"widht": 3}}}, "Did you mean 'width'"),
         ({"model__overrides": {"decoder": {"width": -3}}}, "width"),
+        ({"model__overrides": {"scan_layers": 3}}, "must be of type bool"),
         ({"tokenizer": "missing/tokenizer.json"}, "missing/tokenizer.json"),
         ({"tokenizer": ""}, "--config.tokenizer"),
         ({f"{UND}__options__world__grid": 5}, "grid"),

@@ -116,9 +116,10 @@ def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
         )
     fields = PRESETS[config.model.preset].to_dict()
     for part, changes in config.model.overrides.items():
-        if part not in fields or not isinstance(fields[part], dict):
+        if part not in fields:
             raise UserError(f"config.model.overrides: no part {part!r}.{nearest(part, fields)}")
-        fields[part] = fields[part] | dict(changes)
+        is_part = isinstance(fields[part], dict)
+        fields[part] = fields[part] | dict(changes) if is_part else changes
     if config.tokenizer == "builtin":
         # The built-in words make a table of their own size, rounded up for even sharding.
         fields["decoder"]["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
