@@ -1,0 +1,126 @@
+"""From what a person writes as a path to files: patterns, ranges, directories; and where pictures are."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from janus_jax import untrusted
+from janus_jax.data.containers.parquet import dataset_files
+from janus_jax.errors import UserError
+from janus_jax.places import check_local
+
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_MOST = 1_000_000  # files that a pattern may stand for
+
+
+def find_paths(
+    path: str | Sequence[str], folders: bool, suffixes: Sequence[str], split: str | None
+) -> list[str]:
+    """The files of a path, each once; those of one pattern by name.
+
+    Args:
+      path: names, or patterns with `*`, `?`, `[...]`, `**` and `{a,b}` or `{000..099}`, of files and directories.
+      folders: a directory is what is looked for, not what is in it.
+      suffixes: of files that are taken from a directory.
+      split: of a dataset in a directory; None takes "train" where there are several.
+
+    Raises:
+      UserError: a name or pattern without a file.
+    """
+    patterns = [path] if isinstance(path, str) else path
+    if not isinstance(patterns, list | tuple) or not patterns:
+        raise UserError(f"path must be a name or a list of names, not {untrusted.shown(path)}")
+    found: list[str] = []
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise UserError(f"path must be a text, not {untrusted.shown(pattern)}")
+        check_local(pattern, "path")
+        for name in _matching(os.path.expanduser(pattern)):
+            if folders and not os.path.isdir(name):
+                raise UserError(
+                    f"path {untrusted.printable(name, 200)} is a file: a folder is needed"
+                )
+            inside = os.path.isdir(name) and not folders
+            found += _in_directory(name, suffixes, split) if inside else [name]
+    return list(dict.fromkeys(found))
+
+
+def picture_roots(image_root: Any, paths: Sequence[str]) -> tuple[str, ...]:
+    """The directories of pictures, those of the files if none are given, as real paths.
+
+    Raises:
+      UserError: one that is not there.
+    """
+    if image_root is None:
+        near = [path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths]
+        return tuple(dict.fromkeys(os.path.realpath(place) for place in near))
+    roots = [image_root] if isinstance(image_root, str) else image_root
+    if not isinstance(roots, list | tuple) or not all(isinstance(r, str) and r for r in roots):
+        raise UserError(
+            f"image_root must be a directory or a list of them, not {untrusted.shown(image_root)}"
+        )
+    for root in roots:
+        check_local(root, "image_root")
+        if not os.path.isdir(os.path.expanduser(root)):
+            raise UserError(f"image_root {untrusted.printable(root, 200)} is no directory")
+    return tuple(os.path.realpath(os.path.expanduser(root)) for root in roots)
+
+
+def _matching(pattern: str) -> list[str]:
+    """Files and directories of one pattern."""
+    if os.path.exists(pattern):  # also where its name has brackets
+        return [pattern]
+    names: list[str] = []
+    for expanded in _expanded(pattern):
+        if os.path.exists(expanded):
+            names.append(expanded)
+            continue
+        found = sorted(glob.glob(expanded, recursive=True))
+        if not found:
+            raise UserError(f"path {untrusted.printable(expanded, 200)}: there is no such file")
+        names += found
+    return names
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Braces as in a shell: {a,b} and {000..099}, one after the other."""
+    found = _BRACES.search(pattern)
+    if not found:
+        return [pattern]
+    if span := _RANGE.fullmatch(found[1]):
+        first, last, width = int(span[1]), int(span[2]), len(span[1])
+        if not 0 <= last - first < _MOST:
+            raise UserError(f"path: {{{found[1]}}} is no range of files")
+        choices = [str(number).zfill(width) for number in range(first, last + 1)]
+    elif "," in found[1]:
+        choices = found[1].split(",")
+    else:
+        return [pattern]
+    rest = _expanded(pattern[found.end() :])
+    return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
+
+
+def _in_directory(path: str, suffixes: Sequence[str], split: str | None) -> list[str]:
+    if ".parquet" in suffixes and (set(suffixes) == {".parquet", ".arrow"} or _is_dataset(path)):
+        return dataset_files(path, split)
+    names = sorted(os.listdir(path))
+    found = [n for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
+    if not found:
+        raise UserError(
+            f"path {untrusted.printable(path, 200)}: no file in this directory ends in {' or '.join(suffixes)}"
+        )
+    return [os.path.join(path, name) for name in found]
+
+
+def _is_dataset(path: str) -> bool:
+    """Whether it is a directory of a Hugging Face dataset, as `save_to_disk` or a download leaves it."""
+    if any(os.path.isfile(os.path.join(path, n)) for n in ("state.json", "dataset_dict.json")):
+        return True
+    return any(
+        name.endswith((".parquet", ".arrow")) for _, _, names in os.walk(path) for name in names
+    )
