@@ -16,10 +16,16 @@ from typing import Any
 import numpy as np
 
 from janus_jax import untrusted
-from janus_jax.data import reasons
 from janus_jax.data.containers.base import MANY_OPEN, Container, Joined, Record
 from janus_jax.data.examples import STAGE_0_TASKS, TASKS, Example, Rejected
-from janus_jax.data.layouts import LAYOUTS, LayoutOptions, layout_of, read_class_names
+from janus_jax.data.layouts import (
+    LAYOUTS,
+    LayoutOptions,
+    class_value,
+    is_id,
+    layout_of,
+    read_class_names,
+)
 from janus_jax.data.layouts.base import Draws, field, fields_of_template
 from janus_jax.data.paths import find_paths, picture_roots
 from janus_jax.errors import UserError, nearest
@@ -247,11 +253,11 @@ class FileSource:
         if layout == "auto":
             layout = layout_of(records[0], self._options)
         if layout == "classes" and not self._options.class_names:
-            rejected = LAYOUTS["classes"](records[0], self._options, Draws(0, 0))
-            if isinstance(rejected, Rejected) and rejected.reason == reasons.NO_CLASS:
+            found = class_value(records[0], self._options)
+            if is_id(found):
                 raise UserError(
-                    f"{where}: {rejected}, a file or list of the names of all classes, or caption_field, the "
-                    "field of the words"
+                    f"{where}: its class is {found!r}, which says nothing: give class_names, a file or list of "
+                    "the names of all classes, or caption_field, the field of the words"
                 )
 
 

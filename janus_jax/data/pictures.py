@@ -81,6 +81,8 @@ def find_picture(value: Any, roots: Sequence[str]) -> PictureFile | PictureBytes
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "read"):
+        if not getattr(value, "size", 1):
+            raise Unusable(reasons.NO_PICTURE, "it has no bytes")
         return PictureBytes(value)
     raise Unusable(reasons.NO_PICTURE, f"{type(value).__name__} where a picture should be")
 

@@ -112,7 +112,7 @@ class Pictures:
         place = os.path.join(self._path, name)
         if not self._has_texts:
             top, separator, _ = name.partition(os.sep)
-            return {"image": place, **({"class_name": top} if separator else {})}
+            return {"image": place, "class_name": top if separator else ""}
         stem, suffix = os.path.splitext(place)
         if suffix.lower() == ".txt":
             return Rejected(reasons.NO_PICTURE, "a text file without one")

@@ -33,7 +33,7 @@ class Tar:
 
     A record has `__key__`; `image`, or `images` if there are several, in the order of the members; the fields
     of a member `json`; other members by their suffix: text where it is a text, a number for `cls`, else
-    `Stored`.
+    `Stored`. `txt` is the `caption` as well.
 
     Raises:
       UserError: no such file; no tar, compressed or cut off; or no sample in it.
@@ -96,6 +96,8 @@ class Tar:
                 record = {**value, **record}  # members come before what is said of them
             else:
                 record[suffix] = value
+                if suffix == "txt":
+                    record["caption"] = value
         if pictures:  # and before names of pictures
             record = {k: v for k, v in record.items() if k not in ("image", "images")}
             record |= {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}

@@ -6,7 +6,7 @@ from janus_jax.data.containers.base import Record
 from janus_jax.data.examples import Example, Rejected
 from janus_jax.data.layouts.base import CAPTIONS, CLASSES, Draws, Layout, LayoutOptions, layout
 from janus_jax.data.layouts.captions import captions
-from janus_jax.data.layouts.classes import classes, is_id, read_class_names
+from janus_jax.data.layouts.classes import class_value, classes, is_id, read_class_names
 from janus_jax.data.layouts.codes import FIELDS as _CODES
 from janus_jax.data.layouts.codes import codes
 from janus_jax.data.layouts.generation_json import generation_json
@@ -19,6 +19,7 @@ __all__ = [
     "Draws",
     "Layout",
     "LayoutOptions",
+    "class_value",
     "is_id",
     "layout",
     "layout_of",

@@ -25,9 +25,7 @@ from janus_jax.data.pictures import Unusable
 # Janus-Pro report, stage 2: what is asked about a picture with a caption.
 DESCRIBE = ("Describe the image in detail.",)
 _SENTENCE = re.compile(r"[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]")
-_SHORT = re.compile(
-    r"(?:\b(?:[A-Za-z]|[A-Z][a-z]|Mr|Mrs|Ms|Dr|St|vs|etc|No)|\b(?:e\.g|i\.e|a\.m|p\.m))\.$"
-)
+_SHORT = re.compile(r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|St|Mt|vs|etc)|\b(?:e\.g|i\.e|a\.m|p\.m))\.$")
 
 
 @layout

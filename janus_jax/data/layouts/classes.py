@@ -37,8 +37,7 @@ def classes(record: Record, options: LayoutOptions, draws: Draws) -> Example:
 
 def class_of(record: Record, options: LayoutOptions) -> str:
     """The readable name of a record's class; raises Unusable if it has none."""
-    fields = options.caption_field or CLASSES
-    value = next((v for v in (field(record, n) for n in fields) if v is not None), None)
+    value = class_value(record, options)
     if value is None or isinstance(value, bool) or not isinstance(value, str | int):
         raise Unusable(reasons.NO_CLASS)
     key = str(value)
@@ -48,6 +47,12 @@ def class_of(record: Record, options: LayoutOptions) -> str:
         hint = "it is not in class_names" if options.class_names else "give class_names"
         raise Unusable(reasons.NO_CLASS, f"{key} is an id: {hint}")
     return words(key.replace("_", " "), reasons.NO_CLASS)
+
+
+def class_value(record: Record, options: LayoutOptions) -> Any:
+    """What a record has as its class, a name or an id; None if it has none."""
+    fields = options.caption_field or CLASSES
+    return next((v for v in (field(record, n) for n in fields) if v is not None), None)
 
 
 def is_id(name: object) -> bool:
