@@ -342,7 +342,7 @@ def test_threads_read_one_file_together(tmp_path):
     joined, wrong = Joined([path] * 2, JsonLines, open_at_most=1), []
 
     def read(seed):
-        for index in random.Random(seed).sample(range(600), 300):
+        for index in random.Random(seed).sample(range(600), 60):
             if joined[index]["a"] != index % 300:
                 wrong.append(index)
 
