@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.errors import UserError
 from janus_jax.files import atomic_write
 from janus_jax.places import make_directory, user_cache
 
@@ -74,9 +73,11 @@ def cached_index(
     index = build()
     if index.signature is None:
         index = dataclasses.replace(index, signature=before)
-    with contextlib.suppress(OSError, UserError):
+    with contextlib.suppress(OSError, ValueError):  # UserError is one
         make_directory(place.parent)
         atomic_write(place, lambda temporary: _write(temporary, key, index))
+        # What is mapped from the file is memory that processes share.
+        return _load(place, key, is_current) or index
     return index
 
 

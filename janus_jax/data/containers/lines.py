@@ -15,12 +15,11 @@ _BOM = b"\xef\xbb\xbf"
 _SPACE = np.zeros(256, bool)
 _SPACE[list(b" \t\r\n\v\f")] = True
 
-# What matters in JSON: quotes, backslashes, brackets, commas.
-_QUOTE, _BACKSLASH, _OPEN, _CLOSE, _COMMA = range(1, 6)
+# What matters in JSON, besides backslashes: quotes, brackets, commas.
+_QUOTE, _OPEN, _CLOSE, _COMMA = range(1, 5)
 _KINDS = np.zeros(256, np.uint8)
 for _characters, _kind in (
     (b'"', _QUOTE),
-    (b"\\", _BACKSLASH),
     (b"[{", _OPEN),
     (b"]}", _CLOSE),
     (b",", _COMMA),
@@ -45,18 +44,18 @@ def line_offsets(path: str | os.PathLike) -> np.ndarray:
     blank = True  # of the line that the last chunk left open
     for start, chunk in _chunks(path):
         breaks = np.flatnonzero(chunk == 10)
-        begins = np.concatenate([[line], breaks[:-1] + start + 1]) if len(breaks) else []
-        # A line is blank if no character in it, up to its end, is anything else than space.
-        filled = np.concatenate([[0], np.cumsum(~_SPACE[chunk])])
+        rest = int(breaks[-1]) + 1 if len(breaks) else 0
         if len(breaks):
-            counts = np.diff(filled[np.concatenate([[0], breaks + 1])])
-            keep = counts > 0
+            begins = np.concatenate([[0], breaks[:-1] + 1])
+            keep = ~_SPACE[chunk[begins]]
+            for at in np.flatnonzero(~keep):  # few lines begin with space
+                keep[at] = not _is_blank(chunk[begins[at] : breaks[at]])
             keep[0] |= not blank
-            pieces.append(np.asarray(begins, np.uint64)[keep])
-            line = start + int(breaks[-1]) + 1
-            blank = filled[-1] == filled[breaks[-1] + 1]
-        else:
-            blank = blank and not filled[-1]
+            begins += start
+            begins[0] = line
+            pieces.append(begins[keep].astype(np.uint64))
+            line, blank = start + rest, True
+        blank = blank and _is_blank(chunk[rest:])
     if not blank:
         pieces.append(np.array([line], np.uint64))
     size = os.path.getsize(path)
@@ -64,6 +63,10 @@ def line_offsets(path: str | os.PathLike) -> np.ndarray:
     if len(offsets) > 1 and offsets[0] == 0:
         offsets[0] = content_start(path)[0]  # after a byte order mark
     return offsets
+
+
+def _is_blank(chunk: np.ndarray) -> bool:
+    return bool(_SPACE[chunk].all())
 
 
 def paragraph_offsets(path: str | os.PathLike) -> np.ndarray:
@@ -104,11 +107,11 @@ def array_offsets(path: str | os.PathLike, start: int) -> np.ndarray:
     inside = escaped = False  # a string; the next character is one after a backslash
     for at, chunk in _chunks(path, start):
         kinds = _KINDS[chunk]
-        if escaped:
-            kinds[0] = 0
+        hidden = _escaped(chunk, escaped)
+        escaped = bool(len(hidden)) and int(hidden[-1]) == len(chunk)
+        kinds[hidden[: len(hidden) - escaped]] = 0
         where = np.flatnonzero(kinds)
         kind = kinds[where]
-        escaped, kind = _without_escaped(where, kind, len(chunk), escaped)
         quotes = np.cumsum(kind == _QUOTE) + inside
         outside = (quotes & 1) == 0
         if len(quotes):
@@ -131,19 +134,18 @@ def array_offsets(path: str | os.PathLike, start: int) -> np.ndarray:
     )
 
 
-def _without_escaped(
-    where: np.ndarray, kind: np.ndarray, length: int, escaped: bool
-) -> tuple[bool, np.ndarray]:
-    """(whether the chunk ends in a backslash that counts, the kinds without quotes after such)."""
-    slashes = where[kind == _BACKSLASH]
+def _escaped(chunk: np.ndarray, first: bool) -> np.ndarray:
+    """Ascending offsets of the characters that follow a backslash that counts; `first` is one of them."""
+    slashes = np.flatnonzero(chunk == 92)
+    if first:
+        slashes = slashes[slashes > 0]
     if not len(slashes):
-        return False, kind
+        return np.zeros(int(first), np.int64)
+    # In a run of backslashes every other one is itself escaped.
     new_run = np.concatenate([[True], np.diff(slashes) != 1])
     order = np.arange(len(slashes))
     in_run = order - np.maximum.accumulate(np.where(new_run, order, 0))
-    active = slashes[in_run % 2 == 0]
-    hidden = np.isin(where, active + 1) & (kind == _QUOTE)
-    return bool(active[-1] == length - 1), np.where(hidden, 0, kind)
+    return np.concatenate([np.zeros(int(first), np.int64), slashes[in_run % 2 == 0] + 1])
 
 
 def _check_end(path: str | os.PathLike, offset: int) -> None:
