@@ -17,6 +17,7 @@ import numpy as np
 
 from janus_jax import untrusted
 from janus_jax.data.containers.base import MANY_OPEN, Container, Joined, Record
+from janus_jax.data.containers.prepared import prepared_files
 from janus_jax.data.examples import STAGE_0_TASKS, TASKS, Example, Rejected
 from janus_jax.data.layouts import (
     LAYOUTS,
@@ -72,6 +73,7 @@ FORMATS: dict[str, Format] = {
     "array_record": Format("array_record", "auto", _ANY, _SEEN),
     "tfds": Format("tfds", "auto", _ANY, (*_SEEN, "name", "split")),
     "codes": Format("", "codes", ("gen",), ("caption_field", "prompt", "first_sentence", "split")),
+    "prepared": Format("prepared", "prepared", TASKS),
 }
 FORMATS |= {
     **dict.fromkeys(("docmatix", "finevision"), FORMATS["cauldron"]),
@@ -89,7 +91,7 @@ _CONTAINERS = {
     "table": ("table", "Table"),
     "folder": ("folder", "open_folder"),
     "text": ("text", "TextFile"),
-    "array_record": ("array_record", "ArrayRecord"),
+    **dict.fromkeys(("array_record", "prepared"), ("array_record", "ArrayRecord")),
 }
 _BY_SUFFIX = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json_lines"),
@@ -148,7 +150,7 @@ class FileSource:
                 )
         self._format, self._spec, self._seed = name, spec, seed
         self._given = _checked(name, given)
-        self._paths = _find(name, spec, path, self._given)
+        self._paths = _find(name, spec, task, path, self._given)
         self._options = LayoutOptions(
             task=task,
             roots=picture_roots(image_root, self._paths),
@@ -275,7 +277,7 @@ def _find_format(name: str, options: dict[str, Any]) -> tuple[str, Format]:
     return name, FORMATS[name]
 
 
-def _find(name: str, spec: Format, path: Any, options: Mapping[str, Any]) -> list[str]:
+def _find(name: str, spec: Format, task: str, path: Any, options: Mapping[str, Any]) -> list[str]:
     if spec.container == "tfds":
         if path is not None and not isinstance(path, str):
             raise UserError("path of format 'tfds' must be one directory")
@@ -284,6 +286,9 @@ def _find(name: str, spec: Format, path: Any, options: Mapping[str, Any]) -> lis
         return [] if path is None else [os.path.expanduser(path)]
     if path is None:
         raise UserError(f"format {name!r} needs a path")
+    if spec.container == "prepared":
+        folders = find_paths(path, True, (), None)
+        return [file for folder in folders for file in prepared_files(folder, task)]
     suffixes = tuple(s for s, kind in _BY_SUFFIX.items() if kind == spec.container)
     if spec.container == "parquet":
         suffixes = (".parquet", ".arrow")

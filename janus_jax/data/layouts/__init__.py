@@ -12,6 +12,7 @@ from janus_jax.data.layouts.codes import codes
 from janus_jax.data.layouts.generation_json import generation_json
 from janus_jax.data.layouts.messages import LISTS, PAIRS, llava, messages
 from janus_jax.data.layouts.plain import plain
+from janus_jax.data.layouts.prepared import prepared, record_of
 from janus_jax.data.layouts.question_answer import question_answer
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "layout",
     "layout_of",
     "read_class_names",
+    "record_of",
 ]
 
 
@@ -42,6 +44,7 @@ LAYOUTS: dict[str, Layout] = {
     "plain": plain,
     "generation_json": generation_json,
     "codes": codes,
+    "prepared": prepared,
 }
 
 
