@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 from data_files import picture, shades, write, write_tar
+from dummies_data import PROCESSOR
 
-from janus_jax.data import SOURCES, Rejected, make_source, reasons
+from janus_jax.data import SOURCES, Rejected, SequenceEncoder, Understanding, make_source, reasons
 from janus_jax.data.formats import FORMATS, FileSource
 from janus_jax.data.layouts import read_class_names
 from janus_jax.data.layouts.captions import first_sentence
@@ -284,6 +285,16 @@ def test_only_pictures_that_are_opened_cost_time(tmp_path):
         example.picture()
 
 
+def test_an_example_is_encoded_like_one_that_was_made_by_hand(rows):
+    turns = [{"from": "human", "value": "w1 w2\n<image>"}, {"from": "gpt", "value": "w3"}]
+    read = FileSource("und", "llava", rows({"conversations": turns}))[0]
+    made = Understanding(images=[np.full((4, 4, 3), 10, np.uint8)], turns=[("w1 w2", "w3")])
+    encode = SequenceEncoder(PROCESSOR)
+    found, wanted = encode(read), encode(made)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
 BAD = {
     "format": (dict(format="llavva"), "no format 'llavva'.*Did you mean 'llava'"),
     "no text": (dict(format=3), "no format 3"),
@@ -308,6 +319,7 @@ BAD = {
         "min_rating must be a number",
     ),
     "layout": (dict(layout="caption"), "no layout 'caption'.*Did you mean 'captions'"),
+    "split": (dict(format="messages", split="train"), "only directories of Parquet or Arrow"),
     "record": (dict(format="text", task="text", record="page"), "record must be one of"),
     "delimiter": (dict(format="csv", delimiter=", "), "delimiter must be one character"),
     "prompt": (dict(prompt=5), "prompt must be a text"),

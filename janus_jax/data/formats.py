@@ -67,7 +67,7 @@ FORMATS: dict[str, Format] = {
     "arrow": Format("parquet", "auto", _ANY, (*_SEEN, "split")),
     "csv": Format("table", "auto", _ANY, (*_SEEN, "delimiter")),
     "imagefolder": Format("folder", "auto", ("und", *_DRAWN), _SEEN),
-    "generation_json": Format("json_lines", "generation_json", ("und", *_DRAWN), _CAPTIONED),
+    "generation_json": Format("", "generation_json", ("und", *_DRAWN), (*_CAPTIONED, "split")),
     "jsonl": Format("json_lines", "auto", _ANY, _SEEN),
     "text": Format("", "plain", ("text",), ("record", "caption_field", "split")),
     "array_record": Format("array_record", "auto", _ANY, _SEEN),

@@ -36,6 +36,7 @@ def find_paths(
     if not isinstance(patterns, list | tuple) or not patterns:
         raise UserError(f"path must be a name or a list of names, not {untrusted.shown(path)}")
     found: list[str] = []
+    splits = False  # whether the split has chosen any
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
             raise UserError(f"path must be a text, not {untrusted.shown(pattern)}")
@@ -45,8 +46,17 @@ def find_paths(
                 raise UserError(
                     f"path {untrusted.printable(name, 200)} is a file: a folder is needed"
                 )
-            inside = os.path.isdir(name) and not folders
-            found += _in_directory(name, suffixes, split) if inside else [name]
+            if folders or not os.path.isdir(name):
+                found.append(name)
+            elif _is_dataset(name, suffixes):
+                found += dataset_files(name, split)
+                splits = True
+            else:
+                found += _in_directory(name, suffixes)
+    if split and not splits:
+        raise UserError(
+            f"split {split!r}: only directories of Parquet or Arrow files have splits; name the files of one"
+        )
     return list(dict.fromkeys(found))
 
 
@@ -105,11 +115,8 @@ def _expanded(pattern: str) -> list[str]:
     return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
 
 
-def _in_directory(path: str, suffixes: Sequence[str], split: str | None) -> list[str]:
-    if ".parquet" in suffixes and (set(suffixes) == {".parquet", ".arrow"} or _is_dataset(path)):
-        return dataset_files(path, split)
-    names = sorted(os.listdir(path))
-    found = [n for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
+def _in_directory(path: str, suffixes: Sequence[str]) -> list[str]:
+    found = _with_suffix(path, suffixes)
     if not found:
         raise UserError(
             f"path {untrusted.printable(path, 200)}: no file in this directory ends in {' or '.join(suffixes)}"
@@ -117,10 +124,19 @@ def _in_directory(path: str, suffixes: Sequence[str], split: str | None) -> list
     return [os.path.join(path, name) for name in found]
 
 
-def _is_dataset(path: str) -> bool:
+def _with_suffix(path: str, suffixes: Sequence[str]) -> list[str]:
+    names = sorted(os.listdir(path))
+    return [n for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
+
+
+def _is_dataset(path: str, suffixes: Sequence[str]) -> bool:
     """Whether it is a directory of a Hugging Face dataset, as `save_to_disk` or a download leaves it."""
+    tables = (".parquet", ".arrow")
+    if ".parquet" not in suffixes:
+        return False
     if any(os.path.isfile(os.path.join(path, n)) for n in ("state.json", "dataset_dict.json")):
         return True
-    return any(
-        name.endswith((".parquet", ".arrow")) for _, _, names in os.walk(path) for name in names
-    )
+    if _with_suffix(path, [suffix for suffix in suffixes if suffix not in tables] or ["/"]):
+        return False
+    # Others have their files here or below; a directory with neither may hold very many pictures.
+    return any(name.endswith(tables) for _, _, names in os.walk(path) for name in names)

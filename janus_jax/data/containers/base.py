@@ -173,11 +173,6 @@ class Joined:
         before = [0, *self._ends[:-1]]
         return np.concatenate([s + b for s, b in zip(starts, before, strict=True)])
 
-    @property
-    def class_names(self) -> dict[str, list[str]]:
-        """Field -> names of its classes, where the first file says them."""
-        return getattr(self._part(0), "class_names", {})
-
     def _find(self, index: int) -> tuple[Container, int]:
         index = int(index)
         if not 0 <= index < len(self):

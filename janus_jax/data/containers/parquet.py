@@ -23,11 +23,11 @@ class Parquet:
     """The rows of a Parquet file.
 
     A row is read with its whole row group, of which the last few stay in memory: `blocks` says where they
-    begin, and an order that stays in one for a while reads much faster.
+    begin, and an order that stays in one for a while reads much faster. Numbers of Hugging Face's `ClassLabel`
+    become its names.
 
     Attributes:
       blocks: int [G], the first row of each row group.
-      class_names: column -> names, of Hugging Face's `ClassLabel`; the rows have the names already.
 
     Raises:
       UserError: pyarrow is not installed; no such file, no Parquet file, or no row.
@@ -42,8 +42,8 @@ class Parquet:
         with _understood(path, "Parquet"), self._parquet.ParquetFile(path) as file:
             metadata = file.metadata
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            self.class_names = _class_names(file.schema_arrow.metadata)
-        self._ends = np.cumsum([count for count in counts], dtype=np.int64)
+            self._class_names = _class_names(file.schema_arrow.metadata)
+        self._ends = np.cumsum(counts, dtype=np.int64)
         if not len(self):
             raise UserError(f"{untrusted.printable(path, 200)} holds no record")
         self.blocks = np.concatenate([[0], self._ends[:-1]])
@@ -59,7 +59,7 @@ class Parquet:
             table = self._group(number)
         except (OSError, ValueError) as error:  # pyarrow's errors are such
             return Rejected(reasons.CANNOT_READ, untrusted.printable(error))
-        return _row(table, index - int(self.blocks[number]), self.class_names)
+        return _row(table, index - int(self.blocks[number]), self._class_names)
 
     def describe(self, index: int) -> str:
         return f"{self._path}, row {index + 1}"
@@ -100,7 +100,7 @@ class Arrow:
                 self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             else:
                 self._batches = list(reader)
-            self.class_names = _class_names(reader.schema.metadata)
+            self._class_names = _class_names(reader.schema.metadata)
         self._ends = np.cumsum([len(batch) for batch in self._batches], dtype=np.int64)
         if not len(self):
             raise UserError(f"{untrusted.printable(path, 200)} holds no record")
@@ -111,7 +111,7 @@ class Arrow:
     def __getitem__(self, index: int) -> Record | Rejected:
         number = int(np.searchsorted(self._ends, index, side="right"))
         before = int(self._ends[number - 1]) if number else 0
-        return _row(self._batches[number], index - before, self.class_names)
+        return _row(self._batches[number], index - before, self._class_names)
 
     def describe(self, index: int) -> str:
         return f"{self._path}, row {index + 1}"

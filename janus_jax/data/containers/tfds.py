@@ -85,10 +85,6 @@ class Tfds:
                 record[name] = names[number] if 0 <= number < len(names) else None
         return record
 
-    @property
-    def class_names(self) -> dict[str, list[str]]:
-        return self._class_names
-
     def describe(self, index: int) -> str:
         return f"tfds:{self._shown}, {self._arguments[2]}, record {index + 1}"
 
