@@ -117,15 +117,34 @@ class Generation(_Example):
 Example = Understanding | Text | Generation
 
 
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """What a source gives in place of an example for a record that cannot be one.
+
+    Attributes:
+      reason: a short fixed phrase by which such records are counted (`data.reasons`).
+      detail: the rest, for people: what was found, what to do.
+    """
+
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
 class Source(Protocol):
     """A random-access sequence of examples: the one at an index is always the same, on every machine.
+
+    For a bad record it gives `Rejected`, it never raises.
 
     It is made by a factory of `data.registry.SOURCES`, called as `factory(task, seed=seed, **options)`. That
     should be quick: options are checked and files found, but not read. A source may also have a method
     `extremes() -> list[Source]`: sources of what is rare in this one, such as its longest examples, by which
-    the room in a row is checked before a run.
+    the room in a row is checked before a run; and `describe(index) -> str`: where the example is, such as
+    "file, record 17", for people.
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example | Rejected: ...

@@ -11,7 +11,13 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.registry import Registry
 
 # Factories of sources: (task, seed=, **options) -> Source.
-SOURCES = Registry("source", {"emoji": "janus_jax.emoji.source:EmojiSource"})
+SOURCES = Registry(
+    "source",
+    {
+        "emoji": "janus_jax.emoji.source:EmojiSource",
+        "files": "janus_jax.data.formats:FileSource",
+    },
+)
 # Factories of tokenizers for models with a closed vocabulary: (**options) -> Tokenizer.
 TOKENIZERS = Registry("tokenizer", {"emoji": "janus_jax.emoji.tokenizer:word_tokenizer"})
 
