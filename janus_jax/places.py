@@ -52,8 +52,8 @@ def check_local(path: str | Path, flag: str) -> None:
         scheme, rest = found[1].lower(), found[2]
         tool = {"gs": "gcsfuse", "s3": "mountpoint-s3"}.get(scheme, "its own program")
         raise UserError(
-            f"{flag} {scheme}://{rest}: object stores are not supported, only directories: mount the "
-            f"bucket as one ({tool}), or take a disk that stays"
+            f"{flag} {scheme}://{rest}: object stores are not supported here, only directories: mount the "
+            f"bucket as one ({tool}), or take a disk that stays; train.py has --workdir gs://BUCKET/RUN"
         )
 
 

@@ -14,6 +14,7 @@ LIBRARY = ROOT / "janus_jax"
 FLOORS = {
     "console": -0.1,
     "errors": 0.0,
+    "gcs": 0.03,
     "untrusted": 0.05,
     "files": 0.07,
     "places": 0.1,

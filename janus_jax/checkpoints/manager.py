@@ -9,6 +9,7 @@
 
 A step is written under a temporary name and renamed when all of it is on disk, so a process killed
 at any moment leaves the earlier steps whole; the next run that opens the stage removes leftovers.
+In a bucket (gs://) nothing can be renamed: the object commit_success.txt, written last, marks a step.
 
 Files are written in the background. What is written is a copy on the host: on an accelerator Orbax makes it
 before `save` returns; on a CPU it holds numpy views of the arrays, and JAX does not donate a buffer that has one.
@@ -17,7 +18,6 @@ before `save` returns; on a CPU it holds numpy views of the arrays, and JAX does
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from janus_jax import gcs
 from janus_jax.checkpoints import checksums, position, storage
 from janus_jax.checkpoints.retention import Keep, Policy
 from janus_jax.errors import UserError
@@ -46,16 +47,24 @@ class StageCheckpoints:
     Usable as a context manager.
     """
 
-    def __init__(self, directory: str | Path, keep: int | Keep = 2, verify: bool = True):
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: int | Keep = 2,
+        verify: bool = True,
+        before_commit: Callable[[], None] | None = None,
+    ):
         """Opens, and makes, a stage's directory, and removes what a killed run left half written.
 
         Args:
           directory: `RUN/checkpoints/STAGE`.
           keep: which steps to keep; a number: so many of the newest.
           verify: compare what is read with the checksums that were written with it.
+          before_commit: in a bucket, called in the first process once a step lacks nothing but its mark; in the
+            background, and what it raises fails the save.
         """
-        self.directory = Path(os.path.abspath(directory))
-        self._verify = verify
+        self.directory = gcs.absolute(directory)
+        self._verify, self._before_commit = verify, before_commit
         self._keep = keep if isinstance(keep, Keep) else Keep(keep)
         self._saving: contextlib.ExitStack | None = None  # until a save is complete
         self._manager = self._open()
@@ -68,7 +77,7 @@ class StageCheckpoints:
             async_options=ocp.AsyncOptions(
                 timeout_secs=SAVE_TIMEOUT, barrier_sync_fn=_barrier(self._lost)
             ),
-            temporary_path_class=checksums.SummedPath,
+            temporary_path_class=checksums.temporary_path(self.directory, self._before_commit),
             lightweight_initialize=True,  # or damaged metrics would be an error here
         )
         each = ocp.options.MultiprocessingOptions(primary_host=None)

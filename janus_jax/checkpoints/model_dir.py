@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 
+from janus_jax import gcs
 from janus_jax.checkpoints import checksums, storage
 from janus_jax.checkpoints.lazy import read_lazily
 from janus_jax.config import JanusConfig
@@ -296,16 +297,24 @@ def abridged(names: list[str]) -> str:
 
 
 def finished_steps(directory: Path) -> list[int]:
-    """The complete steps of a stage (Orbax renames them into place), ascending.
+    """The complete steps of a stage, ascending.
 
     Raises:
       UserError: it cannot be read.
     """
-    with storage.reading(directory):
+    with storage.reading(directory), gcs.asking(directory):
         if not directory.is_dir():
             return []
         found = [path for path in directory.iterdir() if path.name.isdecimal()]
-        return sorted(int(path.name) for path in found if (path / PARAMS).is_dir())
+        return sorted(
+            int(path.name) for path in found if is_written(path) and (path / PARAMS).is_dir()
+        )
+
+
+def is_written(path: Path) -> bool:
+    """Whether a step was written to its end: Orbax renames it into place then; in a bucket, marks it."""
+    with gcs.asking(path):
+        return (path / checksums.MARK if gcs.is_gcs(path) else path).exists()
 
 
 def _read_metadata(directory: Path) -> dict[str, Any]:
