@@ -104,8 +104,9 @@ def asking(path: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
+@functools.cache
 def filesystem() -> Any:
-    """gcsfs's, the same that etils' paths use."""
+    """gcsfs's: one for all threads, as each would ask for credentials of its own."""
     _configure()
     import fsspec
 
@@ -126,7 +127,8 @@ def objects(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 def _is_of_store(error: BaseException) -> bool:
     kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, OSError) or bool(kinds & _CLIENTS)
+    # TensorStore, a ValueError, only says so in text.
+    return isinstance(error, OSError) or bool(kinds & _CLIENTS) or PREFIX in str(error)
 
 
 @functools.cache

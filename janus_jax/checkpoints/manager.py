@@ -87,7 +87,8 @@ class StageCheckpoints:
             "data": ocp.JsonCheckpointHandler(position.file_name(), multiprocessing_options=each),
             "metrics": ocp.JsonCheckpointHandler(),
         }
-        with storage.writing(self.directory, "nothing was written"):
+        nothing = storage.writing(self.directory, "nothing was written")
+        with gcs.asking(self.directory), nothing:
             manager = _Manager(self.directory, options=options, item_handlers=handlers)
         if self._keep.best:
             self._policy.metrics = {step: self._saved_metrics(step) for step in manager.all_steps()}
@@ -135,7 +136,8 @@ class StageCheckpoints:
         # Orbax's threads are to say nothing, either, for as long as they write.
         with contextlib.ExitStack() as stack:
             self._silence = stack.enter_context(storage.quiet())
-            with storage.full_disk(self.directory, INTACT, self._silence):
+            full = storage.full_disk(self.directory, INTACT, self._silence)
+            with gcs.asking(self.directory), full:
                 self._manager.save(step, args=items, force=True)
             self._saving = stack.pop_all()
         if wait:
@@ -158,7 +160,8 @@ class StageCheckpoints:
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
-        with saving, storage.full_disk(self.directory, INTACT, self._silence):
+        full = storage.full_disk(self.directory, INTACT, self._silence)
+        with gcs.asking(self.directory), saving, full:
             self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:

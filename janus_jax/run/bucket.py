@@ -84,8 +84,9 @@ class Lock:
         found = self._bucket.get_blob(self._key, timeout=gcs.PATIENCE)
         if found is None:
             return self._write(0)
+        generation = found.generation  # of what was seen first; reading may find a newer one
         holder = self._holder(found)
-        if not _has_ended(holder) and self._is_alive(found, holder):
+        if not _has_ended(holder) and self._is_alive(generation, holder):
             who = (
                 f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
             )
@@ -93,9 +94,9 @@ class Lock:
                 f"{self._address} is in use by another run ({who}): wait for it, or choose another --workdir; "
                 f"if it is dead, delete {self._address / LOCK}"
             )
-        return self._write(found.generation)
+        return self._write(generation)
 
-    def _is_alive(self, found: Any, holder: dict[str, Any]) -> bool:
+    def _is_alive(self, generation: int, holder: dict[str, Any]) -> bool:
         """Whether somebody writes the lock, or has let go of it (then `_take` is refused, and comes again)."""
         if _on_this_machine(holder):
             return True
@@ -110,7 +111,7 @@ class Lock:
             now = self._bucket.get_blob(self._key, timeout=gcs.PATIENCE)
             if now is None:
                 return False
-            if now.generation != found.generation:
+            if now.generation != generation:
                 return True
         return False
 
