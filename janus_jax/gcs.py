@@ -58,7 +58,7 @@ def check(path: str | os.PathLike, flag: str) -> None:
     if not re.match(r"gs://[a-z0-9][-_.a-z0-9]+(/|$)", address):
         raise UserError(f"{where}: give the name of a bucket, as in gs://bucket/run")
     if any(importlib.util.find_spec(name) is None for name in ("gcsfs", "fsspec")):
-        raise UserError(f'{where}: needs gcsfs: pip install "janus_jax[gcs]"')
+        raise UserError(f'{where}: needs gcsfs: pip install "janus-jax[gcs]"')
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.retry import DEFAULT_RETRY

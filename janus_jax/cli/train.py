@@ -20,11 +20,10 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from janus_jax import gcs
 from janus_jax.cli import config_flag
 from janus_jax.cli.parser import as_typed
 from janus_jax.errors import UserError, run_main
-from janus_jax.places import check_local
+from janus_jax.places import checked
 from janus_jax.signals import AGAIN, EXIT_CODES, StopSignals
 
 _WORKDIR = flags.DEFINE_string(
@@ -71,11 +70,8 @@ def _main(signals: StopSignals) -> None:
         _look_ahead(config)
         return
     workdir = _WORKDIR.value or f"runs/{config.name}"
-    if gcs.is_gcs(workdir):
-        gcs.check(workdir, "--workdir")
-    else:
-        check_local(workdir, "--workdir")
-    check_local(config.init_from, "--config.init_from")
+    checked(workdir, "--workdir")
+    checked(config.init_from, "--config.init_from")
     # Heavy imports after the flags: a typo should not cost seconds.
     from janus_jax.parallel import ending_together, initialize
     from janus_jax.run import train

@@ -44,6 +44,7 @@ class Lock:
         self._address = address
         self._bucket, self._key = gcs.bucket(address / LOCK)
         self._me = uuid.uuid4().hex
+        self._since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._generation = 0  # of the object that this process wrote
         self._written = 0.0
         self._lost = False
@@ -133,7 +134,7 @@ class Lock:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "boot": _boot(),
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "since": self._since,
         }
         blob = self._bucket.blob(self._key)
         with self._writing:

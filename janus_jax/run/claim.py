@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from janus_jax import checkpoints
+from janus_jax import checkpoints, gcs
 from janus_jax.configs.earlier import upgraded, where_it_went
 from janus_jax.errors import UserError, nearest
 from janus_jax.files import atomic_write, is_leftover, write_json
@@ -267,7 +267,7 @@ class _ChangeRules:
         old, new = str(change.old or ""), str(change.new or "")
         if old and new and os.path.realpath(old) == os.path.realpath(new):
             return None
-        if self._saved and (not new or (old and not Path(old).exists())):
+        if self._saved and (not new or (old and not gcs.absolute(old).exists())):
             return None  # nothing of it is read any more
         return ""
 
