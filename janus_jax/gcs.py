@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import logging
 import os
 import re
@@ -57,11 +56,13 @@ def check(path: str | os.PathLike, flag: str) -> None:
     where = f"{flag} {address}"
     if not re.match(r"gs://[a-z0-9][-_.a-z0-9]+(/|$)", address):
         raise UserError(f"{where}: give the name of a bucket, as in gs://bucket/run")
-    if any(importlib.util.find_spec(name) is None for name in ("gcsfs", "fsspec")):
-        raise UserError(f'{where}: needs gcsfs: pip install "janus-jax[gcs]"')
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.retry import DEFAULT_RETRY
+    try:
+        import gcsfs  # noqa: F401
+        from google.api_core import exceptions
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.retry import DEFAULT_RETRY
+    except ImportError as error:
+        raise UserError(f'{where}: needs gcsfs: pip install "janus-jax[gcs]"') from error
 
     name = address.removeprefix(PREFIX).partition("/")[0]
     try:

@@ -77,6 +77,7 @@ def newest(directory):
     return found and (found[0], np.asarray(found[1]["b"]).tolist(), data["next_index"])
 
 
+@pytest.mark.heavy
 def test_steps_are_saved_kept_and_read(place):
     bucket, directory = place
     assert newest(directory) is None and finished_steps(directory) == []
@@ -86,6 +87,7 @@ def test_steps_are_saved_kept_and_read(place):
     assert newest(directory) == (3, [3.0] * 3, 3)
 
 
+@pytest.mark.heavy
 def test_a_step_without_its_mark_never_was(place):
     """As a process leaves it that was killed while it wrote."""
     bucket, directory = place
@@ -117,6 +119,7 @@ def lose_the_data(bucket, prefix):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "ruin",
     [
@@ -278,13 +281,20 @@ def test_files_come_and_go_with_the_bucket(place, tmp_path):
         (one / "tensorboard").mkdir()
         (one / "tensorboard" / "events").write_bytes(b"e")
         (one / ".metrics.jsonl.1.tmp").touch()
+        (one / "stages.json").touch()  # empty
         mirror.push()
         (one / "metrics.jsonl").write_text("1\n")
-    wanted = ["config.json", "metrics.jsonl", "samples/a_1.png", "tensorboard/events"]
+    wanted = [
+        "config.json",
+        "metrics.jsonl",
+        "samples/a_1.png",
+        "stages.json",
+        "tensorboard/events",
+    ]
     assert bucket.names(key(address)) == [key(address / name) for name in wanted]
     with Mirror(address, two).hold():
         here = sorted(p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file())
-        assert here == wanted[:3]  # of no use to a run that goes on
+        assert here == wanted[:4]  # TensorBoard is of no use to a run that goes on
         assert (two / "metrics.jsonl").read_text() == "1\n"
         (two / "metrics.jsonl").write_text("1\n2\n")
     assert bucket.read(key(address / "metrics.jsonl")) == b"1\n2\n"

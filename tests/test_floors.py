@@ -45,6 +45,7 @@ PLUG_INS = {"emoji"}
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
 HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", "qwix", "libtpu", *NEVER}
+HEAVY |= {"etils", "fsspec", "gcsfs", "google", "google_crc32c"}
 
 
 def imports(tree: ast.AST, package: str) -> list[tuple[str, bool]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax import gcs
 from janus_jax.errors import UserError
 from janus_jax.files import atomic_write
 from janus_jax.interop.conversion import output_dir
@@ -71,10 +70,7 @@ def test_an_object_store_is_no_directory(path, message):
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):
-    found = gcs.importlib.util.find_spec
-    monkeypatch.setattr(
-        gcs.importlib.util, "find_spec", lambda name: None if name == "gcsfs" else found(name)
-    )
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r'needs gcsfs: pip install "janus-jax\[gcs\]"'):
         checked("gs://bucket/run", "--workdir")
 
