@@ -80,9 +80,9 @@ def check(path: str | os.PathLike, flag: str) -> None:
             "set GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
     except Exception as error:
-        if not _is_of_store(error):
+        if not is_of_store(error):
             raise
-        reason = one_line(error)[-160:]
+        reason = one_line(error).rpartition("Caused by ")[2][:160]
         raise UserError(f"{where} cannot be reached: {reason}") from error
 
 
@@ -98,7 +98,7 @@ def asking(path: str | os.PathLike) -> Iterator[None]:
     except (FileNotFoundError, UserError, RunError):
         raise
     except Exception as error:
-        if not (is_gcs(path) and _is_of_store(error)):
+        if not (is_gcs(path) and is_of_store(error)):
             raise
         raise UserError(
             f"cannot use {path}: {one_line(error)[:200]}; run the same command again once it can be used"
@@ -126,7 +126,8 @@ def objects(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_of_store(error: BaseException) -> bool:
+def is_of_store(error: BaseException | None) -> bool:
+    """Whether an error is that of a store which cannot be reached or does not allow something."""
     kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     # TensorStore, a ValueError, only says so in text.
     return isinstance(error, OSError) or bool(kinds & _CLIENTS) or PREFIX in str(error)

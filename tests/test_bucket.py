@@ -374,7 +374,7 @@ def in_bucket(bucket, address):
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_a_run_in_a_bucket_is_that_in_a_directory_and_can_be_built_on(place, local, tmp_path):
+def test_a_run_in_a_bucket_is_that_in_a_directory_and_can_be_built_on(place, local):
     bucket, address = place
     assert end(start(address)) == (0, [])
     assert in_bucket(bucket, address) == local
@@ -421,7 +421,7 @@ def test_after_kill_9_another_machine_goes_on_value_for_value(place, local, tmp_
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_a_second_run_is_refused_and_sigterm_saves(place, local):
+def test_a_second_run_is_refused_and_sigterm_saves(place):
     bucket, address = place
     never = "--config.log.save_every=99"
     process = start(address, never, "--config.stages.stage2.steps=5000")

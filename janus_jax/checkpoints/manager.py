@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class StageCheckpoints:
             "metrics": ocp.JsonCheckpointHandler(),
         }
         nothing = storage.writing(self.directory, "nothing was written")
-        with gcs.asking(self.directory), nothing:
+        with self._asking(), nothing:
             manager = _Manager(self.directory, options=options, item_handlers=handlers)
         if self._keep.best:
             self._policy.metrics = {step: self._saved_metrics(step) for step in manager.all_steps()}
@@ -137,7 +137,7 @@ class StageCheckpoints:
         with contextlib.ExitStack() as stack:
             self._silence = stack.enter_context(storage.quiet())
             full = storage.full_disk(self.directory, INTACT, self._silence)
-            with gcs.asking(self.directory), full:
+            with self._asking(), full:
                 self._manager.save(step, args=items, force=True)
             self._saving = stack.pop_all()
         if wait:
@@ -161,7 +161,7 @@ class StageCheckpoints:
             return
         saving, self._saving = self._saving, None
         full = storage.full_disk(self.directory, INTACT, self._silence)
-        with gcs.asking(self.directory), saving, full:
+        with self._asking(), saving, full:
             self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
@@ -246,6 +246,17 @@ class StageCheckpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around what writes: in a bucket, its errors in one line."""
+        try:
+            with gcs.asking(self.directory):
+                yield
+        except UserError:
+            if gcs.is_gcs(self.directory):
+                storage.mute()
+            raise
 
     def _saved_metrics(self, step: int) -> dict[str, Any]:
         """Metrics of a step, or nothing: damaged ones are no reason to stop."""

@@ -61,9 +61,10 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(gcs.PATIENCE)
         with contextlib.suppress(Exception):
-            self._bucket.blob(self._key).delete(if_generation_match=self._generation)
+            blob = self._bucket.blob(self._key)
+            blob.delete(if_generation_match=self._generation, timeout=gcs.PATIENCE, retry=None)
 
     def check(self) -> None:
         """Raises RunError if another process took the lock, as this one did not get through to the bucket."""
@@ -128,7 +129,9 @@ class Lock:
     def _write(self, generation: int) -> bool:
         """Whether the lock is this process's now; it is, unless the object's generation is another one."""
         from google.api_core.exceptions import PreconditionFailed
+        from google.cloud.storage.retry import DEFAULT_RETRY
 
+        retry = DEFAULT_RETRY.with_timeout(gcs.PATIENCE)
         me = {
             "id": self._me,
             "pid": os.getpid(),
@@ -140,7 +143,10 @@ class Lock:
         with self._writing:
             try:
                 blob.upload_from_string(
-                    json.dumps(me), if_generation_match=generation, timeout=gcs.PATIENCE
+                    json.dumps(me),
+                    if_generation_match=generation,
+                    timeout=gcs.PATIENCE,
+                    retry=retry,
                 )
                 self._generation = blob.generation
             except PreconditionFailed:
@@ -187,9 +193,10 @@ class Mirror:
             self._pull()
             try:
                 yield
-            except BaseException:
-                with contextlib.suppress(Exception):  # the first error is the one to see
-                    self.push()
+            except BaseException as error:
+                if not gcs.is_of_store(error.__cause__):
+                    with contextlib.suppress(Exception):  # the first error is the one to see
+                        self.push()
                 raise
             self.push()
 
