@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,7 @@ class StageCheckpoints:
             "data": ocp.JsonCheckpointHandler(position.file_name(), multiprocessing_options=each),
             "metrics": ocp.JsonCheckpointHandler(),
         }
-        nothing = storage.writing(self.directory, "nothing was written")
-        with self._asking(), nothing:
+        with storage.writing(self.directory, "nothing was written"), self._asking():
             manager = _Manager(self.directory, options=options, item_handlers=handlers)
         if self._keep.best:
             self._policy.metrics = {step: self._saved_metrics(step) for step in manager.all_steps()}
@@ -136,8 +135,7 @@ class StageCheckpoints:
         # Orbax's threads are to say nothing, either, for as long as they write.
         with contextlib.ExitStack() as stack:
             self._silence = stack.enter_context(storage.quiet())
-            full = storage.full_disk(self.directory, INTACT, self._silence)
-            with self._asking(), full:
+            with storage.full_disk(self.directory, INTACT, self._silence), self._asking():
                 self._manager.save(step, args=items, force=True)
             self._saving = stack.pop_all()
         if wait:
@@ -160,8 +158,7 @@ class StageCheckpoints:
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
-        full = storage.full_disk(self.directory, INTACT, self._silence)
-        with self._asking(), saving, full:
+        with saving, storage.full_disk(self.directory, INTACT, self._silence), self._asking():
             self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
@@ -247,16 +244,11 @@ class StageCheckpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _asking(self) -> contextlib.AbstractContextManager[None]:
         """Around what writes: in a bucket, its errors in one line."""
-        try:
-            with gcs.asking(self.directory):
-                yield
-        except UserError:
-            if gcs.is_gcs(self.directory):
-                storage.mute()
-            raise
+        # On a disk there is to be no frame that keeps a failed task alive (`storage.full_disk`).
+        here = not gcs.is_gcs(self.directory)
+        return contextlib.nullcontext() if here else gcs.asking(self.directory)
 
     def _saved_metrics(self, step: int) -> dict[str, Any]:
         """Metrics of a step, or nothing: damaged ones are no reason to stop."""

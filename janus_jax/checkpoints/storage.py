@@ -48,27 +48,19 @@ class _Silence:
 @contextlib.contextmanager
 def quiet() -> Iterator[_Silence]:
     """Hides Orbax's log lines and its worker threads' tracebacks (the error still raises)."""
-    asyncio = python_logging.getLogger("asyncio")
+    silence, asyncio = _Silence(), python_logging.getLogger("asyncio")
     verbosity, level = logging.get_verbosity(), asyncio.level
     # TensorStore's own threads report to `sys.excepthook`, Python's to the others.
     hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
-    silence = mute()
+    logging.set_verbosity(logging.FATAL)
+    asyncio.setLevel(python_logging.CRITICAL + 1)
+    threading.excepthook = sys.unraisablehook = sys.excepthook = silence
     try:
         yield silence
     finally:
         logging.set_verbosity(verbosity)
         asyncio.setLevel(level)
         threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
-
-
-def mute() -> _Silence:
-    """`quiet` without an end, for a process that will: after a save has failed its threads go on, for minutes."""
-    silence = _Silence()
-    logging.set_verbosity(logging.FATAL)
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL + 1)
-    threading.excepthook = sys.unraisablehook = silence
-    sys.excepthook = silence
-    return silence
 
 
 def _first_inaccessible(path: Path) -> tuple[Path, int] | None:

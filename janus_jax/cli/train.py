@@ -16,13 +16,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from janus_jax import gcs
 from janus_jax.cli import config_flag
 from janus_jax.cli.parser import as_typed
-from janus_jax.errors import UserError, run_main
+from janus_jax.errors import RunError, UserError, line_and_code, run_main
 from janus_jax.places import checked
 from janus_jax.signals import AGAIN, EXIT_CODES, StopSignals
 
@@ -82,12 +84,24 @@ def _main(signals: StopSignals) -> None:
     if joined:
         signals.hand_over()
     allow = tuple(name.strip().removeprefix("config.") for name in _ALLOW.value)
-    with ending_together() if joined else contextlib.nullcontext():
+    alone = _ending_at_once() if gcs.is_gcs(workdir) else contextlib.nullcontext()
+    with ending_together() if joined else alone:
         try:
             train(config, workdir, quiet=_QUIET.value, allow_change=allow, signals=signals)
         except Stopped as stopped:
             print(f"{stopped}; {AGAIN}", file=sys.stderr)
             sys.exit(EXIT_CODES[stopped.by])
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Around a run in a bucket: threads that write there would try for minutes, and tell of it."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        line, code = line_and_code(error)
+        print(line, file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 def _look_ahead(config) -> None:
