@@ -235,7 +235,7 @@ class StageCheckpoints:
         try:
             self.wait()
         finally:
-            with storage.quiet():
+            with storage.quiet(), self._asking():
                 self._manager.close()
 
     def __enter__(self) -> StageCheckpoints:
