@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from janus_jax import untrusted
+from janus_jax import gcs, untrusted
 from janus_jax.errors import UserError
 
 # The process may not or cannot read at the moment; what is in the file may be whole.
@@ -187,7 +187,7 @@ def read_json(path: Path, kind: type = object, advice: str = "copy it back") -> 
       UserError: it cannot be read or parsed, or holds something else.
     """
     try:
-        if untrusted.is_file(path) and path.stat().st_size == 0:
+        if not gcs.is_gcs(path) and untrusted.is_file(path) and path.stat().st_size == 0:
             raise DamagedError(f"{path} is empty, so it is damaged")
         value = untrusted.read_json(path)
     except UserError as error:

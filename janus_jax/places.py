@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from janus_jax import gcs
 from janus_jax.errors import UserError
 
 
@@ -44,17 +45,32 @@ def probe(directory: str | Path) -> None:
 
 
 def check_local(path: str | Path, flag: str) -> None:
-    """Raises UserError for the address of an object store, such as `gs://bucket/run`.
+    """Raises UserError for the address of an object store, such as `s3://bucket/run`.
 
     As a path it would be a directory `gs:` in the current one, on a disk that may go with the machine.
     """
     if found := re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path), re.IGNORECASE):
         scheme, rest = found[1].lower(), found[2]
-        tool = {"gs": "gcsfuse", "s3": "mountpoint-s3"}.get(scheme, "its own program")
+        if scheme == "gs":
+            raise UserError(f"{flag} {path}: write the address of a bucket as gs://{rest}")
+        tool = {"s3": "mountpoint-s3"}.get(scheme, "its own program")
         raise UserError(
-            f"{flag} {scheme}://{rest}: object stores are not supported, only directories: mount the "
-            f"bucket as one ({tool}), or take a disk that stays"
+            f"{flag} {scheme}://{rest}: object stores other than gs:// are not supported: mount the bucket as "
+            f"a directory ({tool}), or take a disk that stays"
         )
+
+
+def checked(path: str | Path, flag: str) -> Path:
+    """The absolute path of a directory, or of a place in a bucket (gs://) that answers.
+
+    Raises:
+      UserError: it is in another object store, or the bucket cannot be used.
+    """
+    if gcs.is_gcs(path):
+        gcs.check(path, flag)
+    else:
+        check_local(path, flag)
+    return gcs.absolute(path)
 
 
 def check_directory(directory: str | Path, flag: str, files: Iterable[str] = ()) -> None:

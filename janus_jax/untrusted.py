@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from janus_jax import console
+from janus_jax import console, gcs
 from janus_jax.errors import UserError
 
 MESSAGE = 480  # letters of a whole message
@@ -57,6 +57,9 @@ def is_file(path: str | Path) -> bool:
     Raises:
       UserError: there is something else, which must not be opened.
     """
+    if gcs.is_gcs(path):
+        with gcs.asking(path):
+            return gcs.absolute(path).is_file()
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except OSError as error:
@@ -88,6 +91,9 @@ def read_text(path: str | Path, limit: int = TEXT_BYTES) -> str:
     if not is_file(path):
         raise UserError(f"cannot read {_path(path)}: there is no such file")
     try:
+        if gcs.is_gcs(path):
+            with gcs.asking(path):
+                return gcs.absolute(path).read_bytes().decode("utf-8")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > limit:
                 raise UserError(f"cannot read {_path(path)}: it has more than {limit >> 20} MiB")

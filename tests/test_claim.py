@@ -18,8 +18,9 @@ import pytest
 from janus_jax.configs import janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.run import build, train
-from janus_jax.run import claim as claim_module
-from janus_jax.run.claim import check_shared, init_or_verify_run_dir, lock
+from janus_jax.run import place as place_module
+from janus_jax.run.claim import init_or_verify_run_dir, lock
+from janus_jax.run.place import check_shared
 
 ORDER = ("stage0_lm", "stage1", "stage2")
 
@@ -428,19 +429,19 @@ def test_what_cannot_be_read_is_not_called_a_failed_write(name, run, monkeypatch
 def test_a_process_that_sees_another_directory_is_named(monkeypatch, tmp_path):
     check_shared(tmp_path / "none")  # one process: nothing to see
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(claim_module, "first_only", lambda work: work())
+    monkeypatch.setattr(place_module, "first_only", lambda work: work())
     seen = []
-    monkeypatch.setattr(claim_module, "who_lacks", lambda mine: seen.append(mine) or [])
+    monkeypatch.setattr(place_module, "who_lacks", lambda mine: seen.append(mine) or [])
     check_shared(tmp_path)
     assert seen == [True] and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(claim_module, "who_lacks", lambda mine: [1, 3])
+    monkeypatch.setattr(place_module, "who_lacks", lambda mine: [1, 3])
     with pytest.raises(UserError, match=f"process 1, 3 does not see .*{tmp_path} on ") as error:
         check_shared(tmp_path)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
     # In a process that looks elsewhere.
-    monkeypatch.setattr(claim_module, "first_only", lambda work: [".shared-x.tmp", "/a on host"])
-    monkeypatch.setattr(claim_module, "_PATIENCE", 0.3)
-    monkeypatch.setattr(claim_module, "who_lacks", lambda mine: [] if mine else [1])
+    monkeypatch.setattr(place_module, "first_only", lambda work: [".shared-x.tmp", "/a on host"])
+    monkeypatch.setattr(place_module, "_PATIENCE", 0.3)
+    monkeypatch.setattr(place_module, "who_lacks", lambda mine: [] if mine else [1])
     with pytest.raises(UserError, match="process 1 does not see"):
         check_shared(tmp_path)
     threading.Timer(0.1, (tmp_path / ".shared-x.tmp").touch).start()

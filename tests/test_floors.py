@@ -14,6 +14,7 @@ LIBRARY = ROOT / "janus_jax"
 FLOORS = {
     "console": -0.1,
     "errors": 0.0,
+    "gcs": 0.03,
     "untrusted": 0.05,
     "files": 0.07,
     "places": 0.1,
@@ -44,6 +45,7 @@ PLUG_INS = {"emoji"}
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
 HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", "qwix", "libtpu", *NEVER}
+HEAVY |= {"etils", "fsspec", "gcsfs", "google", "google_crc32c"}
 
 
 def imports(tree: ast.AST, package: str) -> list[tuple[str, bool]]:

@@ -17,7 +17,7 @@ from janus_jax.interop.conversion.output_dir import (
     remove_stale_staging,
     write_output_dir,
 )
-from janus_jax.places import check_directory, check_file, check_local, user_cache
+from janus_jax.places import check_directory, check_file, checked, user_cache
 
 pytestmark = pytest.mark.subprocess
 
@@ -55,19 +55,31 @@ def closed(here):
 
 
 @pytest.mark.parametrize(
-    "path", ["gs://bucket/run", "s3://b", "GS://b/x", "gs:/bucket/run", "hdfs://h/x"]
+    ("path", "message"),
+    [
+        ("s3://b", "object stores other than gs:// are not supported"),
+        ("hdfs://h/x", "object stores other than gs:// are not supported"),
+        ("GS://b/x", "write the address of a bucket as gs://b/x"),
+        ("gs:/bucket/run", "write the address of a bucket as gs://bucket/run"),
+    ],
 )
-def test_an_object_store_is_no_directory(path):
-    with pytest.raises(UserError, match="object stores are not supported") as error:
-        check_local(path, "--workdir")
+def test_an_object_store_is_no_directory(path, message):
+    with pytest.raises(UserError, match=message) as error:
+        checked(path, "--workdir")
     assert "\n" not in str(error.value) and str(error.value).startswith("--workdir ")
+
+
+def test_a_missing_extra_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r'needs gcsfs: pip install "janus-jax\[gcs\]"'):
+        checked("gs://bucket/run", "--workdir")
 
 
 @pytest.mark.parametrize(
     "path", ["", "runs/a", "/mnt/gs/b", "a:b", "C:/x", "user/model", Path("x")]
 )
 def test_paths_are_paths(path):
-    check_local(path, "--workdir")
+    assert checked(path, "--workdir") == Path(path).absolute()
 
 
 BAD = [

@@ -9,27 +9,33 @@ A file has one CRC-32 for every chunk of it, so that several threads can share a
 field is that of the other fields. CRC-32 finds every single bit and every run of up to 32 bits, and
 misses other damage of a chunk once in four thousand million times. It guards against disks, memory
 and copies that fail, not against people.
+
+In a bucket an object has a "crc32c" instead: the store's own, of the bytes that it was given and that it watches
+over, so that listing a step compares it, and nothing is read back.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint.path import atomicity
 
+from janus_jax import gcs
 from janus_jax.errors import UserError
 from janus_jax.files import access_error, read_json, sync, unreadable, write_json
 
 NAME = "checksums.json"
 CHUNK = 2**23
 # Orbax writes these last, and reads no array from them.
-_BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+MARK = atomicity.COMMIT_SUCCESS_FILE
+_BOOKKEEPING = {"_CHECKPOINT_METADATA", MARK}
 
 
 def write(directory: Path, names: Iterable[str], step: int | None = None) -> None:
@@ -45,13 +51,26 @@ def write(directory: Path, names: Iterable[str], step: int | None = None) -> Non
         sync(path)
     for folder in {path.parent for path in paths}:
         sync(folder)
+    sizes = [path.stat().st_size for path in paths]
     files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32": sums}
-        for path, sums in zip(paths, _sums(paths, CHUNK), strict=True)
+        path.relative_to(directory).as_posix(): {"bytes": size, "crc32": sums}
+        for path, size, sums in zip(paths, sizes, _sums(paths, sizes, CHUNK), strict=True)
     }
     content = {"chunk_bytes": CHUNK, "step": step, "files": files}
     content["crc32"] = _own_sum(content)
     write_json(directory / NAME, content)
+
+
+def write_of_store(directory: Path, step: int) -> None:
+    """Writes `checksums.json` for all objects of a step in a bucket, as the store has them."""
+    files = {
+        name: {"bytes": int(info["size"]), "crc32c": info["crc32c"]}
+        for name, info in sorted(gcs.objects(directory).items())
+        if name not in _BOOKKEEPING
+    }
+    content = {"chunk_bytes": CHUNK, "step": step, "files": files}
+    content["crc32"] = _own_sum(content)
+    (directory / NAME).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def damage(directory: Path, below: str = "", step: int | None = None) -> str | None:
@@ -70,9 +89,11 @@ def damage(directory: Path, below: str = "", step: int | None = None) -> str | N
       UserError: something cannot be read, and may be whole.
     """
     try:
-        if not (directory / NAME).exists():
-            return None
-        content = json.loads((directory / NAME).read_bytes())
+        with gcs.asking(directory):
+            if not (directory / NAME).exists():
+                return None
+            text = (directory / NAME).read_bytes()
+        content = json.loads(text)
         chunk, files = content["chunk_bytes"], content["files"]
         if content.pop("crc32") != _own_sum(content):
             return f"{NAME} is damaged"
@@ -85,6 +106,8 @@ def damage(directory: Path, below: str = "", step: int | None = None) -> str | N
     listed = {
         n: f for n, f in files.items() if not below or n == below or n.startswith(f"{below}/")
     }
+    if gcs.is_gcs(directory):
+        return _differs_in_store(directory, listed, chunk)
     return _missing(directory, listed) or _different(directory, listed, chunk)
 
 
@@ -117,15 +140,45 @@ def _missing(directory: Path, listed: dict[str, Any]) -> str | None:
 
 
 def _different(directory: Path, listed: dict[str, Any], chunk: int) -> str | None:
-    found = _sums([directory / name for name in listed], chunk)
+    ours = {name: was for name, was in listed.items() if "crc32" in was}
+    paths = [directory / name for name in ours]
+    found = _sums(paths, [was["bytes"] for was in ours.values()], chunk)
     for name, was in listed.items():
         try:
-            sums = next(found)
+            same = next(found) == was["crc32"] if name in ours else _is_copy(directory / name, was)
         except OSError as error:
             return _unreadable(directory, name, error)
-        if sums != was["crc32"]:
+        if not same:
             return f"{name} differs from its checksum"
     return None
+
+
+def _differs_in_store(directory: Path, listed: dict[str, Any], chunk: int) -> str | None:
+    """Of a step in a bucket; files with sums of our own, which were copied there, are read."""
+    found = gcs.objects(directory)
+    for name, was in listed.items():
+        if name not in found:
+            return f"{name} is missing"
+        if (size := int(found[name]["size"])) != was["bytes"]:
+            return f"{name} has {size} bytes, not {was['bytes']}"
+        if found[name]["crc32c"] != was.get("crc32c", found[name]["crc32c"]):
+            return f"{name} differs from its checksum"
+    with gcs.asking(directory):
+        ours = {name: was for name, was in listed.items() if "crc32c" not in was}
+        return _different(directory, ours, chunk)
+
+
+def _is_copy(path: Path, was: dict[str, Any]) -> bool:
+    """Whether a file is an object of a bucket, once copied here; taken for one without google-crc32c."""
+    try:
+        import google_crc32c
+    except ImportError:
+        return True
+    found = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            found.update(block)
+    return base64.b64encode(found.digest()).decode() == was["crc32c"]
 
 
 def _unreadable(directory: Path, name: str, error: OSError) -> str:
@@ -139,8 +192,8 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _sums(paths: list[Path], chunk: int) -> Iterator[list[str]]:
-    """The sums of one file after the other, in `paths`' order.
+def _sums(paths: list[Path], sizes: list[int], chunk: int) -> Iterator[list[str]]:
+    """The sums of one file after the other, in `paths`' order; `sizes` are theirs.
 
     Raises:
       OSError: when it is the turn of a file that cannot be read.
@@ -148,8 +201,8 @@ def _sums(paths: list[Path], chunk: int) -> Iterator[list[str]]:
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         try:
             jobs = []
-            for path in paths:
-                offsets = range(0, path.stat().st_size, chunk)
+            for path, size in zip(paths, sizes, strict=True):
+                offsets = range(0, size, chunk)
                 jobs.append([pool.submit(_sum, path, offset, chunk) for offset in offsets])
             for job in jobs:
                 yield [part.result() for part in job]
@@ -179,3 +232,25 @@ class SummedPath(atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
         if step:
             sync(final.parent)
+
+
+class MarkedPath(atomicity.CommitFileTemporaryPath):
+    """Where Orbax writes a step of a bucket, where nothing can be renamed: the last object marks it complete."""
+
+    before_commit: Callable[[], None] = staticmethod(lambda: None)
+
+    async def finalize(self):
+        directory = self.get()
+        if directory.name.isdecimal():
+            write_of_store(directory, int(directory.name))
+            self.before_commit()
+        await super().finalize()
+
+
+def temporary_path(directory: Path, before_commit: Callable[[], None] | None) -> type:
+    """How Orbax is to write steps in `directory`, and to know complete ones; `before_commit`: of a bucket."""
+    if not gcs.is_gcs(directory):
+        return SummedPath
+    return type(
+        "_Path", (MarkedPath,), {"before_commit": staticmethod(before_commit or (lambda: None))}
+    )

@@ -9,6 +9,7 @@
 
 A step is written under a temporary name and renamed when all of it is on disk, so a process killed
 at any moment leaves the earlier steps whole; the next run that opens the stage removes leftovers.
+In a bucket (gs://) nothing can be renamed: the object commit_success.txt, written last, marks a step.
 
 Files are written in the background. What is written is a copy on the host: on an accelerator Orbax makes it
 before `save` returns; on a CPU it holds numpy views of the arrays, and JAX does not donate a buffer that has one.
@@ -17,7 +18,6 @@ before `save` returns; on a CPU it holds numpy views of the arrays, and JAX does
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from janus_jax import gcs
 from janus_jax.checkpoints import checksums, position, storage
 from janus_jax.checkpoints.retention import Keep, Policy
 from janus_jax.errors import UserError
@@ -46,16 +47,24 @@ class StageCheckpoints:
     Usable as a context manager.
     """
 
-    def __init__(self, directory: str | Path, keep: int | Keep = 2, verify: bool = True):
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: int | Keep = 2,
+        verify: bool = True,
+        before_commit: Callable[[], None] | None = None,
+    ):
         """Opens, and makes, a stage's directory, and removes what a killed run left half written.
 
         Args:
           directory: `RUN/checkpoints/STAGE`.
           keep: which steps to keep; a number: so many of the newest.
           verify: compare what is read with the checksums that were written with it.
+          before_commit: in a bucket, called in the first process once a step lacks nothing but its mark; in the
+            background, and what it raises fails the save.
         """
-        self.directory = Path(os.path.abspath(directory))
-        self._verify = verify
+        self.directory = gcs.absolute(directory)
+        self._verify, self._before_commit = verify, before_commit
         self._keep = keep if isinstance(keep, Keep) else Keep(keep)
         self._saving: contextlib.ExitStack | None = None  # until a save is complete
         self._manager = self._open()
@@ -68,7 +77,7 @@ class StageCheckpoints:
             async_options=ocp.AsyncOptions(
                 timeout_secs=SAVE_TIMEOUT, barrier_sync_fn=_barrier(self._lost)
             ),
-            temporary_path_class=checksums.SummedPath,
+            temporary_path_class=checksums.temporary_path(self.directory, self._before_commit),
             lightweight_initialize=True,  # or damaged metrics would be an error here
         )
         each = ocp.options.MultiprocessingOptions(primary_host=None)
@@ -78,7 +87,7 @@ class StageCheckpoints:
             "data": ocp.JsonCheckpointHandler(position.file_name(), multiprocessing_options=each),
             "metrics": ocp.JsonCheckpointHandler(),
         }
-        with storage.writing(self.directory, "nothing was written"):
+        with storage.writing(self.directory, "nothing was written"), self._asking():
             manager = _Manager(self.directory, options=options, item_handlers=handlers)
         if self._keep.best:
             self._policy.metrics = {step: self._saved_metrics(step) for step in manager.all_steps()}
@@ -126,7 +135,7 @@ class StageCheckpoints:
         # Orbax's threads are to say nothing, either, for as long as they write.
         with contextlib.ExitStack() as stack:
             self._silence = stack.enter_context(storage.quiet())
-            with storage.full_disk(self.directory, INTACT, self._silence):
+            with storage.full_disk(self.directory, INTACT, self._silence), self._asking():
                 self._manager.save(step, args=items, force=True)
             self._saving = stack.pop_all()
         if wait:
@@ -149,7 +158,7 @@ class StageCheckpoints:
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
-        with saving, storage.full_disk(self.directory, INTACT, self._silence):
+        with saving, storage.full_disk(self.directory, INTACT, self._silence), self._asking():
             self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
@@ -226,7 +235,7 @@ class StageCheckpoints:
         try:
             self.wait()
         finally:
-            with storage.quiet():
+            with storage.quiet(), self._asking():
                 self._manager.close()
 
     def __enter__(self) -> StageCheckpoints:
@@ -234,6 +243,12 @@ class StageCheckpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _asking(self) -> contextlib.AbstractContextManager[None]:
+        """Around what writes: in a bucket, its errors in one line."""
+        # On a disk there is to be no frame that keeps a failed task alive (`storage.full_disk`).
+        here = not gcs.is_gcs(self.directory)
+        return contextlib.nullcontext() if here else gcs.asking(self.directory)
 
     def _saved_metrics(self, step: int) -> dict[str, Any]:
         """Metrics of a step, or nothing: damaged ones are no reason to stop."""

@@ -25,13 +25,14 @@ from typing import Any
 
 import jax
 
+from janus_jax import gcs
 from janus_jax.checkpoints import checksums, storage
 from janus_jax.checkpoints.lazy import read_lazily
 from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
 from janus_jax.files import DamagedError, atomic_write, read_json, read_text
 from janus_jax.models import JanusModel, init_params, unstack_layers
-from janus_jax.places import check_local
+from janus_jax.places import checked
 from janus_jax.untrusted import JSON_BYTES, check_tree, is_file, printable, shown, understanding
 
 METADATA = "janus.json"
@@ -148,7 +149,7 @@ def load_model(
     """Loads a model directory or a training run directory.
 
     Args:
-      directory: what `save_model` wrote, or the directory of a training run.
+      directory: what `save_model` wrote, or the directory (or gs://bucket/run) of a training run.
       step: of a run, which checkpoint; by default the newest whole one of its last stage that has
         one: damaged ones are passed over with a line on stderr.
       stage: of a run, which stage; by default the last one.
@@ -159,8 +160,7 @@ def load_model(
       UserError: the directory is missing, empty, of another kind or damaged; the run has no
         finished checkpoint, stage or step like that; the parameters do not fit the config.
     """
-    check_local(directory, "the model")
-    directory = Path(os.path.abspath(directory))
+    directory = checked(directory, "the model")
     metadata = _read_metadata(directory)
     config = JanusConfig.from_dict(metadata["config"])
     tokenizer = directory / TOKENIZER
@@ -259,6 +259,8 @@ def _warn_of_edits(directory: Path) -> None:
 
 def _check_files(path: Path) -> None:
     """Raises a UserError for what Orbax and TensorStore would wait for, or read into memory whole."""
+    if gcs.is_gcs(path):  # which holds objects, and nothing to wait for
+        return
     check_tree(path)
     for file in (*path.glob("_*METADATA"), *path.glob("array_metadatas/*")):
         if is_file(file):
@@ -296,16 +298,24 @@ def abridged(names: list[str]) -> str:
 
 
 def finished_steps(directory: Path) -> list[int]:
-    """The complete steps of a stage (Orbax renames them into place), ascending.
+    """The complete steps of a stage, ascending.
 
     Raises:
       UserError: it cannot be read.
     """
-    with storage.reading(directory):
+    with storage.reading(directory), gcs.asking(directory):
         if not directory.is_dir():
             return []
         found = [path for path in directory.iterdir() if path.name.isdecimal()]
-        return sorted(int(path.name) for path in found if (path / PARAMS).is_dir())
+        return sorted(
+            int(path.name) for path in found if is_written(path) and (path / PARAMS).is_dir()
+        )
+
+
+def is_written(path: Path) -> bool:
+    """Whether a step was written to its end: Orbax renames it into place then; in a bucket, marks it."""
+    with gcs.asking(path):
+        return (path / checksums.MARK if gcs.is_gcs(path) else path).exists()
 
 
 def _read_metadata(directory: Path) -> dict[str, Any]:

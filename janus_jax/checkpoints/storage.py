@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from janus_jax import gcs
 from janus_jax.errors import UserError
 from janus_jax.files import (
     ACCESS_ERRORS,
@@ -148,7 +149,8 @@ def tree_bytes(tree: Any) -> int:
 
 
 def _free_bytes(directory: Path) -> float:
-    if jax.process_count() > 1:  # processes that saw different numbers would wait for each other
+    # Processes that saw different numbers would wait for each other; a bucket has no end.
+    if jax.process_count() > 1 or gcs.is_gcs(directory):
         return float("inf")
     place = next(path for path in (directory, *directory.parents) if path.exists())
     return shutil.disk_usage(place).free

@@ -16,18 +16,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from janus_jax import gcs
 from janus_jax.cli import config_flag
 from janus_jax.cli.parser import as_typed
-from janus_jax.errors import UserError, run_main
-from janus_jax.places import check_local
+from janus_jax.errors import RunError, UserError, line_and_code, run_main
+from janus_jax.places import checked
 from janus_jax.signals import AGAIN, EXIT_CODES, StopSignals
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything goes (default: runs/<config name>)."
+    "workdir",
+    None,
+    "Where everything goes, a directory or gs://bucket/run (default: runs/<config name>).",
 )
 _ALLOW = flags.DEFINE_list(
     "allow_change",
@@ -67,8 +71,9 @@ def _main(signals: StopSignals) -> None:
             raise UserError("--aot is empty: name a TPU and its shape, such as v5e:16x16")
         _look_ahead(config)
         return
-    check_local(_WORKDIR.value or "", "--workdir")
-    check_local(config.init_from, "--config.init_from")
+    workdir = _WORKDIR.value or f"runs/{config.name}"
+    checked(workdir, "--workdir")
+    checked(config.init_from, "--config.init_from")
     # Heavy imports after the flags: a typo should not cost seconds.
     from janus_jax.parallel import ending_together, initialize
     from janus_jax.run import train
@@ -78,14 +83,25 @@ def _main(signals: StopSignals) -> None:
     joined = initialize()
     if joined:
         signals.hand_over()
-    run_dir = Path(_WORKDIR.value or f"runs/{config.name}")
     allow = tuple(name.strip().removeprefix("config.") for name in _ALLOW.value)
-    with ending_together() if joined else contextlib.nullcontext():
+    alone = _ending_at_once() if gcs.is_gcs(workdir) else contextlib.nullcontext()
+    with ending_together() if joined else alone:
         try:
-            train(config, run_dir, quiet=_QUIET.value, allow_change=allow, signals=signals)
+            train(config, workdir, quiet=_QUIET.value, allow_change=allow, signals=signals)
         except Stopped as stopped:
             print(f"{stopped}; {AGAIN}", file=sys.stderr)
             sys.exit(EXIT_CODES[stopped.by])
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Around a run in a bucket: threads that write there would try for minutes, and tell of it."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        line, code = line_and_code(error)
+        print(line, file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 def _look_ahead(config) -> None:
@@ -127,7 +143,7 @@ def command() -> None:
     if any(a in ("--help", "-h", "-help") for a in sys.argv[1:]):
         print(
             f"{text}\nConfigs: {', '.join(config_flag.builtin())}, or a file\n"
-            "Flags: --config NAME[:VARIANT], --workdir DIR, --quiet, --config.FIELD=VALUE,\n"
+            "Flags: --config NAME[:VARIANT], --workdir DIR|gs://BUCKET/RUN, --quiet, --config.FIELD=VALUE,\n"
             "       --allow_change=FIELD,... (of a run that has begun: go on with another value)\n"
             "       --aot TOPOLOGY, --plan [--codes] [--out FILE] (say what a step needs, and stop)"
         )

@@ -11,26 +11,21 @@ import json
 import os
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from janus_jax import checkpoints
+from janus_jax import checkpoints, gcs
 from janus_jax.configs.earlier import upgraded, where_it_went
 from janus_jax.errors import UserError, nearest
 from janus_jax.files import atomic_write, is_leftover, write_json
-from janus_jax.parallel import first_only, who_lacks
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json
 
 LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
-_PATIENCE = 5.0  # seconds
 
 # Which stage to run, and which steps to trace: config.json does not have them.
 _OF_THIS_PROCESS = ("only_stage", "profile")
@@ -88,10 +83,10 @@ def lock(run_dir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, it holds something else than a run, or it cannot be written.
     """
-    with _one_line_errors(run_dir, "read"):
+    with one_line_errors(run_dir, "read"):
         if run_dir.is_dir():
-            _check_holds_run(run_dir)
-    with _one_line_errors(run_dir, "write to"):
+            check_holds_run(run_dir)
+    with one_line_errors(run_dir, "write to"):
         if run_dir.exists() and not run_dir.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(run_dir))
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -107,6 +102,7 @@ def init_or_verify_run_dir(
     experiment: Experiment,
     allow: tuple[str, ...] = (),
     before_writing: Callable[[list[Change]], None] = lambda changes: None,
+    address: Path | None = None,
 ) -> None:
     """Writes the config and what sampling needs into a locked directory, or checks what is there.
 
@@ -117,21 +113,24 @@ def init_or_verify_run_dir(
       allow: names of fields that may differ from now on, though they change the result.
       before_writing: is given the fields that differ (also appended to changes.jsonl) once they are
         found to be harmless or allowed.
+      address: of the run, with its checkpoints, where that is not `run_dir`.
 
     Raises:
       UserError: the directory holds a run with another config; the message names the field.
     """
     check_allowed(allow, config)
     fields, path, changes = jsonable(config), run_dir / CONFIG, None
-    with _one_line_errors(run_dir, "read"):
+    address = address or run_dir
+    with one_line_errors(run_dir, "read"):
         if path.exists():
             old = _read_config(path)
             changes = differences(old, fields)
-            _check_changes(changes, run_dir, old, fields, experiment, allow)
-    with _one_line_errors(run_dir, "write to"):
+            rules = _ChangeRules(run_dir, address, old, fields, experiment)
+            _check_changes(changes, run_dir, rules, allow)
+    with one_line_errors(run_dir, "write to"):
         if changes is not None:
             before_writing(changes)
-            _record(run_dir, changes, fields, allow)
+            _record(run_dir, changes, progress(address, list(fields["stage_order"])), allow)
         # The config first: with it, a run killed right here can be started again.
         write_json(path, fields)
         write_json(run_dir / "stages.json", [s.name for s in experiment.stages])
@@ -150,42 +149,6 @@ def check_allowed(allow: tuple[str, ...], config: ConfigDict) -> None:
         if name not in known:
             wrong = f"no field {name!r} in the config.{nearest(name, known)}"
             raise UserError(f"--allow_change: {where_it_went(name) or wrong}")
-
-
-def check_shared(run_dir: Path) -> None:
-    """Looks, in every process of a job, for a file that the first one writes into the locked directory.
-
-    Raises:
-      UserError: a process does not see it; without this, the first save would fail.
-    """
-    if jax.process_count() == 1:
-        return
-    with contextlib.ExitStack() as stack:
-
-        def put() -> list[str]:
-            with _one_line_errors(run_dir, "write to"):
-                # A name that was never looked up: network disks remember that a file was missing.
-                file = stack.enter_context(
-                    tempfile.NamedTemporaryFile(dir=run_dir, prefix=".shared-", suffix=".tmp")
-                )
-            return [Path(file.name).name, f"{run_dir.absolute()} on {socket.gethostname()}"]
-
-        name, there = first_only(put)
-        if missing := who_lacks(_appears(run_dir / name)):
-            raise UserError(
-                f"process {', '.join(map(str, missing))} does not see what process 0 writes to the run "
-                f"directory ({there}): give every process the same --workdir, on a disk that all share"
-            )
-
-
-def _appears(path: Path) -> bool:
-    """Whether a file is there, or soon is: a network disk may show it late."""
-    deadline = time.monotonic() + _PATIENCE
-    while not os.path.exists(path):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def jsonable(config: ConfigDict) -> dict[str, Any]:
@@ -223,14 +186,8 @@ def progress(run_dir: Path, names: list[str]) -> dict[str, int]:
 
 
 def _check_changes(
-    changes: list[Change],
-    run_dir: Path,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    experiment: Experiment,
-    allow: tuple[str, ...],
+    changes: list[Change], run_dir: Path, rules: _ChangeRules, allow: tuple[str, ...]
 ) -> None:
-    rules = _ChangeRules(run_dir, old, new, experiment)
     bad = [(c, reason) for c in changes if (reason := rules.reason(c)) is not None]
     refused = [(c, r) for c, r in bad if not (_within(c.path, allow) and rules.allowable(c))]
     if not refused:
@@ -251,11 +208,13 @@ def _check_changes(
 class _ChangeRules:
     """Which changes of a config leave what a directory holds as good as it was."""
 
-    def __init__(self, run_dir: Path, old: Mapping, new: Mapping, experiment: Experiment):
+    def __init__(
+        self, run_dir: Path, address: Path, old: Mapping, new: Mapping, experiment: Experiment
+    ):
         self._run_dir, self._experiment = run_dir, experiment
         self._old, self._new = list(old.get("stage_order", [])), list(new["stage_order"])
         self._steps = {k: v.get("steps") for k, v in new["stages"].items()}
-        self._saved = progress(run_dir, list(dict.fromkeys([*self._old, *self._new])))
+        self._saved = progress(address, list(dict.fromkeys([*self._old, *self._new])))
 
     def reason(self, change: Change) -> str | None:
         """None for a change that changes no result, else why it is refused ("": it does)."""
@@ -308,7 +267,7 @@ class _ChangeRules:
         old, new = str(change.old or ""), str(change.new or "")
         if old and new and os.path.realpath(old) == os.path.realpath(new):
             return None
-        if self._saved and (not new or (old and not Path(old).exists())):
+        if self._saved and (not new or (old and not gcs.absolute(old).exists())):
             return None  # nothing of it is read any more
         return ""
 
@@ -343,14 +302,14 @@ def _names(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _record(
-    run_dir: Path, changes: list[Change], fields: Mapping[str, Any], allow: tuple[str, ...]
+    run_dir: Path, changes: list[Change], done: Mapping[str, int], allow: tuple[str, ...]
 ) -> None:
     """Before the config itself, so that no change is ever missing."""
     if not changes:
         return
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "at": progress(run_dir, list(fields["stage_order"])),
+        "at": done,
         "changes": {c.path: [c.old, c.new] for c in changes},
         "allowed": [c.path for c in changes if _within(c.path, allow)],
     }
@@ -364,7 +323,7 @@ def _record(
             print(f"changed in this run: {change}", file=sys.stderr)
 
 
-def _check_holds_run(run_dir: Path) -> None:
+def check_holds_run(run_dir: Path) -> None:
     """Raises UserError if something is in there, and no run; what a full disk or a kill left of one is no
     thing."""
     names = {p.name for p in run_dir.iterdir() if not is_leftover(p)} - {LOCK}
@@ -435,7 +394,7 @@ def _wrong(fields: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str = ""
 
 
 @contextlib.contextmanager
-def _one_line_errors(run_dir: Path, doing: str) -> Iterator[None]:
+def one_line_errors(run_dir: Path, doing: str) -> Iterator[None]:
     """Turns what the system says about an unusable place into one line; `doing`: "read" or "write to"."""
     try:
         yield

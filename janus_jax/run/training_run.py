@@ -1,6 +1,6 @@
 """A whole run: every stage in order, each from where the last one ended, resumed by running it again.
 
-Run directory:
+Run directory, or bucket:
 
   config.json             the config, so that another config is refused
   janus.json, tokenizer.json   what sampling needs, next to the parameters
@@ -27,8 +27,9 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from janus_jax import checkpoints
+from janus_jax import checkpoints, gcs
 from janus_jax.errors import UserError
 from janus_jax.evaluation import DRAW, RECONSTRUCT
 from janus_jax.models import Params, init_params
@@ -42,16 +43,15 @@ from janus_jax.parallel import (
 from janus_jax.run.claim import (
     Change,
     check_allowed,
-    check_shared,
     differences,
     init_or_verify_run_dir,
     jsonable,
-    lock,
     outdates_scores,
     progress,
 )
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.files import remove_leftovers
+from janus_jax.run.place import RunPlace, check_shared, run_place
 from janus_jax.run.report import write_report
 from janus_jax.run.scores import ScoreStore
 from janus_jax.run.scoring import Evaluator, abilities, scored_after
@@ -77,7 +77,7 @@ from janus_jax.training.state import with_dtypes
 
 def train(
     config: ConfigDict,
-    run_dir: Path,
+    run_dir: str | Path,
     quiet: bool = False,
     allow_change: tuple[str, ...] = (),
     signals: StopSignals | None = None,
@@ -86,7 +86,7 @@ def train(
 
     Args:
       config: of the run.
-      run_dir: where everything goes; held against other runs until the end.
+      run_dir: where everything goes, a directory or gs://bucket/run; held against other runs until the end.
       quiet: no progress bars.
       allow_change: fields that may differ from the run's config from now on, though they change its
         result, e.g. ("stages.stage2.learning_rate",).
@@ -97,8 +97,20 @@ def train(
       RunError: the training itself failed.
       Stopped: asked to by a signal, after a save.
     """
-    _check_same(config)
+    _check_same(config, run_dir)
     experiment = build(config)
+    with run_place(run_dir) as place:
+        _train(experiment, place, quiet, allow_change, signals)
+
+
+def _train(
+    experiment: Experiment,
+    place: RunPlace,
+    quiet: bool,
+    allow_change: tuple[str, ...],
+    signals: StopSignals | None,
+) -> None:
+    config, run_dir = experiment.config, place.address
     stages = select_stages(list(experiment.stages), config.only_stage)
     first_only(lambda: _check_start(experiment, run_dir, stages[0]))
     check_allowed(allow_change, config)
@@ -106,12 +118,13 @@ def train(
     check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
     initial = _initial(experiment, run_dir, stages[0])
     with contextlib.ExitStack() as stack:
-        first_only(lambda: stack.enter_context(lock(run_dir)))
-        check_shared(run_dir)
+        first_only(lambda: stack.enter_context(place.hold()))
+        if place.files == run_dir:
+            check_shared(run_dir)
         stop = _stop(signals)
         # A process that is alone needs no asking: it ends at once where nothing is to save.
-        evaluator = Evaluator(experiment, run_dir, stop if jax.process_count() > 1 else None)
-        first_only(lambda: _prepare(run_dir, experiment, stages, allow_change))
+        evaluator = Evaluator(experiment, place.files, stop if jax.process_count() > 1 else None)
+        first_only(lambda: _prepare(place, experiment, stages, allow_change))
         if is_first():
             print(_setup(experiment), file=sys.stderr)
         if (idle := jax.device_count() - experiment.mesh.size) and is_first():
@@ -120,18 +133,19 @@ def train(
                 "such as --config.mesh.fsdp=-1, all are used",
                 file=sys.stderr,
             )
-        log = SharedLog(run_dir)
+        log = SharedLog(place.files)
         stack.callback(log.close)
-        run = _Run(experiment, run_dir, log, evaluator, quiet or not is_first(), signals, stop)
+        run = _Run(experiment, place, log, evaluator, quiet or not is_first(), signals, stop)
         for stage in stages:
             run.stage(stage, initial, last=stage is stages[-1])
             initial = None  # it may be tens of gigabytes
-        first_only(lambda: str(write_report(run_dir)))
+        first_only(lambda: str(write_report(place.files)))
 
 
-def _check_same(config: ConfigDict) -> None:
-    """Raises UserError in a process that was started with another config than the first one."""
+def _check_same(config: ConfigDict, run_dir: str | Path) -> None:
+    """Raises UserError in a process that was started with another config, or bucket, than the first one."""
     mine = jsonable(config) | {"only_stage": config.only_stage}
+    mine["workdir"] = str(run_dir) if gcs.is_gcs(run_dir) else "a directory"
     if different := differences(first_only(lambda: mine), mine):
         raise UserError(
             f"process {jax.process_index()} must have the same config as process 0, whose "
@@ -140,20 +154,22 @@ def _check_same(config: ConfigDict) -> None:
 
 
 def _prepare(
-    run_dir: Path, experiment: Experiment, stages: list[Stage], allow: tuple[str, ...]
+    place: RunPlace, experiment: Experiment, stages: list[Stage], allow: tuple[str, ...]
 ) -> None:
     """Makes a locked directory that of this run; what a change of the config outdates is scored again."""
-    remove_leftovers(run_dir)
+    files = place.files
+    remove_leftovers(files)
     scored = [s.name for s in stages if scored_after(experiment, s, last=s is stages[-1])]
     scores = any(b.scored for b in experiment.benchmarks)
 
     def forget(changes: list[Change]) -> None:
-        _check_used(experiment, run_dir, stages)
+        _check_used(experiment, place.address, stages)
         paths = {c.path for c in changes}
         again = scores and outdates_scores(changes)
-        ScoreStore(run_dir).forget([n for n in scored if again or f"stages.{n}.steps" in paths])
+        ScoreStore(files).forget([n for n in scored if again or f"stages.{n}.steps" in paths])
 
-    init_or_verify_run_dir(run_dir, experiment.config, experiment, allow, before_writing=forget)
+    init_or_verify_run_dir(files, experiment.config, experiment, allow, forget, place.address)
+    place.push()
 
 
 class _Run:
@@ -162,14 +178,15 @@ class _Run:
     def __init__(
         self,
         experiment: Experiment,
-        run_dir: Path,
+        place: RunPlace,
         log: SharedLog,
         evaluator: Evaluator,
         quiet: bool,
         signals: StopSignals | None,
         stop: Callable[[], signal.Signals | None],
     ):
-        self._experiment, self._run_dir, self._log = experiment, run_dir, log
+        self._experiment, self._place, self._log = experiment, place, log
+        self._run_dir = place.address
         self._evaluator, self._quiet, self._signals = evaluator, quiet, signals
         self._stop = stop
         self._params: Params | None = None  # that the last stage ended with
@@ -184,11 +201,16 @@ class _Run:
             began = time.perf_counter()
             with self._signals.deferred() if self._signals else contextlib.nullcontext():
                 self._params = self._train(stage)
-            ScoreStore(self._run_dir).record_time(stage.name, time.perf_counter() - began)
+            ScoreStore(self._place.files).record_time(stage.name, time.perf_counter() - began)
         else:
             self._params = shard_params(finished, self._experiment.mesh)
         if scored_after(self._experiment, stage, last):
             self._evaluator.score(stage, self._params, final=last, quiet=self._quiet)
+        self._place.push()
+
+    def _sample(self, stage: Stage, step: int, params: Params) -> None:
+        self._evaluator.sample(stage, step, params)
+        self._place.push()
 
     def _train(self, stage: Stage) -> Params:
         experiment, config = self._experiment, self._experiment.config
@@ -197,7 +219,6 @@ class _Run:
         # What is cast is a copy: nothing else may hold the original, or both are on the device.
         params = with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes)
         peak = config.log.get("peak_tflops", 0.0)
-        profiled = profiled_steps(config.get("profile", ""))
         try:
             params = run_stage(
                 stage,
@@ -212,18 +233,24 @@ class _Run:
                 keep=checkpoints.Keep(config.log.keep, config.log.keep_every, config.log.keep_best),
                 log_every=config.log.log_every,
                 sample_every=config.log.sample_every,
-                on_sample=lambda step, p: self._evaluator.sample(stage, step, p),
+                on_sample=lambda step, p: self._sample(stage, step, p),
                 quiet=self._quiet,
                 stop=self._stop,
                 stop_when_diverged=config.log.stop_when_diverged,
                 stop_after_skips=config.log.stop_after_skips,
                 verify=config.log.verify,
                 meter=Meter(stage, experiment.model, params, experiment.mesh, peak),
-                profiler=Profiler(profiled, self._run_dir / "profile" / stage.name, stage.name),
+                profiler=self._profiler(stage),
+                before_commit=self._place.push,
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter
         return _objective(stage).strip(params)
+
+    def _profiler(self, stage: Stage) -> Profiler:
+        place, steps = self._place, profiled_steps(self._experiment.config.get("profile", ""))
+        say = lambda line: tqdm.write(place.said(line), file=sys.stderr)
+        return Profiler(steps, place.files / "profile" / stage.name, stage.name, say)
 
 
 def _setup(experiment: Experiment) -> str:
@@ -384,7 +411,7 @@ def _has_steps(run_dir: Path, stage: Stage) -> bool:
 
 
 def _is_finished(run_dir: Path, stage: Stage) -> bool:
-    return (run_dir / "checkpoints" / stage.name / str(stage.steps)).exists()
+    return checkpoints.is_written(run_dir / "checkpoints" / stage.name / str(stage.steps))
 
 
 def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | None:

@@ -62,6 +62,7 @@ def run_stage(
     meter: Meter | None = None,
     profiler: Profiler | None = None,
     stop_after_skips: int = 1,
+    before_commit: Callable[[], None] | None = None,
 ) -> Params:
     """Trains one stage, from its newest checkpoint if it has one.
 
@@ -88,6 +89,7 @@ def run_stage(
       profiler: of some of the steps; closed here.
       stop_after_skips: so many steps in a row that were left out, as they were not finite (metric `skipped`), are
         an error.
+      before_commit: of `StageCheckpoints`.
 
     Returns:
       The full tree to evaluate and to hand to the next stage: the averaged weights where the stage
@@ -99,7 +101,7 @@ def run_stage(
       Stopped: `stop` returned a signal.
       UserError: the disk is full, or the checkpoints belong to another architecture.
     """
-    with StageCheckpoints(directory, keep, verify) as checkpoints:
+    with StageCheckpoints(directory, keep, verify, before_commit) as checkpoints:
         state, frozen, params = _start(stage, params, batches, checkpoints, mesh)
         done = int(state.step)
         log.start_stage(stage.name, done)
