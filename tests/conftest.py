@@ -1,5 +1,6 @@
 """Fixtures of all tests, markers, and eight simulated devices, so that sharding is tested on any machine."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -49,6 +50,16 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if any(map(item.get_closest_marker, NOT_QUICK))]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    """Programs of other modules are of little use, and all of them together are gigabytes."""
+    yield
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc").exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > 3 * 2**30:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
