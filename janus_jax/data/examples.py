@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from janus_jax.errors import UserError
+from janus_jax.errors import UserError, one_line
 
 # The tasks of the mixture, in the order of its ratio.
 TASKS = ("und", "text", "gen")
@@ -117,15 +117,38 @@ class Generation(_Example):
 Example = Understanding | Text | Generation
 
 
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """What a source gives in place of an example for a record that cannot be used.
+
+    Attributes:
+      reason: a short fixed phrase, by which rejected records are counted: "picture cannot be read".
+      detail: the rest, of this record.
+    """
+
+    reason: str
+    detail: str = ""
+
+
 class Source(Protocol):
     """A random-access sequence of examples: the one at an index is always the same, on every machine.
 
     It is made by a factory of `data.registry.SOURCES`, called as `factory(task, seed=seed, **options)`. That
-    should be quick: options are checked and files found, but not read. A source may also have a method
+    should be quick: options are checked and files found, but not read. A record that is bad is a `Rejected`,
+    not an error: training goes on without it. A source may also have the methods
     `extremes() -> list[Source]`: sources of what is rare in this one, such as its longest examples, by which
-    the room in a row is checked before a run.
+    the room in a row is checked before a run; and `describe(index) -> str`: where a record is, for people
+    ("scenes.jsonl, line 17").
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example | Rejected: ...
+
+
+def read_example(source: Source, index: int) -> Example | Rejected:
+    """The example of a source at an index; what it says of a bad record as an error is a rejection, too."""
+    try:
+        return source[index]
+    except UserError as error:
+        return Rejected("no example", one_line(error))

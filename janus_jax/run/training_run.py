@@ -8,6 +8,7 @@ Run directory:
   changes.jsonl           fields of the config that were changed later
   checkpoints/STAGE/STEP  parameters, optimizer, data position
   metrics.jsonl           one line a step
+  rejected.jsonl          records of the data that were left out, and why
   profile/STAGE           traces of the steps that `config.profile` asked for
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
   scores.json             after each stage, and at the end
@@ -193,7 +194,7 @@ class _Run:
     def _train(self, stage: Stage) -> Params:
         experiment, config = self._experiment, self._experiment.config
         params, self._params = self._params, None
-        iterator = batches(experiment, stage)
+        iterator = batches(experiment, stage, self._run_dir)
         # What is cast is a copy: nothing else may hold the original, or both are on the device.
         params = with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes)
         peak = config.log.get("peak_tflops", 0.0)
