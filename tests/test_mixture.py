@@ -1,5 +1,6 @@
 """Mixtures with bad records: the ratio in every beginning, counts that survive a resume, and when to stop."""
 
+import functools
 import json
 
 import numpy as np
@@ -13,7 +14,9 @@ from janus_jax.data import (
     Ledger,
     PackedShape,
     Rejected,
+    Rejection,
     SequenceEncoder,
+    Tally,
     Text,
     TooManyRejected,
     WeightedSource,
@@ -205,6 +208,45 @@ def test_any_of_fifty_positions_is_restored_exactly(lookahead):
     ahead.close()
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
+def test_another_number_of_processes_goes_on_with_the_same_counts(before, after):
+    def job(count):
+        sources = [
+            WeightedSource("text", DummySource("text")),
+            WeightedSource("gen", Flawed("gen")),
+        ]
+        encode, found = SequenceEncoder(PROCESSOR, SHORT), []
+        for rows in np.split(np.arange(4), count):
+            ledger = Ledger(streams=4)
+            made = functools.partial(
+                mixed_batches, sources, (0.0, 1.0, 1.0), encode, SHORT, ledger=ledger
+            )
+            found.append((iter(stream_batches(made, 4, 4, rows, 0)), ledger))
+        return found
+
+    def steps(processes, count):
+        parts = [[next(i)["tokens"] for i, _ in processes] for _ in range(count)]
+        return [np.concatenate(rows) for rows in parts]
+
+    def counts(processes):
+        total = Tally()
+        for _, ledger in processes:
+            total.add(ledger.totals()["gen 1"])
+        return total
+
+    wanted = steps(alone := job(1), 7)
+    found = steps(first := job(before), 3)
+    states = [iterator.get_state()["streams"] for iterator, _ in first]
+    streams = {index: state for each in states for index, state in each.items()}
+    second = job(after)
+    for iterator, _ in second:
+        iterator.set_state({"streams": streams})
+    np.testing.assert_array_equal(np.stack(found + steps(second, 4)), np.stack(wanted))
+    tally = counts(second)
+    assert tally == counts(alone) and tally.left_out > 3
+    assert tally.seen == tally.used + sum(tally.rejected.values())
+
+
 def test_what_an_earlier_version_saved_goes_on():
     def at(position, threads=1):
         sources = [WeightedSource(task, DummySource(task)) for task in TASKS]
@@ -316,8 +358,6 @@ def test_rejected_records_are_listed_once_whatever_is_read_again(tmp_path):
 
 
 def test_half_a_line_that_a_kill_left_is_no_harm(tmp_path, capsys):
-    from janus_jax.data import Rejection
-
     path = tmp_path / "rejected.jsonl"
     RejectedLog(tmp_path, "stage1")(Rejection("a", 1, "record 1", "r", ""))
     path.write_bytes(path.read_bytes() + b'{"stage": "st')

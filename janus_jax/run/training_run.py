@@ -53,6 +53,7 @@ from janus_jax.run.claim import (
 )
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.files import remove_leftovers
+from janus_jax.run.manifest_config import with_manifest
 from janus_jax.run.report import write_report
 from janus_jax.run.scores import ScoreStore
 from janus_jax.run.scoring import Evaluator, abilities, scored_after
@@ -98,6 +99,7 @@ def train(
       RunError: the training itself failed.
       Stopped: asked to by a signal, after a save.
     """
+    config = with_manifest(config)
     _check_same(config)
     experiment = build(config)
     stages = select_stages(list(experiment.stages), config.only_stage)
