@@ -8,9 +8,11 @@ from PIL import Image
 from janus_jax.data import (
     SOURCES,
     Generation,
+    Ledger,
     PackedShape,
     PairEncoder,
     PictureEncoder,
+    Rejected,
     SequenceEncoder,
     SequenceTooLong,
     Text,
@@ -86,13 +88,32 @@ def test_questions_name_their_pictures_or_the_first_has_all():
         answered = int(features["target_positions"][0])
         assert (features["token_types"][:answered] == seq.TOKEN_UND).sum() == 9 * before
         assert (features["und_images"][1] == (0, 0, 255)).all()
-    with pytest.raises(UserError, match="name 2 pictures, the example has 1"):
-        encode(
-            Understanding(
-                images=[RED],
-                turns=[("w1", "w2"), ("<image_placeholder><image_placeholder> w3", "w4")],
-            )
-        )
+    turns = [("w1", "w2"), ("<image_placeholder><image_placeholder> w3", "w4")]
+    assert encode(Understanding(images=[RED], turns=turns)) == Rejected(
+        "more <image> than pictures", "the questions name 2 pictures, the example has 1"
+    )
+
+
+def test_a_bad_picture_is_a_rejected_record():
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory", "a.jpg")
+
+    def outside():
+        return Rejected("path leaves image_root", "../a.jpg")
+
+    for picture, reason, detail in (
+        (b"no picture", "picture cannot be read", ""),
+        (gone, "picture cannot be read", "a.jpg"),
+        (outside, "path leaves image_root", "../a.jpg"),
+    ):
+        for found in (
+            encode(Understanding(images=[RED, picture], turns=[("w1", "w2")])),
+            encode(Generation(prompt="w1", picture=picture, dropout_draw=0.5)),
+            PictureEncoder(PROCESSOR)(Generation(prompt="w1", picture=picture)),
+            PairEncoder(PROCESSOR, 5)(Generation(prompt="w1", picture=picture)),
+        ):
+            assert isinstance(found, Rejected) and found.reason == reason
+            assert detail in found.detail and "\n" not in found.detail
 
 
 def test_a_system_prompt_of_the_example_comes_first():
@@ -144,11 +165,11 @@ def test_codes_take_the_place_of_pixels():
         with pytest.raises(UserError, match="must all have pictures or all have codes"):
             encode(example, **options)
     for wrong in (np.arange(35), np.zeros(36)):
-        with pytest.raises(UserError, match="must be 36 integers"):
-            encode(Generation(prompt="w1", codes=wrong), codes=True)
+        found = encode(Generation(prompt="w1", codes=wrong), codes=True)
+        assert found.reason == "codes do not fit the model" and "36 integers" in found.detail
     for wrong in (codes - 1, codes + 20):  # an embedding would clip them in silence
-        with pytest.raises(UserError, match="must be from 0 to 40, not from"):
-            encode(Generation(prompt="w1", codes=wrong), codes=True, codebook_size=41)
+        found = encode(Generation(prompt="w1", codes=wrong), codes=True, codebook_size=41)
+        assert "must be from 0 to 40, not from" in found.detail
 
 
 @pytest.mark.parametrize(
@@ -186,36 +207,32 @@ def test_what_is_too_long_can_be_left_out():
     encoder = SequenceEncoder(PROCESSOR, ROW, too_long="reject")
     examples = [Text(text=LONG), Text(text="w1"), Text(turns=[("w1", LONG)])]
     found = [encoder(e) for e in examples]
-    assert [f is None for f in found] == [True, False, True]
-    assert (encoder.rejected, encoder.truncated) == (2, 0)
-
-
-def test_data_of_which_nothing_fits_ends_in_an_error():
-    encoder = SequenceEncoder(PROCESSOR, ROW, too_long="reject")
-    with pytest.raises(SequenceTooLong, match="1000 sequences, one after the other"):
-        for _ in range(2000):
-            encoder(Text(text=LONG))
+    assert [isinstance(f, Rejected) for f in found] == [True, False, True]
+    assert found[0] == Rejected("longer than a row", "targets: 41, room for 20")
 
 
 def test_answers_can_be_shortened():
     encoder = SequenceEncoder(PROCESSOR, ROW, too_long="truncate_answer")
-    plain = encoder(Text(text=LONG))
-    assert len(plain["tokens"]) == 21 and len(plain["target_ids"]) == 20
+    plain, was_shortened = encoder.encode(Text(text=LONG))
+    assert was_shortened and len(plain["tokens"]) == 21 and len(plain["target_ids"]) == 20
     turns = [("w1", "w2"), ("w3", LONG), ("w4", "w5")]
-    shortened = encoder(Understanding(images=[RED], turns=turns))
-    assert len(shortened["target_ids"]) == 20
+    shortened, was_shortened = encoder.encode(Understanding(images=[RED], turns=turns))
+    assert was_shortened and len(shortened["target_ids"]) == 20
     whole = SequenceEncoder(PROCESSOR)(Understanding(images=[RED], turns=turns))
     length = len(shortened["tokens"])
     np.testing.assert_array_equal(shortened["tokens"], whole["tokens"][:length])
     np.testing.assert_array_equal(
         shortened["target_positions"], whole["target_positions"][: len(shortened["target_ids"])]
     )
-    assert (encoder.rejected, encoder.truncated) == (0, 2)
     # A question that fills the row leaves nothing to shorten, nor does a prompt with its codes.
-    assert encoder(Text(turns=[(LONG + " " + LONG, "w1")])) is None
-    assert encoder(Generation(prompt=LONG, picture=RED, dropout_draw=0.5)) is None
-    assert encoder(Text(turns=[("w1", "w2")]))["target_ids"][-1] == TOKENIZER.eos_id
-    assert (encoder.rejected, encoder.truncated) == (2, 2)
+    for example in (
+        Text(turns=[(LONG + " " + LONG, "w1")]),
+        Generation(prompt=LONG, picture=RED, dropout_draw=0.5),
+    ):
+        found = encoder(example)
+        assert found.reason == "longer than a row" and "room for 60" in found.detail
+    whole, was_shortened = encoder.encode(Text(turns=[("w1", "w2")]))
+    assert not was_shortened and whole["target_ids"][-1] == TOKENIZER.eos_id
 
 
 def test_a_picture_of_a_turn_that_is_left_out_is_left_out_too():
@@ -229,12 +246,14 @@ def test_a_picture_of_a_turn_that_is_left_out_is_left_out_too():
 @pytest.mark.parametrize("policy", ["reject", "truncate_answer"])
 def test_batches_go_on_without_what_is_too_long(policy):
     sources = [WeightedSource("text", DummySource("text", longest=40, chat=False))]
-    encoder = SequenceEncoder(PROCESSOR, ROW, too_long=policy)
-    iterator = iter(mixed_batches(sources, (0.0, 1.0, 0.0), encoder, ROW, 4))
+    encoder, ledger = SequenceEncoder(PROCESSOR, ROW, too_long=policy), Ledger(limit=0.01)
+    iterator = iter(mixed_batches(sources, (0.0, 1.0, 0.0), encoder, ROW, 4, ledger=ledger))
     lengths = [int(next(iterator)["target_weights"].sum(1).max()) for _ in range(5)]
     assert max(lengths) <= 20
-    assert (encoder.rejected > 0) == (policy == "reject")
-    assert (encoder.truncated > 0) == (policy == "truncate_answer")
+    tally = ledger.totals()["text 0"]
+    # What a policy asks for is counted, and no fault of the data.
+    assert (tally.rejected["longer than a row"] > 0) == (policy == "reject")
+    assert (tally.shortened > 0) == (policy == "truncate_answer")
 
 
 def test_an_error_in_a_reading_thread_keeps_its_kind():

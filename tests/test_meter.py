@@ -260,7 +260,9 @@ def test_the_bar_shows_mfu_where_it_is_known():
     set_losses(bar, record)
     assert "mfu" not in bar.postfix and "data=25%" in bar.postfix and "gen=2.000" in bar.postfix
     set_losses(bar, record | {"mfu": 0.413})
-    assert "mfu=41%" in bar.postfix
+    assert "mfu=41%" in bar.postfix and "rejected" not in bar.postfix
+    set_losses(bar, record | {"rejected": 0.0042})
+    assert "rejected=0.42%" in bar.postfix
     bar.close()
 
 

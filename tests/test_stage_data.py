@@ -56,7 +56,9 @@ def test_what_is_too_long_may_be_left_out_or_shortened(capsys):
         assert next(iterator)["tokens"].shape == (8, 60)
         iterator.close()
         error = capsys.readouterr().err
-        assert error.startswith("stage0_lm: of the sequences that were read") and said in error
+        assert (
+            error.startswith("stage0_lm: of the records that were read, text: ") and said in error
+        )
         assert len(error.splitlines()) == 1
 
 

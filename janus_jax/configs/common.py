@@ -78,6 +78,9 @@ def base(name: str, preset: str) -> ConfigDict:
                 streams=1,  # that the rows of a step come from, whatever the number of processes
                 lookahead=0,  # sequences that a row is chosen from; 0: first-fit over a batch's rows
                 too_long="error",  # or "reject", "truncate_answer": sequences that no row can hold
+                max_rejected=0.01,  # share of a source's records that may be bad before the run stops
+                manifest="",  # a YAML file of sources, instead of those of the stages
+                sources=(),  # the same in a config: dicts
             ),
             stage_order=(),
             stages={},

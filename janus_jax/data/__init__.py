@@ -2,6 +2,7 @@
 
 from janus_jax.data.encode import (
     TOO_LONG,
+    EncodingMistake,
     PairEncoder,
     PictureEncoder,
     SequenceEncoder,
@@ -17,10 +18,18 @@ from janus_jax.data.examples import (
     Source,
     Text,
     Understanding,
+    read_example,
 )
-from janus_jax.data.mixture import WeightedSource, mixed_batches, source_seed, unpacked_batches
+from janus_jax.data.mixture import (
+    WeightedSource,
+    mixed_batches,
+    mixed_sequences,
+    source_seed,
+    unpacked_batches,
+)
 from janus_jax.data.packing import COUNTED_BY, PackedShape, pack
 from janus_jax.data.registry import SOURCES, TOKENIZERS, make_source
+from janus_jax.data.rejects import Ledger, Rejection, Tally, TooManyRejected, in_words
 from janus_jax.data.streams import stream_batches, streams_of
 
 __all__ = [
@@ -30,22 +39,30 @@ __all__ = [
     "TASKS",
     "TOKENIZERS",
     "TOO_LONG",
+    "EncodingMistake",
     "Example",
     "Generation",
+    "Ledger",
     "PackedShape",
     "PairEncoder",
     "Picture",
     "PictureEncoder",
     "Rejected",
+    "Rejection",
     "SequenceEncoder",
     "SequenceTooLong",
     "Source",
+    "Tally",
     "Text",
+    "TooManyRejected",
     "Understanding",
     "WeightedSource",
+    "in_words",
     "make_source",
     "mixed_batches",
+    "mixed_sequences",
     "pack",
+    "read_example",
     "source_seed",
     "stream_batches",
     "streams_of",

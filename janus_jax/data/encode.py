@@ -1,33 +1,46 @@
 """From examples to arrays: chat template, pixels, dropped prompts, weights, and what is too long.
 
 This is the only place that knows both what an example is and what the model reads. An encoder is a
-transformation for Grain (`random_map` or `map`) and has no state but its counts.
+function without state. A record that it cannot encode is a `Rejected`; what is wrong with all of them is an
+error.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from janus_jax.data.examples import Example, Generation, Picture, Text, Understanding
+from janus_jax.data.examples import Example, Generation, Picture, Rejected, Text, Understanding
+from janus_jax.data.mixing import Encoded
 from janus_jax.data.packing import PackedShape
-from janus_jax.errors import UserError
+from janus_jax.data.rejects import NO_ROOM
+from janus_jax.errors import UserError, one_line
 from janus_jax.processing import Processor, generation_pixels, load_image, understanding_pixels
 from janus_jax.processing import sequence as seq
 from janus_jax.processing.tokenizer import IMAGE
 
 # What happens to a sequence that no row has room for.
 TOO_LONG = ("error", "reject", "truncate_answer")
-_IN_A_ROW = 1000  # rejected one after the other: then the data and the rows do not belong together
 
 _Turns = list[tuple[list[int], list[int]]]
 
 
-class SequenceTooLong(UserError):
+class EncodingMistake(UserError):
+    """What is wrong with the config, or with a whole source, and not with one record."""
+
+
+class SequenceTooLong(EncodingMistake):
     """A sequence that no row has room for, where that is an error."""
+
+
+class _BadRecord(Exception):
+    """A record that cannot be encoded."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.rejected = Rejected(reason, detail)
 
 
 class SequenceEncoder:
@@ -43,9 +56,6 @@ class SequenceEncoder:
       codes: pictures to generate come as codes.
       codebook_size: of the image tokenizer; codes are from 0 to below it. None sets no upper limit.
       blank: leave all pictures black and do not open them, where only lengths matter.
-
-    Attributes:
-      rejected, truncated: how many sequences, by all threads, counting what was read ahead.
     """
 
     def __init__(
@@ -63,13 +73,18 @@ class SequenceEncoder:
         self._processor, self._row, self._too_long = processor, row, too_long
         self._condition_dropout, self._codes, self._blank = condition_dropout, codes, blank
         self._codebook_size = codebook_size
-        self._lock = threading.Lock()
-        self.rejected = self.truncated = self._in_a_row = 0
 
     def __call__(
         self, example: Example, rng: np.random.Generator | None = None
-    ) -> seq.Features | None:
-        """The arrays of one example; None where it is left out.
+    ) -> seq.Features | Rejected:
+        """The arrays of one example, or why it is left out; see `encode`."""
+        found = self.encode(example, rng)
+        return found if isinstance(found, Rejected) else found.features
+
+    def encode(
+        self, example: Example, rng: np.random.Generator | None = None
+    ) -> Encoded | Rejected:
+        """The arrays of one example, and whether it was shortened.
 
         Args:
           example: of a source.
@@ -77,45 +92,54 @@ class SequenceEncoder:
 
         Raises:
           SequenceTooLong: it is too long, and `too_long` is "error".
-          UserError: it is not an example, or cannot be encoded.
+          EncodingMistake: it is not an example, or has codes where others have pictures.
         """
-        if isinstance(example, Understanding):
-            features = self._understanding(example)
-        elif isinstance(example, Text):
-            features = self._text(example)
-        elif isinstance(example, Generation):
-            features = self._generation(example, rng)
-        else:
-            raise UserError(f"a source gave {type(example).__name__}, which is no example")
-        if features is None or not self._fits(features):
-            return self._reject()
-        self._in_a_row = 0
+        try:
+            features, shortened = self._encoded(example, rng)
+        except _BadRecord as bad:
+            return bad.rejected
+        except EncodingMistake:
+            raise
+        except UserError as error:
+            return Rejected("cannot be encoded", one_line(error))
+        if excess := self._row and self._row.excess(features):
+            if self._too_long == "error":
+                raise SequenceTooLong(f"a sequence is longer than a row has room for ({excess})")
+            return Rejected(NO_ROOM, excess)
         for name in ("target", "gen"):
             features[f"{name}_weights"] *= np.float32(example.weight)
             features[f"{name}_sources"] += np.int32(example.source)
-        return features
+        return Encoded(features, shortened)
 
-    def _understanding(self, example: Understanding) -> seq.Features | None:
+    def _encoded(self, example: Example, rng: np.random.Generator | None) -> Encoded:
+        if isinstance(example, Understanding):
+            return self._understanding(example)
+        if isinstance(example, Text):
+            return self._text(example)
+        if isinstance(example, Generation):
+            return Encoded(self._generation(example, rng))
+        raise EncodingMistake(f"a source gave {type(example).__name__}, which is no example")
+
+    def _understanding(self, example: Understanding) -> Encoded:
         processor, turns = self._processor, example.turns
         counts = [question.count(IMAGE) for question, _ in turns]
         counts[0] = len(example.images) - sum(counts[1:])
         if counts[0] < 0:
-            raise UserError(
+            raise _BadRecord(
+                "more <image> than pictures",
                 f"the questions name {sum(counts[1:])} pictures, the example has "
-                f"{len(example.images)}"
+                f"{len(example.images)}",
             )
         first = processor.understanding_ids(turns[0][0], counts[0], example.system)
         later = [
             processor.next_question_ids(question, count)
             for (question, _), count in zip(turns[1:], counts[1:], strict=True)
         ]
-        ids = self._shortened(self._with_answers([first, *later], turns))
-        if not ids:
-            return None
+        ids, shortened = self._shortened(self._with_answers([first, *later], turns))
         shown = example.images[: sum(counts[: len(ids)])]
-        return self._conversation(ids, shown, seq.TASK_UND)
+        return Encoded(self._conversation(ids, shown, seq.TASK_UND), shortened)
 
-    def _text(self, example: Text) -> seq.Features | None:
+    def _text(self, example: Text) -> Encoded:
         processor, turns = self._processor, example.turns
         if not turns:
             return self._plain_text(example.text)
@@ -125,20 +149,21 @@ class SequenceEncoder:
         else:
             first = processor.text_ids(question, example.picture_words, example.system)
         later = [processor.next_question_ids(question) for question, _ in turns[1:]]
-        ids = self._shortened(self._with_answers([first, *later], turns))
-        return self._conversation(ids, (), seq.TASK_TEXT) if ids else None
+        ids, shortened = self._shortened(self._with_answers([first, *later], turns))
+        return Encoded(self._conversation(ids, (), seq.TASK_TEXT), shortened)
 
-    def _plain_text(self, text: str) -> seq.Features:
+    def _plain_text(self, text: str) -> Encoded:
         config, tokenizer = self._processor.config, self._processor.tokenizer
         ids = [tokenizer.bos_id, *tokenizer.encode_text(text), tokenizer.eos_id]
+        shortened = False
         if self._row and self._too_long == "truncate_answer":
             room = min(self._row.tokens, self._row.targets + 1)
-            if len(ids) > room > 1:
+            if shortened := len(ids) > room > 1:
                 ids = ids[:room]
-                self._count_truncated()
-        return seq.text_sequence(
+        features = seq.text_sequence(
             ids, config.und_image_size, config.gen_image_size, num_codes=self._num_codes
         )
+        return Encoded(features, shortened)
 
     def _generation(self, example: Generation, rng: np.random.Generator | None) -> seq.Features:
         config, tokenizer = self._processor.config, self._processor.tokenizer
@@ -146,7 +171,7 @@ class SequenceEncoder:
         draw = example.dropout_draw
         if draw is None and self._condition_dropout:
             if rng is None:
-                raise UserError("dropping prompts at random needs a random generator")
+                raise EncodingMistake("dropping prompts at random needs a random generator")
             draw = rng.random()
         if self._condition_dropout and draw < self._condition_dropout:
             ids = self._processor.unconditional_ids(ids)
@@ -159,7 +184,7 @@ class SequenceEncoder:
         config = self._processor.config
         if self._codes != (example.codes is not None):
             has, wanted = ("pictures", "codes") if self._codes else ("codes", "pictures")
-            raise UserError(
+            raise EncodingMistake(
                 f"generation examples must all have pictures or all have codes: one has {has} among "
                 f"others with {wanted}"
             )
@@ -167,15 +192,17 @@ class SequenceEncoder:
             return self._pixels(example.picture, config.gen_image_size, generation_pixels)
         codes = np.asarray(example.codes)
         if codes.shape != (config.num_codes,) or not np.issubdtype(codes.dtype, np.integer):
-            raise UserError(
+            raise _BadRecord(
+                "codes do not fit the model",
                 f"the codes of a picture must be {config.num_codes} integers, not {codes.dtype} "
-                f"{list(codes.shape)}"
+                f"{list(codes.shape)}",
             )
         highest = np.inf if self._codebook_size is None else self._codebook_size - 1
         if codes.size and not 0 <= codes.min() <= codes.max() <= highest:
-            raise UserError(
+            raise _BadRecord(
+                "codes do not fit the model",
                 f"the codes of a picture must be from 0 to {highest}, not from {codes.min()} to "
-                f"{codes.max()}: they are of another image tokenizer"
+                f"{codes.max()}: they are of another image tokenizer",
             )
         return codes.astype(np.int32)
 
@@ -195,10 +222,10 @@ class SequenceEncoder:
         answers = [self._processor.answer_ids(answer) for _, answer in turns]
         return list(zip(prompts, answers, strict=True))
 
-    def _shortened(self, turns: _Turns) -> _Turns:
-        """The turns that fit a row, the last one with what fits of its answer; none if nothing does."""
+    def _shortened(self, turns: _Turns) -> tuple[_Turns, bool]:
+        """(turns that fit a row, the last one with what fits of its answer; whether that is less than all)."""
         if not self._row or self._too_long != "truncate_answer":
-            return turns
+            return turns, False
         tokens, targets = self._row.tokens, self._row.targets
         kept = []
         for prompt, answer in turns:
@@ -207,37 +234,21 @@ class SequenceEncoder:
                 break
             kept.append((prompt, answer[:room]))
             tokens, targets = tokens - len(prompt) - len(kept[-1][1]), targets - len(kept[-1][1])
-        if kept and (len(kept) < len(turns) or len(kept[-1][1]) < len(turns[-1][1])):
-            self._count_truncated()
-        return kept
+        if not kept:
+            prompt, _ = turns[0]
+            raise _BadRecord(
+                NO_ROOM, f"tokens: {len(prompt) + 1} without the answer, room for {tokens}"
+            )
+        return kept, len(kept) < len(turns) or len(kept[-1][1]) < len(turns[-1][1])
 
     def _pixels(self, picture: Picture, side: int, resized) -> np.ndarray:
         if self._blank:
             return np.zeros((side, side, 3), np.uint8)
-        return resized(open_picture(picture), side)
+        return resized(_readable(picture), side)
 
     @property
     def _num_codes(self) -> int:
         return self._processor.config.num_codes if self._codes else 0
-
-    def _fits(self, features: seq.Features) -> bool:
-        excess = self._row and self._row.excess(features)
-        if excess and self._too_long == "error":
-            raise SequenceTooLong(f"a sequence is longer than a row has room for ({excess})")
-        return not excess
-
-    def _reject(self) -> None:
-        with self._lock:
-            self.rejected += 1
-            self._in_a_row += 1
-        if self._in_a_row >= _IN_A_ROW:
-            raise SequenceTooLong(
-                f"{_IN_A_ROW} sequences, one after the other, are longer than a row has room for"
-            )
-
-    def _count_truncated(self) -> None:
-        with self._lock:
-            self.truncated += 1
 
 
 class PictureEncoder:
@@ -246,8 +257,11 @@ class PictureEncoder:
     def __init__(self, processor: Processor):
         self._side = processor.config.gen_image_size
 
-    def __call__(self, example: Generation) -> dict[str, np.ndarray]:
-        return {"image": generation_pixels(_picture_of(example), self._side)}
+    def __call__(self, example: Generation) -> dict[str, np.ndarray] | Rejected:
+        picture = _picture_of(example)
+        if isinstance(picture, Rejected):
+            return picture
+        return {"image": generation_pixels(picture, self._side)}
 
 
 class PairEncoder:
@@ -259,10 +273,15 @@ class PairEncoder:
     def __init__(self, processor: Processor, text_length: int):
         self._processor, self._text_length = processor, text_length
 
-    def __call__(self, example: Generation) -> dict[str, np.ndarray]:
+    def __call__(self, example: Generation) -> dict[str, np.ndarray] | Rejected:
         tokenizer, side = self._processor.tokenizer, self._processor.config.und_image_size
         picture = _picture_of(example)
-        ids = tokenizer.encode_text(example.prompt)[: self._text_length]
+        if isinstance(picture, Rejected):
+            return picture
+        try:
+            ids = tokenizer.encode_text(example.prompt)[: self._text_length]
+        except UserError as error:
+            return Rejected("cannot be encoded", one_line(error))
         text = np.full(self._text_length, tokenizer.pad_id, np.int32)
         text[: len(ids)] = ids
         return {"image": understanding_pixels(picture, side), "text": text}
@@ -276,12 +295,25 @@ def open_picture(picture: Picture) -> Image.Image:
     """
     if callable(picture) and not isinstance(picture, Image.Image):
         picture = picture()
+    if isinstance(picture, Rejected):
+        raise _BadRecord(picture.reason, picture.detail)
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
         return Image.fromarray(picture)
     return load_image(picture)
 
 
-def _picture_of(example: Generation) -> Image.Image:
+def _readable(picture: Picture) -> Image.Image:
+    """A picture of an example; one that cannot be read is a bad record."""
+    try:
+        return open_picture(picture)
+    except (UserError, OSError) as error:
+        raise _BadRecord("picture cannot be read", one_line(error)) from error
+
+
+def _picture_of(example: Generation) -> Image.Image | Rejected:
     if not isinstance(example, Generation) or example.picture is None:
-        raise UserError("stage 0 trains on generation examples with pictures")
-    return open_picture(example.picture)
+        raise EncodingMistake("stage 0 trains on generation examples with pictures")
+    try:
+        return _readable(example.picture)
+    except _BadRecord as bad:
+        return bad.rejected

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from janus_jax.errors import UserError
+from janus_jax.errors import UserError, one_line
 
 # The tasks of the mixture, in the order of its ratio.
 TASKS = ("und", "text", "gen")
@@ -136,10 +136,9 @@ class Rejected:
 class Source(Protocol):
     """A random-access sequence of examples: the one at an index is always the same, on every machine.
 
-    For a bad record it gives `Rejected`, it never raises.
-
     It is made by a factory of `data.registry.SOURCES`, called as `factory(task, seed=seed, **options)`. That
-    should be quick: options are checked and files found, but not read. A source may also have a method
+    should be quick: options are checked and files found, but not read. A record that is bad is a `Rejected`,
+    not an error: training goes on without it. A source may also have the methods
     `extremes() -> list[Source]`: sources of what is rare in this one, such as its longest examples, by which
     the room in a row is checked before a run; and `describe(index) -> str`: where the example is, such as
     "file, record 17", for people.
@@ -148,3 +147,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example | Rejected: ...
+
+
+def read_example(source: Source, index: int) -> Example | Rejected:
+    """The example of a source at an index; what it says of a bad record as an error is a rejection, too."""
+    try:
+        return source[index]
+    except UserError as error:
+        return Rejected("no example", one_line(error))

@@ -1,13 +1,12 @@
 """From sources to batches: mixing by weight, shuffling, sharing out over streams, encoding, packing.
 
-All of it is Grain: the mixture interleaves deterministically by weight, any position is reached without
-reading what comes before, and an iterator's state is a small dict that a checkpoint can hold.
+Any position is reached without reading what comes before, but for the sequences that wait to be packed, and an
+iterator's state is a small dict that a checkpoint can hold.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,17 +14,20 @@ from typing import Any
 import grain
 
 from janus_jax.data.encode import SequenceEncoder
-from janus_jax.data.examples import TASKS, Example, Source
+from janus_jax.data.examples import TASKS, Example, Rejected, Source
+from janus_jax.data.mixing import Encoded, MixedIterDataset, Part, hundredths
 from janus_jax.data.packing import PackedShape, pack
+from janus_jax.data.rejects import Ledger
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSource:
-    """A source in a mixture; `weight` is relative to the others of its task."""
+    """A source in a mixture; `weight` is relative to the others of its task, `label` for people."""
 
     task: str
     examples: Source
     weight: float = 1.0
+    label: str = ""
 
 
 def mixed_batches(
@@ -39,13 +41,15 @@ def mixed_batches(
     threads: int = 1,
     codes: bool = False,
     lookahead: int = 0,
+    ledger: Ledger | None = None,
 ) -> grain.IterDataset:
     """Endless packed batches with sequences of all tasks mixed by `ratio`, those of a task by weight.
 
     Args:
       sources: in the order by which examples are numbered (`target_sources`); those of a task that has no
         share in `ratio` are not read.
-      ratio: understanding : text : generation, by number of sequences (Janus-Pro, Table 2).
+      ratio: understanding : text : generation, by number of sequences (Janus-Pro, Table 2); what is left
+        out takes no share.
       encode: examples -> sequences.
       row: room in a packed row.
       batch_size: rows per batch of this stream.
@@ -54,41 +58,70 @@ def mixed_batches(
       threads: reading threads.
       codes: pictures to generate are codes (`encode` must be made for them).
       lookahead: of `pack`.
+      ledger: what was used and left out.
     """
-    datasets, weights = [], []
-    shares = [(task, share) for task, share in zip(TASKS, ratio, strict=True) if share > 0]
-    for number, (task, share) in enumerate(shares):
-        chosen = [(i, s) for i, s in enumerate(sources) if s.task == task and s.weight > 0]
-        total = sum(s.weight for _, s in chosen)
-        for nth, (index, source) in enumerate(chosen):
-            datasets.append(_shuffled(source, index, source_seed(seed + number, nth), stream))
-            weights.append(float(share) * (source.weight / total))
-    mixed = grain.MapDataset.mix(datasets, weights=weights)
-    sequences = mixed.random_map(encode, seed=seed).to_iter_dataset(
-        _options(threads, max(64 // stream[1], 2 * threads, 4))
-    )
+    sequences = mixed_sequences(sources, ratio, encode, seed, stream, threads, ledger)
     return pack(sequences, row, batch_size, codes, lookahead)
+
+
+def mixed_sequences(
+    sources: Sequence[WeightedSource],
+    ratio: tuple[float, float, float],
+    encode: SequenceEncoder,
+    seed: int = 0,
+    stream: tuple[int, int] = (0, 1),
+    threads: int = 1,
+    ledger: Ledger | None = None,
+) -> grain.IterDataset:
+    """What `mixed_batches` packs: endless sequences, any beginning of which has the ratio."""
+    shares = [(task, float(share)) for task, share in zip(TASKS, ratio, strict=True) if share > 0]
+    groups = [
+        (share, _parts(sources, task, seed + number)) for number, (task, share) in enumerate(shares)
+    ]
+    # An earlier version mixed all sources at once.
+    earlier = [
+        share * (part.weight / sum(p.weight for p in parts))
+        for share, parts in groups
+        for part in parts
+    ]
+    ahead = max(64 // stream[1], 2 * threads, 4)
+    return MixedIterDataset(
+        groups, encode.encode, stream, threads, ahead, ledger, hundredths(earlier)
+    )
 
 
 def unpacked_batches(
     sources: Sequence[WeightedSource],
-    encode: Callable[[Example], dict[str, Any]],
+    encode: Callable[[Example], dict[str, Any] | Rejected],
     batch_size: int,
     seed: int = 0,
     stream: tuple[int, int] = (0, 1),
     threads: int = 1,
+    ledger: Ledger | None = None,
 ) -> grain.IterDataset:
     """Endless batches of records (stage 0): each feature stacked on a new first axis."""
-    chosen = [(i, s) for i, s in enumerate(sources) if s.weight > 0]
-    datasets = [
-        _shuffled(source, index, source_seed(seed, nth), stream)
-        for nth, (index, source) in enumerate(chosen)
+    parts = _parts(sources, "", seed)
+    count = hundredths([part.weight for part in parts])
+
+    def encoded(example: Example, rng: Any) -> Encoded | Rejected:
+        found = encode(example)
+        return found if isinstance(found, Rejected) else Encoded(found)
+
+    # An earlier version's position is in batches.
+    earlier = lambda batches: count(batches * batch_size)
+    records = MixedIterDataset(
+        [(1.0, parts)], encoded, stream, threads, 2 * batch_size, ledger, earlier
+    )
+    return records.batch(batch_size)
+
+
+def _parts(sources: Sequence[WeightedSource], task: str, seed: int) -> list[Part]:
+    """The sources of a task ("": of all) that have a weight, with their numbers and seeds."""
+    chosen = [(i, s) for i, s in enumerate(sources) if s.weight > 0 and task in ("", s.task)]
+    return [
+        Part(s.label or f"{s.task} {i}", s.examples, i, source_seed(seed, nth), float(s.weight))
+        for nth, (i, s) in enumerate(chosen)
     ]
-    dataset = datasets[0]
-    if len(datasets) > 1:
-        dataset = grain.MapDataset.mix(datasets, weights=[float(s.weight) for _, s in chosen])
-    dataset = dataset.map(encode).batch(batch_size)
-    return dataset.to_iter_dataset(_options(threads, 2))
 
 
 def source_seed(seed: int, nth: int) -> int:
@@ -97,23 +130,3 @@ def source_seed(seed: int, nth: int) -> int:
         return seed
     digest = hashlib.sha256(f"source {nth} {seed}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _shuffled(
-    source: WeightedSource, index: int, seed: int, stream: tuple[int, int]
-) -> grain.MapDataset:
-    """The endless examples of a source for one stream, shuffled and numbered as the source's.
-
-    Streams share out each source, not the mixture: its order repeats, and a stream that took every n-th
-    sequence of it could get one task only.
-    """
-    dataset = grain.MapDataset.source(source.examples).seed(seed).shuffle().repeat()
-    return dataset[stream[0] :: stream[1]].map(functools.partial(_numbered, index=index))
-
-
-def _numbered(example: Example, index: int) -> Example:
-    return dataclasses.replace(example, source=index) if index else example
-
-
-def _options(threads: int, buffer: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)

@@ -90,6 +90,7 @@ def _check_numbers(config: ConfigDict) -> None:
     _range("data.threads", config.data.threads, 0)
     _whole("data.streams", config.data.streams, 1)
     _whole("data.lookahead", config.data.lookahead, 0)
+    _range("data.max_rejected", config.data.max_rejected, 0, 1)
     _range("log.sample_every", config.log.sample_every, 0)
     for field in ("targets_at_once", "pictures_at_once"):
         _range(f"policy.{field}", config.policy[field], 0)

@@ -18,6 +18,7 @@ from janus_jax.models.packed_attention import resolve_back_end
 from janus_jax.parallel import MeshLayout, first_only, make_mesh
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 from janus_jax.run.config_checks import check_config
+from janus_jax.run.manifest_config import with_manifest
 from janus_jax.training import SourceSpec, Stage
 from janus_jax.training.stages import OBJECTIVE_TASKS
 from janus_jax.training.state import Dtypes
@@ -61,6 +62,7 @@ def build(
     """
     platform = devices[0].platform if devices else jax.default_backend()
     check_config(config, platform)
+    config = with_manifest(config)
     stand_in = not weights and not config.tokenizer
     tokenizer = _tokenizer(config, stand_in)
     janus_config = _architecture(config, tokenizer)

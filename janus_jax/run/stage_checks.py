@@ -9,16 +9,23 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from janus_jax.data import COUNTED_BY, TASKS, PackedShape, streams_of
+from janus_jax.data import COUNTED_BY, TASKS, PackedShape, Rejected, read_example, streams_of
 from janus_jax.errors import UserError
 from janus_jax.parallel import BATCH_AXES, is_first, process_rows
 from janus_jax.run.experiment import Experiment
-from janus_jax.run.stage_data import has_codes, make_encoder, open_source, stage_sources
+from janus_jax.run.stage_data import (
+    LOOKED_AT,
+    has_codes,
+    make_encoder,
+    open_source,
+    stage_sources,
+    usable,
+)
 from janus_jax.training import SourceSpec, Stage
 
 # Examples that are laid out to see how long they get: a few of each source, and many where those come near
 # the room there is.
-FEW, MANY, NEAR = 25, 100, 0.75
+FEW, MANY, NEAR = 25, LOOKED_AT, 0.75
 
 
 def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
@@ -27,6 +34,9 @@ def check_stages(experiment: Experiment, stages: Sequence[Stage]) -> None:
         check_batch(experiment, stage)
     _check_streams(experiment, stages)
     for stage in stages:
+        for spec in stage.sources:
+            if _reads(stage, spec):
+                _check_usable(stage, spec)
         if stage.packed:
             _check_room(experiment, stage)
 
@@ -72,11 +82,28 @@ def _check_streams(experiment: Experiment, stages: Sequence[Stage]) -> None:
             return
 
 
+def _reads(stage: Stage, spec: SourceSpec) -> bool:
+    """Whether a stage reads a source: it has a weight, and its task a share."""
+    shares = dict(zip(TASKS, stage.ratio, strict=True))
+    return spec.weight > 0 and (not stage.packed or shares.get(spec.task, 0) > 0)
+
+
+def _check_usable(stage: Stage, spec: SourceSpec) -> None:
+    """Raises UserError for a source that begins with bad records only."""
+    source = open_source(stage, spec, seed=0)
+    if next(usable(source), None) is None:
+        first = read_example(source, 0)
+        detail = f" ({first.detail})" if first.detail else ""
+        raise UserError(
+            f"config.stages.{stage.name}.sources.{spec.label}: none of the first "
+            f"{min(LOOKED_AT, len(source))} records can be used; the first one: {first.reason}{detail}"
+        )
+
+
 def _check_room(experiment: Experiment, stage: Stage) -> None:
     data = experiment.config.data
-    shares = dict(zip(TASKS, stage.ratio, strict=True))
     for spec in stage.sources:
-        if not spec.weight or not shares.get(spec.task):
+        if not _reads(stage, spec):
             continue
         if data.too_long != "error":
             _check_some_fit(experiment, stage, spec)
@@ -100,8 +127,10 @@ def longest_example(
     encode = make_encoder(experiment, stage, None, _has_codes(stage), blank=True)
     longest, rng = dict.fromkeys(COUNTED_BY, 0), np.random.default_rng(0)
     for part in source.extremes() if hasattr(source, "extremes") else [source]:
-        for index in range(min(samples, len(part))):
-            features = encode(part[index], rng)
+        for index, example in usable(part):
+            features = encode(example, rng) if index < samples else None
+            if features is None or isinstance(features, Rejected):
+                continue
             for field, feature in COUNTED_BY.items():
                 longest[field] = max(longest[field], len(features[feature]))
     return longest
@@ -110,11 +139,11 @@ def longest_example(
 def _check_some_fit(experiment: Experiment, stage: Stage, spec: SourceSpec) -> None:
     source, row = open_source(stage, spec, seed=0), PackedShape(**experiment.config.data.row)
     encode = make_encoder(experiment, stage, row, _has_codes(stage), blank=True)
-    indices, rng = range(min(MANY, len(source))), np.random.default_rng(0)
-    if all(encode(source[i], rng) is None for i in indices):
+    rng = np.random.default_rng(0)
+    if all(isinstance(encode(example, rng), Rejected) for _, example in usable(source)):
         raise UserError(
-            f"config.data.row: no row of {stage.name} has room for any of the first {len(indices)} "
-            f"sequences of {spec.label}"
+            f"config.data.row: no row of {stage.name} has room for any of the first "
+            f"{min(MANY, len(source))} sequences of {spec.label}"
         )
 
 

@@ -7,22 +7,28 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 
 from janus_jax.data import (
+    Example,
     Generation,
+    Ledger,
     PackedShape,
     PairEncoder,
     PictureEncoder,
+    Rejected,
     SequenceEncoder,
     SequenceTooLong,
     Source,
     WeightedSource,
+    in_words,
     make_source,
     mixed_batches,
+    read_example,
     source_seed,
     stream_batches,
     unpacked_batches,
@@ -31,6 +37,7 @@ from janus_jax.errors import UserError
 from janus_jax.files import DamagedError
 from janus_jax.parallel import is_first, process_rows
 from janus_jax.run.experiment import Experiment
+from janus_jax.run.rejected_log import RejectedLog
 from janus_jax.training import SourceSpec, Stage
 
 
@@ -43,22 +50,23 @@ class Batches:
     made on the fly examples, that the run has not seen.
 
     Args:
-      make: seed -> the batches from their first one.
+      make: (seed, ledger) -> the batches from their first one.
       seed: of the first order.
       settings: JSON-ready, what a position depends on.
       name: of the stage, for messages.
-      encode: counts what was too long; None where nothing can be.
+      new_ledger: of what is left out, for one order.
     """
 
     def __init__(
         self,
-        make: Callable[[int], grain.IterDataset],
+        make: Callable[[int, Ledger], grain.IterDataset],
         seed: int,
         settings: Mapping[str, Any],
         name: str,
-        encode: SequenceEncoder | None = None,
+        new_ledger: Callable[[], Ledger] = Ledger,
     ):
-        self._make, self._seed, self._name, self._encode = make, seed, name, encode
+        self._make, self._seed, self._name = make, seed, name
+        self._new_ledger, self.ledger = new_ledger, new_ledger()
         self._settings = dict(settings)
         self._restarted = 0  # how often a new order was begun
         self._iterator: grain.DatasetIterator | None = None
@@ -126,16 +134,17 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-            self._report_too_long()
+            self._report()
 
-    def _report_too_long(self) -> None:
-        encode = self._encode
-        if encode and (encode.rejected or encode.truncated) and is_first():
-            print(
-                f"{self._name}: of the sequences that were read, {encode.rejected} were too long for "
-                f"a row and left out, {encode.truncated} shortened",
-                file=sys.stderr,
-            )
+    def rejected_share(self) -> float:
+        """Of the records that this process has read, the share that was left out."""
+        return self.ledger.share()
+
+    def _report(self) -> None:
+        found = {label: in_words(tally) for label, tally in self.ledger.totals().items()}
+        said = "; ".join(f"{label}: {words}" for label, words in found.items() if words)
+        if said and is_first():
+            print(f"{self._name}: of the records that were read, {said}", file=sys.stderr)
 
     def _begin(self, restarted: int, reason: str = "") -> None:
         if reason and is_first():
@@ -146,15 +155,20 @@ class Batches:
 
     def _open(self) -> grain.DatasetIterator:
         if self._iterator is None:
-            ahead = grain.experimental.ThreadPrefetchIterDataset(
-                self._make(_seed(self._seed, self._restarted)), prefetch_buffer_size=2
-            )
+            self.ledger = self._new_ledger()
+            made = self._make(_seed(self._seed, self._restarted), self.ledger)
+            ahead = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=2)
             self._iterator = iter(ahead)
         return self._iterator
 
 
-def batches(experiment: Experiment, stage: Stage) -> Batches:
+def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -> Batches:
     """The endless batches of one stage on this process, from the first one; close them after use.
+
+    Args:
+      experiment: of the run.
+      stage: one of its stages.
+      run_dir: where what is left out is listed; None lists nothing.
 
     Raises:
       UserError: a source cannot be opened.
@@ -168,7 +182,7 @@ def batches(experiment: Experiment, stage: Stage) -> Batches:
     codes = is_packed and has_codes(stage_sources(stage, seed))
     encode = make_encoder(experiment, stage, row, codes)
 
-    def make(seed: int) -> grain.IterDataset:
+    def make(seed: int, ledger: Ledger) -> grain.IterDataset:
         sources = stage_sources(stage, seed)
         if is_packed:
             of_stream = functools.partial(
@@ -182,7 +196,7 @@ def batches(experiment: Experiment, stage: Stage) -> Batches:
             )
         else:
             of_stream = functools.partial(unpacked_batches, sources, encode)
-        one = functools.partial(of_stream, seed=seed)
+        one = functools.partial(of_stream, seed=seed, ledger=ledger)
         return stream_batches(one, data.streams, stage.batch_size, rows, data.threads)
 
     settings = {
@@ -197,7 +211,10 @@ def batches(experiment: Experiment, stage: Stage) -> Batches:
     }
     if is_packed:
         settings["lookahead"] = data.lookahead
-    return Batches(make, seed, settings, stage.name, encode if is_packed else None)
+    log = RejectedLog(run_dir, stage.name) if run_dir else None
+    where = str(log.path) if log else ""
+    new_ledger = functools.partial(Ledger, data.max_rejected, data.streams, log, where)
+    return Batches(make, seed, settings, stage.name, new_ledger)
 
 
 def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:
@@ -206,7 +223,7 @@ def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:
     for spec in stage.sources:
         examples = open_source(stage, spec, source_seed(seed, of_task[spec.task]))
         of_task[spec.task] += 1
-        found.append(WeightedSource(spec.task, examples, spec.weight))
+        found.append(WeightedSource(spec.task, examples, spec.weight, spec.label))
     return found
 
 
@@ -235,12 +252,24 @@ def make_encoder(
     )
 
 
+# Records of a source that are looked at before a run for one that can be used.
+LOOKED_AT = 100
+
+
+def usable(source: Source) -> Iterator[tuple[int, Example]]:
+    """The first records of a source that are examples, with their indices."""
+    for index in range(min(LOOKED_AT, len(source))):
+        example = read_example(source, index)
+        if not isinstance(example, Rejected):
+            yield index, example
+
+
 def has_codes(sources: list[WeightedSource]) -> bool:
     """Whether the pictures to generate come as codes; one example says so for all of them."""
     for source in sources:
         if source.task == "gen" and source.weight > 0:
-            example = source.examples[0]
-            return isinstance(example, Generation) and example.codes is not None
+            for _, example in usable(source.examples):
+                return isinstance(example, Generation) and example.codes is not None
     return False
 
 

@@ -8,6 +8,7 @@ Run directory, or bucket:
   changes.jsonl           fields of the config that were changed later
   checkpoints/STAGE/STEP  parameters, optimizer, data position
   metrics.jsonl           one line a step
+  rejected.jsonl          records of the data that were left out, and why
   profile/STAGE           traces of the steps that `config.profile` asked for
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
   scores.json             after each stage, and at the end
@@ -51,6 +52,7 @@ from janus_jax.run.claim import (
 )
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.files import remove_leftovers
+from janus_jax.run.manifest_config import with_manifest
 from janus_jax.run.place import RunPlace, check_shared, run_place
 from janus_jax.run.report import write_report
 from janus_jax.run.scores import ScoreStore
@@ -97,6 +99,7 @@ def train(
       RunError: the training itself failed.
       Stopped: asked to by a signal, after a save.
     """
+    config = with_manifest(config)
     _check_same(config, run_dir)
     experiment = build(config)
     with run_place(run_dir) as place:
@@ -215,7 +218,7 @@ class _Run:
     def _train(self, stage: Stage) -> Params:
         experiment, config = self._experiment, self._experiment.config
         params, self._params = self._params, None
-        iterator = batches(experiment, stage)
+        iterator = batches(experiment, stage, self._place.files)
         # What is cast is a copy: nothing else may hold the original, or both are on the device.
         params = with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes)
         peak = config.log.get("peak_tflops", 0.0)

@@ -71,7 +71,8 @@ def run_stage(
       step_fn: from `make_step`.
       params: full tree that the stage starts from, sharded over `mesh`; where the stage has a
         checkpoint, a tree of `jax.ShapeDtypeStruct` does.
-      batches: an iterator of host batches (numpy); its position is saved and restored.
+      batches: an iterator of host batches (numpy); its position is saved and restored. It may have
+        `rejected_share() -> float`.
       directory: of this stage's checkpoints.
       log: of the run.
       save_every: steps between checkpoints; the last step is always saved. Files are written while the next
@@ -106,7 +107,8 @@ def run_stage(
         done = int(state.step)
         log.start_stage(stage.name, done)
         skips = Skips(stage.name, stop_after_skips)
-        monitor = Monitor(stage, done, log, quiet, stop_when_diverged, skips, meter)
+        rejected = getattr(batches, "rejected_share", lambda: 0.0)
+        monitor = Monitor(stage, done, log, quiet, stop_when_diverged, skips, meter, rejected)
         clock, recorded = SaveClock(save_minutes), []
         try:
             while done < stage.steps:

@@ -120,6 +120,8 @@ def set_losses(bar: tqdm, record: Mapping[str, Any]) -> None:
     shown["tok/s"] = f"{record['tokens_per_s']:.0f}"
     if "mfu" in record:
         shown["mfu"] = f"{record['mfu']:.0%}"
+    if "rejected" in record:
+        shown["rejected"] = f"{record['rejected']:.2%}"
     bar.set_postfix({**shown, "data": f"{record['data_wait']:.0%}"})
 
 

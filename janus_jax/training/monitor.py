@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Monitor:
       strict: a loss that diverges is an error.
       skips: steps that were left out.
       meter: of how well the machine is used; None leaves that out.
+      rejected: the share of the data that was left out so far; a metric once there is some.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Monitor:
         strict: bool,
         skips: Skips,
         meter: Meter | None = None,
+        rejected: Callable[[], float] = lambda: 0.0,
     ):
+        self._rejected = rejected
         self.pending: list[_Step] = []
         self._stage, self._log, self._strict, self._meter = stage, log, strict, meter
         self._rate = learning_rate(stage)
@@ -121,6 +124,8 @@ class Monitor:
         """What is measured of several steps together."""
         waited = sum(step.waited for step in steps)
         shares = {"tokens_per_s": tokens / elapsed, "data_wait": waited / elapsed}
+        if rejected := self._rejected():
+            shares["rejected"] = rejected
         if self._meter is None:
             return shares
         rates = self._meter.rates(tokens, [step.flops for step in steps], elapsed)
