@@ -11,6 +11,7 @@ from typing import Any
 from janus_jax import untrusted
 from janus_jax.data.containers.parquet import dataset_files
 from janus_jax.errors import UserError
+from janus_jax.gcs import is_gcs
 from janus_jax.places import check_local
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -40,7 +41,7 @@ def find_paths(
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
             raise UserError(f"path must be a text, not {untrusted.shown(pattern)}")
-        check_local(pattern, "path")
+        _check_local(pattern, "path")
         for name in _matching(os.path.expanduser(pattern)):
             if folders and not os.path.isdir(name):
                 raise UserError(
@@ -75,10 +76,19 @@ def picture_roots(image_root: Any, paths: Sequence[str]) -> tuple[str, ...]:
             f"image_root must be a directory or a list of them, not {untrusted.shown(image_root)}"
         )
     for root in roots:
-        check_local(root, "image_root")
+        _check_local(root, "image_root")
         if not os.path.isdir(os.path.expanduser(root)):
             raise UserError(f"image_root {untrusted.printable(root, 200)} is no directory")
     return tuple(os.path.realpath(os.path.expanduser(root)) for root in roots)
+
+
+def _check_local(path: str, option: str) -> None:
+    if is_gcs(path):
+        raise UserError(
+            f"{option} {untrusted.printable(path, 200)}: data is read from directories, not from buckets: mount "
+            "it as one (gcsfuse)"
+        )
+    check_local(path, option)
 
 
 def _matching(pattern: str) -> list[str]:
