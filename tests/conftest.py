@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -50,6 +51,17 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if any(map(item.get_closest_marker, NOT_QUICK))]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(autouse=True)
+def _free_log():
+    """The lock of `logging` is nobody's after a test: threads of a later one would wait for it for ever."""
+    yield
+    held = 0
+    while logging._lock._is_owned():
+        logging._lock.release()
+        held += 1
+    assert not held, "an exception, such as that of a signal, has left logging's lock held"
 
 
 @pytest.fixture(autouse=True, scope="module")
