@@ -11,7 +11,7 @@ from janus_jax import emoji as es
 from janus_jax.emoji import make_prompts, make_questions
 from janus_jax.emoji.benchmarks import TUNING_SEED
 from janus_jax.run import build, training_run
-from janus_jax.run.claim import lock
+from janus_jax.run.place import run_place
 from janus_jax.run.predictors import Predictors
 from janus_jax.run.scores import ScoreStore
 from janus_jax.run.scoring import Evaluator
@@ -130,8 +130,8 @@ def test_reconstructions_come_in_any_number(tmp_path):
 def prepare(run_dir, **fields):
     """Opens a run directory with a config, as a run does that trains its stages next."""
     experiment = build(tiny(**fields))
-    with lock(run_dir):
-        training_run._prepare(run_dir, experiment, list(experiment.stages), ())
+    with run_place(run_dir) as place, place.hold():
+        training_run._prepare(place, experiment, list(experiment.stages), ())
     path = run_dir / "scores.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
