@@ -117,7 +117,7 @@ class TorchSteps:
         """As in `NativeStep`."""
         loss = self._select(contender)
         self._reset()
-        found = [self._step(loss) for _ in range(steps)]
+        found = [self._step(loss) | {"grad_norm": self._norm()} for _ in range(steps)]
         return {name: [step[name] for step in found] for name in found[0]}
 
     def do_run(self, contender: str, steps: int) -> dict[str, Any]:
@@ -149,11 +149,20 @@ class TorchSteps:
         self.optimizer.zero_grad(set_to_none=True)
         loss = loss_of(self.batch)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.clipped_by = nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self._wait()
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "loss": loss.item(), "grad_norm": norm.item()}
+        return {"seconds": seconds, "loss": loss.item()}
+
+    def _norm(self) -> float:
+        """Of the last step's gradient before it was clipped.
+
+        On a CPU PyTorch's own, in float32, is .2 % low for a table of 16,384 rows of 2,048.
+        """
+        scale = min(1.0, 1.0 / (self.clipped_by.item() + 1e-6))
+        squares = (p.grad.double().square().sum() for p in self.trained if p.grad is not None)
+        return (sum(squares) ** 0.5).item() / scale
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
