@@ -18,6 +18,8 @@ from typing import Any
 from janus_jax import console, gcs
 from janus_jax.errors import UserError
 
+# What code raises that meets values of a type or size it does not expect.
+SENSELESS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 MESSAGE = 480  # letters of a whole message
 # The largest real ones: tokenizer.json with some 35 MB, an index of shards with 1 MB.
 TEXT_BYTES, JSON_BYTES = 2**27, 2**25
@@ -136,14 +138,7 @@ def understanding(what: str | Path, limit: int = MESSAGE) -> Iterator[None]:
         if message == str(error):
             raise
         raise type(error)(message) from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except SENSELESS as error:
         reason = f"{type(error).__name__}: {printable(error, 150)}"
         raise UserError(f"{_path(what)} holds values that make no sense: {reason}") from error
 

@@ -7,6 +7,12 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from janus_jax.data import Generation, Rejected, Text, Understanding
+
+IMAGE = "<image_placeholder>"
+FIRST = "<image>\nwhat is it?"
+QA = [(f"{IMAGE}\nwhat is it?", "a cat")]
+
 
 def picture(shade=0, kind="PNG"):
     """An encoded picture of 4 x 4 pixels."""
@@ -55,3 +61,42 @@ def shades(example):
     """The shade of each picture of an example, which opens them."""
     pictures = example.images if hasattr(example, "images") else [example.picture]
     return [int(picture()[0, 0, 0]) for picture in pictures]
+
+
+def said(*texts, keys=("from", "value"), roles=("human", "gpt")):
+    return [{keys[0]: roles[i % 2], keys[1]: text} for i, text in enumerate(texts)]
+
+
+def openai(*texts):
+    return said(*texts, keys=("role", "content"), roles=("user", "assistant"))
+
+
+def llava(*texts, **fields):
+    return {**fields, "conversations": said(*texts)}
+
+
+def chat(*contents, **fields):
+    return {**fields, "messages": openai(*contents)}
+
+
+def seen(turns, *shade, system=None):
+    return ("und", list(turns), list(shade), system)
+
+
+def text(*turns, system=None):
+    return ("text", list(turns), [], system)
+
+
+def drawn(prompt, shade):
+    return ("gen", prompt, [shade], None)
+
+
+def summary(example):
+    if isinstance(example, Rejected):
+        return example.reason
+    if isinstance(example, Generation):
+        return ("gen", example.prompt, shades(example), None)
+    if isinstance(example, Understanding):
+        return ("und", list(example.turns), shades(example), example.system)
+    assert isinstance(example, Text)
+    return ("text", list(example.turns) or example.text, [], example.system)

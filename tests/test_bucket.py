@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from short_run import start
 
 from janus_jax import gcs
 from janus_jax.checkpoints import StageCheckpoints, finished_steps, is_written, load_model
@@ -23,7 +23,6 @@ pytest.importorskip("gcsfs", reason="needs gcsfs")
 pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator")
 import gcs_emulator
 
-ROOT = Path(__file__).resolve().parent.parent
 PARAMS = {"w": jnp.arange(24.0).reshape(4, 6), "b": jnp.zeros(3)}
 STATE = {"step": jnp.array(0), "m": jnp.ones((4, 6))}
 
@@ -327,27 +326,7 @@ def test_what_is_no_run_is_left_alone(place, tmp_path):
 
 # Whole runs
 
-ARGS = [
-    "--config=configs/janus_tiny.py:smoke",
-    "--config.stage_order=('stage2',)",
-    "--config.stages.stage2.steps=14",
-    "--config.stages.stage2.batch_size=2",
-    "--config.log.save_every=4",
-    "--config.log.log_every=1",
-    "--config.eval.benchmarks=()",
-    "--quiet",
-]
 TENSORSTORE = "Using GOOGLE_AUTH_TOKEN_FOR_TESTING"
-
-
-def start(workdir, *extra: str, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "train.py", *ARGS, "--workdir", str(workdir), *extra],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def end(process: subprocess.Popen) -> tuple[int, list[str]]:

@@ -4,12 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from data_files import picture, write
 
 from janus_jax.data import Rejected
 from janus_jax.data.formats import FORMATS, FileSource
-
-yaml = pytest.importorskip("yaml")
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))

@@ -23,8 +23,8 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def library(name, why=""):
-    return pytest.importorskip(name, reason=f"needs {name}{why}")
+def library(name):
+    return pytest.importorskip(name, reason=f"needs {name}")
 
 
 def check_drawn(source):
@@ -146,7 +146,7 @@ class TestParquet:
 
 
 def test_what_datasets_saved(tmp_path):
-    datasets = library("datasets", ", which is large and not among the requirements of development")
+    datasets = library("datasets")
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     rows = {"image": [{"bytes": picture(s), "path": None} for s in SHADES], "caption": PROMPTS}
     dataset = datasets.Dataset.from_dict(rows, features=features)

@@ -1,36 +1,15 @@
 """A run that was killed goes on as if nothing had happened, and another config is refused."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from short_run import start
 
 pytestmark = pytest.mark.subprocess
-
-ROOT = Path(__file__).resolve().parent.parent
-# Stage 2 alone of the smallest network, from random numbers: `stage_order` has no other stage.
-ARGS = [
-    "--config=configs/janus_tiny.py:smoke",
-    "--config.stage_order=('stage2',)",
-    "--config.stages.stage2.steps=14",
-    "--config.stages.stage2.batch_size=2",
-    "--config.log.save_every=4",
-    "--config.log.log_every=1",
-    "--config.eval.benchmarks=()",
-    "--quiet",
-]
-
-
-def start(workdir: Path, *extra: str) -> subprocess.Popen:
-    command = [sys.executable, "train.py", *ARGS, "--workdir", str(workdir), *extra]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def losses(workdir: Path) -> list[tuple[int, float, float]]:

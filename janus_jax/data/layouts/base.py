@@ -97,14 +97,7 @@ def layout(read: Callable[[Record, LayoutOptions, Draws], Example]) -> Layout:
             return Rejected(error.reason, error.detail)
         except OSError as error:
             return Rejected(reasons.CANNOT_READ, error.strerror or untrusted.printable(error))
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except untrusted.SENSELESS as error:
             kind = type(error).__name__
             return Rejected(reasons.FORM, f"{kind}: {untrusted.printable(error, 150)}")
 
