@@ -376,28 +376,30 @@ def _find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{directory / STAGES} must be a list of stage names")
     for name in names:  # a stage is a directory in this one, whatever a file says
-        if (
-            Path(name).name != name
-            or name in ("", "..")
-            or not name.isprintable()
-            or len(name) > 255
-        ):
+        plain = Path(name).name == name and name not in ("", "..")
+        if not (plain and name.isprintable() and len(name) <= 255):
             raise UserError(
                 f"{directory / STAGES}: {shown(name)} cannot be the name of a stage: stages are "
                 f"directories in {CHECKPOINTS}/"
             )
     if stage is not None and stage not in names:
         raise UserError(f"{directory} has no stage {stage!r}; its stages are {', '.join(names)}")
+    begun = _names_in(directory / CHECKPOINTS)  # whatever the file lists, and however often
     steps = [
         (name, step)
-        for name in reversed(names)
-        if stage in (None, name)
+        for name in dict.fromkeys(reversed(names))
+        if stage in (None, name) and name in begun
         for step in reversed(finished_steps(directory / CHECKPOINTS / name))
     ]
     if not steps:
         which = f"stage {stage!r}" if stage else "the run"
         raise UserError(f"no finished checkpoint yet in {directory}: {which} has not saved one")
     return steps
+
+
+def _names_in(directory: Path) -> set[str]:
+    with storage.reading(directory), gcs.asking(directory):
+        return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
 
 
 def _check_fit(params: Any, config: JanusConfig, where: str) -> None:
