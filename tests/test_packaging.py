@@ -79,11 +79,11 @@ def test_the_version_is_written_once(wheel):
     assert "version" in project["dynamic"] and "version" not in project
 
 
-@pytest.mark.parametrize("name", ["janus-train", "janus-sample", "janus-convert"])
+@pytest.mark.parametrize("name", ["janus-train", "janus-sample", "janus-convert", "janus-data"])
 def test_every_command_explains_itself_by_its_own_name(installed, name):
     done = installed(name, "--help")
     assert done.returncode == 0, done.stderr
-    assert f"  {name} --" in done.stdout and ".py --" not in done.stdout
+    assert f"\n  {name} " in done.stdout and ".py --" not in done.stdout
 
 
 def test_an_installation_has_the_configs(installed):

@@ -9,23 +9,29 @@ from pathlib import Path
 
 from janus_jax.errors import UserError
 
-# Script at the root of the source tree -> the command that an installation has instead.
+# Script at the root of the source tree, or module -> the command that an installation has instead.
 COMMANDS = {
     "train.py": "janus-train",
     "sample.py": "janus-sample",
     "convert_torch_weights.py": "janus-convert",
+    "-m janus_jax.data": "janus-data",
 }
 
 
 class Parser(argparse.ArgumentParser):
     """Shows the module's docstring as help, and reports a bad flag as one line.
 
+    Args:
+      description: the docstring.
+      word: the first word after the command, where it has several.
+
     Raises:
       UserError: instead of printing the usage, from `parse_args`.
     """
 
-    def __init__(self, description: str | None):
+    def __init__(self, description: str | None, word: str = ""):
         super().__init__(
+            prog=" ".join([program(), word]).strip(),
             description=description and as_typed(description),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -38,6 +44,8 @@ class Parser(argparse.ArgumentParser):
 def program() -> str:
     """How the running program is started: "python train.py", or "janus-train" of an installation."""
     name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return f"python -m janus_jax.{Path(sys.argv[0]).parent.name}"
     return f"python {name}" if name.endswith(".py") else name
 
 
@@ -46,5 +54,5 @@ def as_typed(text: str) -> str:
     if Path(sys.argv[0]).name not in COMMANDS.values():
         return text
     for script, command in COMMANDS.items():
-        text = re.sub(rf"(python )?\b{re.escape(script)}", command, text)
+        text = re.sub(rf"(python )?(?<!\w){re.escape(script)}", command, text)
     return text
