@@ -234,6 +234,8 @@ class FileSource:
         }
         if "delimiter" not in container_options and self._format == "tsv":
             container_options["delimiter"] = "\t"
+        if hasattr(open_one, "shared"):  # what its files have in common
+            container_options["groups"] = open_one.shared()
         if container_options:
             open_one = functools.partial(open_one, **container_options)
         return Joined(self._paths, open_one, at_most)
