@@ -13,6 +13,7 @@ import numpy as np
 from janus_jax import untrusted
 from janus_jax.data import reasons
 from janus_jax.data.containers.base import Record, check_file, missing_package
+from janus_jax.data.containers.stores import open_to_read
 from janus_jax.data.examples import Rejected
 from janus_jax.data.order import MIXED_BLOCKS
 from janus_jax.errors import UserError
@@ -33,7 +34,7 @@ class RowGroups:
         key = path, number
         with self._lock:
             if key not in self._groups:
-                with _pyarrow("parquet").ParquetFile(path) as file:
+                with open_to_read(path) as raw, _pyarrow("parquet").ParquetFile(raw) as file:
                     self._groups[key] = file.read_row_group(number, use_threads=False)
                 while len(self._groups) > _GROUPS:
                     self._groups.popitem(last=False)
@@ -69,7 +70,11 @@ class Parquet:
         parquet = _pyarrow("parquet")
         check_file(path)
         self._path = os.fspath(path)
-        with _understood(path, "Parquet"), parquet.ParquetFile(path) as file:
+        with (
+            _understood(path, "Parquet"),
+            open_to_read(path) as raw,
+            parquet.ParquetFile(raw) as file,
+        ):
             metadata = file.metadata
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             self._class_names = _class_names(file.schema_arrow.metadata)
