@@ -176,6 +176,8 @@ def _source(entry: Any, base: Path, where: str, number: int) -> ManifestSource:
     for key in _PATHS:
         if key in options:
             options[key] = _resolved(options[key], base, f"{place}: {key}")
+    if isinstance(options.get("class_names"), str):  # a file; names themselves are a list
+        options["class_names"] = _resolved(options["class_names"], base, f"{place}: class_names")
     return ManifestSource(name, TASK_WORDS[task], float(weight), options, stages, order, place)
 
 
