@@ -1,6 +1,6 @@
 """Which parameters each stage trains: Janus-Pro (arXiv 2501.17811), figure 3 and section 2.2.
 
-Patterns of parameter paths, as `training.groups` reads them; configs name them, so JAX is not imported here.
+Patterns of parameter paths, as `param_groups` reads them; configs name them, so JAX is not imported here.
 """
 
 # The paper's freeze sets: the parameter groups that each stage trains. The embedding table of the image codes

@@ -12,10 +12,10 @@ from janus_jax.configs import common, emoji, janus_tiny, standin
 from janus_jax.emoji.scene import SCENE_KINDS, TRAINING_SCENE_KINDS
 from janus_jax.emoji.source import EmojiSource
 from janus_jax.errors import UserError
+from janus_jax.param_groups import split_params
 from janus_jax.registry import Registry
 from janus_jax.run.config_checks import check_config
 from janus_jax.training import TRAINABLE
-from janus_jax.training.groups import split_params
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("janus_tiny", "janus_small", "janus_1b", "janus_pro_1b", "janus_pro_7b")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.errors import UserError
-from janus_jax.training.groups import merge_params, split_params
+from janus_jax.param_groups import merge_params, split_params
 
 TREE = {
     "decoder": {

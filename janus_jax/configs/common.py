@@ -22,7 +22,7 @@ def stage(
 
     Args:
       objective: which loss.
-      trainable: a key of `TRAINABLE`, or patterns of parameter paths (`janus_jax.training.groups`).
+      trainable: a key of `TRAINABLE`, or patterns of parameter paths (`janus_jax.param_groups`).
       sources: label -> dict(name, task, weight, options) of each source of data.
       **fields: of `janus_jax.training.Stage`.
 

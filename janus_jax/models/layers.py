@@ -46,8 +46,15 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+# Leaves of a low-rank adapter beside a kernel [I, O]: [I, r], [r, O], and what their product is times.
+LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
+
+
 class Dense(nn.Module):
     """Affine map of the last axis: [..., I] -> [..., features].
+
+    Where the parameters have `LORA_A`, `LORA_B` and `LORA_SCALE` beside the kernel (`adapters.add_lora`), the map
+    is that of kernel + scale * a @ b, computed without this sum (LoRA, arXiv 2106.09685).
 
     Attributes:
       features: output width.
@@ -67,11 +74,20 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", initializer("kernel"), shape, self.param_dtype)
-        y = project(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.astype(self.dtype)
+        y = project(x, kernel.astype(self.dtype))
+        if self.has_variable("params", LORA_A):
+            y = y + self._adapted(x)
         if self.use_bias:
             bias = self.param("bias", initializer("bias"), (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
         return y.astype(self.out_dtype or self.dtype)
+
+    def _adapted(self, x: jax.Array) -> jax.Array:
+        """What an adapter adds, in float32."""
+        a, b, scale = (self.get_variable("params", name) for name in (LORA_A, LORA_B, LORA_SCALE))
+        inner = project(x, a.astype(self.dtype)).astype(self.dtype)
+        return project(inner, b.astype(self.dtype)) * scale.astype(jnp.float32)
 
 
 class Embed(nn.Module):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from janus_jax.errors import UserError
+from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE
 from janus_jax.parallel.mesh import replicated
 
 # Logical axis -> mesh axes, in order of preference: an axis that does not divide the dimension is
@@ -74,7 +75,20 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"aux/.+", ()),
 )
 
-_COMPILED = tuple((re.compile(pattern), axes) for pattern, axes in RULES)
+
+def _adapters() -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    """Rules of the low-rank factors beside a kernel: each lies on the side of the kernel that it has in common."""
+    found = []
+    for pattern, axes in RULES:
+        if pattern.endswith("/kernel") and len(axes) == 2:
+            beside = pattern.removesuffix("kernel")
+            found.append((beside + LORA_A, (axes[0], None)))
+            found.append((beside + LORA_B, (None, axes[1])))
+            found.append((beside + LORA_SCALE, ()))
+    return tuple(found)
+
+
+_COMPILED = tuple((re.compile(pattern), axes) for pattern, axes in (*RULES, *_adapters()))
 _STACKED = re.compile(r"(decoder/layers|siglip/blocks)/.+")
 
 

@@ -21,7 +21,7 @@ from janus_jax.parallel import batch_sharding, param_shardings, state_shardings
 from janus_jax.parallel.hlo import collectives, parse
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.stage_data import row_shape
-from janus_jax.training import Stage, init_state, make_objective, make_step
+from janus_jax.training import Stage, add_params, init_state, make_step
 from janus_jax.training.state import with_dtypes
 
 
@@ -81,10 +81,7 @@ def abstract_arguments(
     model, mesh = experiment.model, experiment.mesh
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(lambda k: init_params(model, k), key)
-    extra = make_objective(stage.objective, stage.options).extra_params
-    params = with_dtypes(
-        jax.eval_shape(lambda k: extra(model, k), key) | params, stage, experiment.dtypes
-    )
+    params = with_dtypes(add_params(model, stage, params, key), stage, experiment.dtypes)
     state, frozen = jax.eval_shape(lambda p: init_state(stage, p), params)
     placed = lambda tree, shardings: jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings

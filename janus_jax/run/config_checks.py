@@ -17,8 +17,8 @@ from janus_jax.data import TOO_LONG
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import BACK_ENDS, REMAT
 from janus_jax.models.packed_attention import OLD_NAMES, PLATFORM
+from janus_jax.param_groups import WILDCARDS
 from janus_jax.training import TRAINABLE, Stage, profiled_steps
-from janus_jax.training.groups import WILDCARDS
 
 
 def check_config(config: ConfigDict, platform: str = "") -> None:

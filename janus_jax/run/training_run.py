@@ -65,15 +65,15 @@ from janus_jax.training import (
     Meter,
     Profiler,
     Stage,
+    add_params,
     check_trainable,
-    make_objective,
+    handed_on,
     make_step,
     profiled_steps,
     run_stage,
     select_stages,
     start_from_codebook,
 )
-from janus_jax.training.objectives.base import Objective
 from janus_jax.training.state import with_dtypes
 
 
@@ -212,7 +212,7 @@ class _Run:
         self._place.push()
 
     def _sample(self, stage: Stage, step: int, params: Params) -> None:
-        self._evaluator.sample(stage, step, params)
+        self._evaluator.sample(stage, step, handed_on(stage, params))
         self._place.push()
 
     def _train(self, stage: Stage) -> Params:
@@ -248,7 +248,7 @@ class _Run:
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter
-        return _objective(stage).strip(params)
+        return handed_on(stage, params)
 
     def _profiler(self, stage: Stage) -> Profiler:
         place, steps = self._place, profiled_steps(self._experiment.config.get("profile", ""))
@@ -278,8 +278,7 @@ def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params
     config = experiment.config
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    make = lambda k: _objective(stage).extra_params(experiment.model, k)
-    params = (jax.eval_shape(make, key) if abstract else make(key)) | params
+    params = add_params(experiment.model, stage, params, key)
     if _starts_from_codebook(experiment, stage):
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
         params = params if abstract else start_from_codebook(params, key)
@@ -426,8 +425,4 @@ def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | N
         newest = saved.restore_newest_params()
     if newest is None or newest[0] != stage.steps:
         return None
-    return _objective(stage).strip(newest[1])
-
-
-def _objective(stage: Stage) -> Objective:
-    return make_objective(stage.objective, stage.options)
+    return handed_on(stage, newest[1])

@@ -1,9 +1,10 @@
 """Training: stages, objectives, one step, the loop of a stage."""
 
 from janus_jax.freeze_sets import TRAINABLE
+from janus_jax.param_groups import merge_params, split_params
+from janus_jax.training.additions import add_params, handed_on
 from janus_jax.training.codebook_start import start_from_codebook
 from janus_jax.training.grad_norms import grad_norms
-from janus_jax.training.groups import merge_params, split_params
 from janus_jax.training.loop import Stopped, run_stage
 from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog, read_metrics
@@ -24,9 +25,11 @@ __all__ = [
     "Stage",
     "Stopped",
     "TrainState",
+    "add_params",
     "check_trainable",
     "evaluated_params",
     "grad_norms",
+    "handed_on",
     "init_state",
     "learning_rate",
     "make_objective",

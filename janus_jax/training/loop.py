@@ -16,8 +16,8 @@ from janus_jax.checkpoints import Keep, StageCheckpoints, finished_steps
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
+from janus_jax.param_groups import split_params
 from janus_jax.training.clock import SaveClock
-from janus_jax.training.groups import split_params
 from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.monitor import Monitor

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from janus_jax.adapters import LoraOptions
 from janus_jax.errors import UserError, nearest
 from janus_jax.training.objectives import OBJECTIVES
 from janus_jax.training.optimizer_options import optimizer_options
@@ -66,7 +67,7 @@ class Stage:
     Attributes:
       name: unique in a run; also the name of its checkpoint folder.
       objective: of `objectives.OBJECTIVES`, such as "vq", "siglip" or "janus": which loss.
-      trainable: patterns of parameter paths (see `groups`), such as "decoder"; all others are frozen.
+      trainable: patterns of parameter paths (see `param_groups`), such as "decoder"; all others are frozen.
       steps: optimizer steps; where a stage is stopped early (Janus-Pro-7B stage 2), the last one done.
       learning_rate: constant after `warmup_steps` of linear warm-up.
       batch_size: rows per step, over all hosts.
@@ -76,8 +77,9 @@ class Stage:
       ema_decay: of the average of the weights that is evaluated and handed on; 0 keeps no average.
       sources: where its examples come from; a task without a share in `ratio` needs none.
       condition_dropout: share of generation examples whose prompt is dropped (Janus paper, footnote 2).
-      options: what this objective reads, e.g. {"commitment": 0.25} for "vq"; and under "optimizer" what
-        `OptimizerOptions` has.
+      options: what this objective reads, e.g. {"commitment": 0.25} for "vq"; under "optimizer" what
+        `OptimizerOptions` has; under "lora" what `adapters.LoraOptions` has, for an adapter, which `trainable`
+        then names.
     """
 
     name: str
@@ -122,6 +124,10 @@ class Stage:
             optimizer_options(self.options)
         except UserError as error:
             raise UserError(f"stage {self.name}: options.optimizer: {error}") from None
+        try:
+            LoraOptions.of(self.options)
+        except UserError as error:
+            raise UserError(f"stage {self.name}: options.{error}") from None
 
     @property
     def packed(self) -> bool:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, Params, init_params
-from janus_jax.training.groups import merge_params, split_params
+from janus_jax.param_groups import merge_params, split_params
+from janus_jax.training.additions import add_params
 from janus_jax.training.objectives import make_objective
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import Stage
@@ -108,9 +109,8 @@ def check_trainable(model: JanusModel, stages: Iterable[Stage]) -> None:
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda key: init_params(model, key), key)
     for stage in stages:
-        objective = make_objective(stage.objective, stage.options)
-        extra = jax.eval_shape(lambda key, o=objective: o.extra_params(model, key), key)
         try:
-            jax.eval_shape(lambda params, s=stage: init_state(s, params), {**shapes, **extra})
+            params = add_params(model, stage, shapes, key)
+            jax.eval_shape(lambda params, s=stage: init_state(s, params), params)
         except UserError as error:
-            raise UserError(f"config.stages.{stage.name}.trainable: {error}") from None
+            raise UserError(f"config.stages.{stage.name}: {error}") from None

@@ -1,6 +1,6 @@
 """One training step, as a pure function of (state, frozen parameters, batch).
 
-Parameters are split into trainable and frozen before differentiation (`groups.split_params`), so
+Parameters are split into trainable and frozen before differentiation (`param_groups.split_params`), so
 gradients of frozen parameters never exist.
 """
 
@@ -15,9 +15,9 @@ import optax
 
 from janus_jax import onednn
 from janus_jax.models import JanusModel, Params
+from janus_jax.param_groups import merge_params
 from janus_jax.training.accumulation import loss_and_gradients
 from janus_jax.training.grad_norms import grad_norms
-from janus_jax.training.groups import merge_params
 from janus_jax.training.objectives import make_objective
 from janus_jax.training.objectives.base import Batch, Metrics
 from janus_jax.training.optimizer import make_optimizer

@@ -8,10 +8,10 @@ import jax
 
 from janus_jax.checkpoints.model_dir import EXTRAS
 from janus_jax.config import JanusConfig
+from janus_jax.param_groups import split_params
 from janus_jax.training.content import Content
 from janus_jax.training.flops import tokenizer, transformers
 from janus_jax.training.flops.products import Flops, Products
-from janus_jax.training.groups import split_params
 from janus_jax.training.stages import Stage
 
 # Amounts that operations are proportional to.

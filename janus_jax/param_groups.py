@@ -39,6 +39,14 @@ def split_params(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     return _split(params, (), rest)
 
 
+def find_nodes(params: Tree, patterns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, subtree or leaf) of everything that matches a pattern itself."""
+    rest = [tuple(pattern.split("/")) for pattern in patterns]
+    for path, value in _nodes(params):
+        if any(_matches(path, parts) for parts in rest):
+            yield path, value
+
+
 def merge_params(one: Tree, other: Tree) -> Tree:
     """One tree of two that share no leaf.
 
