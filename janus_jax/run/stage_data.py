@@ -175,8 +175,7 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
     """
     config, data = experiment.config, experiment.config.data
     rows = process_rows(experiment.mesh, stage.batch_size)
-    # Another stage is another part of the data, not the same examples again.
-    seed = config.seed * 100 + experiment.stages.index(stage)
+    seed = stage_seed(experiment, stage)
     is_packed = stage.packed
     row = row_shape(config, stage)
     codes = is_packed and has_codes(stage_sources(stage, seed))
@@ -215,6 +214,11 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
     where = str(log.path) if log else ""
     new_ledger = functools.partial(Ledger, data.max_rejected, data.streams, log, where)
     return Batches(make, seed, settings, stage.name, new_ledger)
+
+
+def stage_seed(experiment: Experiment, stage: Stage) -> int:
+    """Of a stage's first order: another stage is another part of the data, not the same examples again."""
+    return experiment.config.seed * 100 + experiment.stages.index(stage)
 
 
 def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:

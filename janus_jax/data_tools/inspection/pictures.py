@@ -1,0 +1,66 @@
+"""Pictures for a page: small, inside of it, and of codes where a model is given that can decode them."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from janus_jax.data_tools.inspection.reading import Reading
+from janus_jax.errors import UserError
+
+SIDE = 224  # pixels of the longest side in the page
+LOSSLESS = 64  # up to so many pixels a side a PNG is small enough
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """uint8 [h, w, 3] as a `data:` address of a PNG, or of a JPEG where it is large."""
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    if max(image.size) <= LOSSLESS:
+        image.save(file, "PNG")
+        kind = "png"
+    else:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        image.save(file, "JPEG", quality=85)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+class CodePainter:
+    """Codes -> pictures, by the image tokenizer of a model directory; no other weights are read.
+
+    Raises:
+      UserError: no model, or one whose codes are others.
+    """
+
+    def __init__(self, reading: Reading):
+        from janus_jax.checkpoints.lazy import load_leaves
+        from janus_jax.interop.conversion import open_source
+        from janus_jax.models import JanusModel
+
+        source, vq = open_source(reading.checkpoint), reading.experiment.janus_config.vq
+        its = source.config.vq
+        if (its.num_codes, its.codebook_size) != (vq.num_codes, vq.codebook_size):
+            raise UserError(
+                f"--checkpoint {reading.checkpoint}: its pictures are {its.num_codes} codes of "
+                f"{its.codebook_size}, those of the config {vq.num_codes} of {vq.codebook_size}"
+            )
+        params: dict = {}
+        for path, value in source.arrays.items():
+            first, *middle, last = path.split("/")
+            if first != "vq":
+                continue
+            node = params
+            for part in middle:
+                node = node.setdefault(part, {})
+            node[last] = load_leaves(value)
+        self._model, self._params = JanusModel(source.config), {"params": {"vq": params}}
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """int [N] -> uint8 [h, w, 3]."""
+        from janus_jax.pixels import to_uint8
+
+        pixels = self._model.apply(self._params, codes[None], method="decode_codes")
+        return np.asarray(to_uint8(pixels[0]))
