@@ -41,7 +41,8 @@ svg rect{fill:#4078c0}svg text{font-size:11px;fill:currentColor}
 .meter div{width:20em;background:var(--soft)}
 .meter i{display:block;height:.8em;background:#4078c0}
 .sample{border:1px solid var(--line);border-radius:6px;padding:.6em .9em;margin:.8em 0}
-.sample p{margin:.1em 0}.sample img{max-height:160px;margin:.4em .5em .2em 0;border:1px solid var(--line);vertical-align:top}
+.sample p{margin:.1em 0}
+.sample img{max-height:160px;margin:.4em .5em .2em 0;border:1px solid var(--line);vertical-align:top}
 .tokens{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.6 ui-monospace,monospace;color:#888}
 .tokens b{font-weight:400;color:var(--good);background:var(--goodback)}
 .tokens kbd{font:inherit;font-size:12px;border:1px solid var(--line);border-radius:3px;padding:0 .25em;
