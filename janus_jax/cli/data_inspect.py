@@ -20,7 +20,7 @@ import sys
 from janus_jax.cli import config_flag
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
-from janus_jax.errors import RunError, UserError
+from janus_jax.errors import RunError, UserError, nearest
 
 _MOST_SAMPLES = 500
 
@@ -45,7 +45,8 @@ def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     flags, rest = parser.parse_known_args(argv)
     for argument in rest:
         if argument.startswith("--") and not argument.startswith("--config."):
-            parser.error(f"there is no flag {argument.split('=')[0]}")
+            name = argument.split("=")[0]
+            parser.error(f"there is no flag {name}.{nearest(name, parser._option_string_actions)}")
     if not flags.out:
         raise UserError("nowhere to write: give --out, a directory for the page")
     if flags.limit < 0:

@@ -83,6 +83,7 @@ def inspect(
     count: int = 12,
     checkpoint: str = "",
     quiet: bool = False,
+    rows: int = ROWS,
 ) -> Findings:
     """Inspects the data of one stage, and writes the three files.
 
@@ -94,6 +95,7 @@ def inspect(
       count: records of each source that are shown as the model reads them.
       checkpoint: a model directory: its tokenizer where the config has none, its pictures of codes; or "".
       quiet: no progress bars.
+      rows: of the run to pack.
 
     Raises:
       UserError: a run would not even begin to read, or `out` cannot be written; nothing is.
@@ -105,7 +107,7 @@ def inspect(
     with tempfile.TemporaryFile() as listing:
         counts = _scanned(reading, limit, listing, quiet)
         seconds = time.perf_counter() - begin
-        packing = _packed(reading, counts, quiet)
+        packing = _packed(reading, counts, rows, quiet)
         mixed = mix(reading, counts, packing)
         found = Findings(
             reading=reading,
@@ -140,11 +142,11 @@ def _scanned(reading: Reading, limit: int, listing, quiet: bool) -> list[SourceC
     return counts
 
 
-def _packed(reading: Reading, counts: list[SourceCounts], quiet: bool) -> Packing:
+def _packed(reading: Reading, counts: list[SourceCounts], rows: int, quiet: bool) -> Packing:
     if empty := [count.part.label for count in counts if not count.used]:
         return Packing(note=f"nothing of {', '.join(empty)} can be used")
-    with tqdm(total=ROWS, unit="row", desc="packing", disable=quiet, dynamic_ncols=True) as bar:
-        return first_rows(reading, tick=bar.update)
+    with tqdm(total=rows, unit="row", desc="packing", disable=quiet, dynamic_ncols=True) as bar:
+        return first_rows(reading, rows, bar.update)
 
 
 def _findings(

@@ -93,7 +93,7 @@ def _read(found: Findings) -> str:
     read = sum(source.counts.read for source in found.sources)
     rate = read / found.seconds if found.seconds else 0
     limited = f" (at most {found.limit:,} of each source, spread evenly)" if found.limit else ""
-    return f"{read:,} records read{limited} in {found.seconds:.0f} s, {rate:,.0f} a second"
+    return f"{read:,} records read{limited} in {found.seconds:.1f} s, {rate:,.0f} a second"
 
 
 def _overview(found: Findings) -> str:
@@ -203,7 +203,7 @@ def _piece(piece: Piece) -> str:
         codes = f" ({piece.codes:,} codes)" if piece.codes else ""
         shown = f"<kbd>{escape(piece.text)}{times}{codes}</kbd>"
     else:
-        shown = f'<bdi dir="auto">{text(piece.text, LETTERS)}</bdi>'
+        shown = f'<bdi dir="ltr">{text(piece.text, LETTERS)}</bdi>'
     return f"<b>{shown}</b>" if piece.learnt else shown
 
 

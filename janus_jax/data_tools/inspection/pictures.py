@@ -5,11 +5,16 @@ from __future__ import annotations
 import base64
 import io
 
+import jax
 import numpy as np
 from PIL import Image
 
+from janus_jax.checkpoints.lazy import load_leaves
 from janus_jax.data_tools.inspection.reading import Reading
 from janus_jax.errors import UserError
+from janus_jax.interop.conversion import open_source
+from janus_jax.models import JanusModel
+from janus_jax.pixels import to_uint8
 
 SIDE = 224  # pixels of the longest side in the page
 LOSSLESS = 64  # up to so many pixels a side a PNG is small enough
@@ -36,10 +41,6 @@ class CodePainter:
     """
 
     def __init__(self, reading: Reading):
-        from janus_jax.checkpoints.lazy import load_leaves
-        from janus_jax.interop.conversion import open_source
-        from janus_jax.models import JanusModel
-
         source, vq = open_source(reading.checkpoint), reading.experiment.janus_config.vq
         its = source.config.vq
         if (its.num_codes, its.codebook_size) != (vq.num_codes, vq.codebook_size):
@@ -56,11 +57,12 @@ class CodePainter:
             for part in middle:
                 node = node.setdefault(part, {})
             node[last] = load_leaves(value)
-        self._model, self._params = JanusModel(source.config), {"params": {"vq": params}}
+        model, self._params = JanusModel(source.config), {"params": {"vq": params}}
+        # Compiled once: op by op each of hundreds would be compiled by itself.
+        self._decode = jax.jit(
+            lambda params, codes: to_uint8(model.apply(params, codes, method="decode_codes"))
+        )
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """int [N] -> uint8 [h, w, 3]."""
-        from janus_jax.pixels import to_uint8
-
-        pixels = self._model.apply(self._params, codes[None], method="decode_codes")
-        return np.asarray(to_uint8(pixels[0]))
+        return np.asarray(self._decode(self._params, codes[None])[0])

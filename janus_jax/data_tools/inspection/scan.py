@@ -24,6 +24,7 @@ from janus_jax.data import (
     Picture,
     Rejected,
     SequenceEncoder,
+    Source,
     Text,
     Understanding,
     read_example,
@@ -35,7 +36,7 @@ from janus_jax.data_tools.inspection.distribution import Distribution
 from janus_jax.data_tools.inspection.reading import SMALL, Part, Reading
 from janus_jax.processing.tokenizer import UNK
 
-TOGETHER = 8  # neighbouring records that one thread reads
+TOGETHER = 8  # neighbouring records that one thread reads, at most
 KEPT = 0.999999  # a draw with which a prompt is not dropped
 SHOWN = 20  # rejected records of each reason that are kept to be shown
 MISTAKE = "a run stops here"
@@ -167,7 +168,7 @@ def scan(
     )
     look = _Look(reading, part)
     describe = getattr(source, "describe", lambda index: f"record {index}")
-    for seen in _in_order(look, chosen(len(source), limit), threads):
+    for seen in _in_order(look, chosen(len(source), limit), *_shared_out(source, threads)):
         for each in seen:
             counts.add(each)
             if each.rejected is None:
@@ -186,11 +187,24 @@ def scan(
     return counts
 
 
+def _shared_out(source: Source, threads: int) -> tuple[int, int]:
+    """(threads, neighbours that each reads): few enough that all are in one block of the source, or in two.
+
+    A source that is read in blocks, such as Parquet, keeps two of them: with more, each would be read many times.
+    """
+    blocks = getattr(source, "blocks", None)
+    if blocks is None:
+        return threads, TOGETHER
+    size = int(np.median(np.diff(np.append(blocks, len(source)))))
+    threads = max(1, min(threads, size))
+    return threads, max(1, min(TOGETHER, size // threads))
+
+
 def _in_order(
-    look: Callable[[int], Seen], indices: Sequence[int], threads: int
+    look: Callable[[int], Seen], indices: Sequence[int], threads: int, together: int
 ) -> Iterator[list[Seen]]:
-    """What `look` finds, a few neighbours at a time, of which no more wait than threads need."""
-    groups = (indices[i : i + TOGETHER] for i in range(0, len(indices), TOGETHER))
+    """What `look` finds, `together` records at a time, of which no more wait than threads need."""
+    groups = (indices[i : i + together] for i in range(0, len(indices), together))
     look_at = lambda group: [look(index) for index in group]
     with ThreadPoolExecutor(threads, "inspecting") as pool:
         waiting: deque = deque()
