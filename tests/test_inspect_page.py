@@ -135,8 +135,8 @@ def test_codes_are_pictures_with_a_checkpoint(root, tmp_path):
     config = reads(tmp_path)
     built = build(reads(root))
     number = built.processor.config.num_codes
-    line = json.dumps({"prompt": "a cat", "codes": [1] * number})
-    (tmp_path / "c.jsonl").write_text(f"{line}\n" * 2)
+    lines = [json.dumps({"prompt": "a cat", "codes": [code] * number}) for code in (1, 2)]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n")
     without = inspect(config, tmp_path / "look", STAGE, quiet=True, rows=4)
     assert "give --checkpoint to see the picture" in page(without)
     save_model(
@@ -150,7 +150,8 @@ def test_codes_are_pictures_with_a_checkpoint(root, tmp_path):
         config, tmp_path / "look", STAGE, quiet=True, rows=4, checkpoint=str(tmp_path / "model")
     )
     coded = next(s for s in seen.sources if s.counts.part.label == "coded")
-    assert all(sample.drawn.startswith("data:image/") for sample in coded.samples)
+    one, other = (sample.drawn for sample in coded.samples)
+    assert one.startswith("data:image/") and one != other
     assert "give --checkpoint" not in page(seen)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from janus_jax.checkpoints.lazy import load_leaves
 from janus_jax.data_tools.inspection.reading import Reading
 from janus_jax.errors import UserError
-from janus_jax.interop.conversion import open_source
+from janus_jax.interop.conversion import open_checkpoint
 from janus_jax.models import JanusModel
 from janus_jax.pixels import to_uint8
 
@@ -41,23 +41,16 @@ class CodePainter:
     """
 
     def __init__(self, reading: Reading):
-        source, vq = open_source(reading.checkpoint), reading.experiment.janus_config.vq
-        its = source.config.vq
+        opened, vq = open_checkpoint(reading.checkpoint), reading.experiment.janus_config.vq
+        its = opened.config.vq
         if (its.num_codes, its.codebook_size) != (vq.num_codes, vq.codebook_size):
             raise UserError(
                 f"--checkpoint {reading.checkpoint}: its pictures are {its.num_codes} codes of "
                 f"{its.codebook_size}, those of the config {vq.num_codes} of {vq.codebook_size}"
             )
-        params: dict = {}
-        for path, value in source.arrays.items():
-            first, *middle, last = path.split("/")
-            if first != "vq":
-                continue
-            node = params
-            for part in middle:
-                node = node.setdefault(part, {})
-            node[last] = load_leaves(value)
-        model, self._params = JanusModel(source.config), {"params": {"vq": params}}
+        weights = {"vq": load_leaves(opened.params["vq"])}
+        opened.check()
+        model, self._params = JanusModel(opened.config), {"params": weights}
         # Compiled once: op by op each of hundreds would be compiled by itself.
         self._decode = jax.jit(
             lambda params, codes: to_uint8(model.apply(params, codes, method="decode_codes"))
