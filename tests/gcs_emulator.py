@@ -10,6 +10,7 @@ import logging
 import socket
 from http import HTTPStatus
 
+import pytest
 from gcp_storage_emulator import server
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
@@ -113,3 +114,26 @@ def serve(port: int = 0, bucket: str = "bucket"):
             None
         )  # a client that asks twice takes one answer
         yield Bucket(running._storage, port, bucket)
+
+
+@contextlib.contextmanager
+def for_this_process():
+    """Yields a `Bucket` that this process and those that it starts use."""
+    from etils.epath import backend
+    from orbax.checkpoint.utils import gcs_utils
+
+    from janus_jax import gcs
+
+    caches = (
+        gcs.filesystem,
+        gcs._client,
+        gcs_utils.get_bucket,
+        backend._FileSystemSpecBackend._get_filesystem,
+    )
+    with serve() as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in found.env.items():
+            patch.setenv(name, value)
+        yield found
+        gcs.filesystem().clear_instance_cache()
+        for cache in caches:
+            cache.cache_clear()

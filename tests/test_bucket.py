@@ -29,23 +29,8 @@ STATE = {"step": jnp.array(0), "m": jnp.ones((4, 6))}
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A bucket that this process and those that it starts use."""
-    from etils.epath import backend
-    from orbax.checkpoint.utils import gcs_utils
-
-    caches = (
-        gcs.filesystem,
-        gcs._client,
-        gcs_utils.get_bucket,
-        backend._FileSystemSpecBackend._get_filesystem,
-    )
-    with gcs_emulator.serve() as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in found.env.items():
-            patch.setenv(name, value)
+    with gcs_emulator.for_this_process() as found:
         yield found
-        gcs.filesystem().clear_instance_cache()
-        for cache in caches:
-            cache.cache_clear()
 
 
 @pytest.fixture

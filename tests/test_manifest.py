@@ -65,6 +65,20 @@ def test_paths_are_those_beside_the_manifest(tmp_path, monkeypatch):
     }
 
 
+def test_order_epochs_and_names_of_classes(tmp_path):
+    text = (
+        "sources:\n"
+        "  - {name: a, task: text, format: jsonl_text, path: a, epochs: 2.5, shuffle: false}\n"
+        "  - {name: b, task: text, format: jsonl_text, path: b, class_names: names.txt}\n"
+        "  - {name: c, task: text, format: jsonl_text, path: b, class_names: [cat, dog]}\n"
+    )
+    a, b, c = read_manifest(manifest(tmp_path, text))
+    assert (a.entry()["epochs"], a.entry()["shuffle"]) == (2.5, False)
+    assert "epochs" not in b.entry() and "shuffle" not in a.options
+    assert b.options["class_names"] == f"{tmp_path}/names.txt"
+    assert c.options["class_names"] == ["cat", "dog"]
+
+
 def test_a_stage_takes_the_sources_of_its_tasks(tmp_path):
     config = tiny(data__manifest=manifest(tmp_path))
     before = config.to_json_best_effort()
@@ -161,6 +175,9 @@ SOURCE = "{name: a, task: text, format: jsonl_text, path: a}"
         ("weight: -1", "source a: weight must be a finite number >= 0, not -1"),
         ("weight: .nan", "source a: weight must be"),
         ("weight: 0", "every source of the task text has the weight 0"),
+        ("epochs: 0", "source a: epochs must be a finite number above 0, not 0"),
+        ("epoch: 2", r"source a: no key 'epoch'\. Did you mean 'epochs'"),
+        ("shuffle: no way", "source a: shuffle must be true or false"),
         ("stages: stage1", "source a: stages must be a list"),
         ("stages: [stag2]", r"source a: stages: no stage 'stag2'\. Did you mean 'stage2'"),
         ("stages: [stage2]", "no source with the task text, and stage0_lm has a ratio for it"),

@@ -26,7 +26,8 @@ from janus_jax.data import (
 )
 from janus_jax.data.encode import EncodingMistake
 from janus_jax.data.interleave import Turns, picked, taken, whole_weights
-from janus_jax.data.mixing import Encoded, hundredths
+from janus_jax.data.mixing import hundredths
+from janus_jax.data.reading import Encoded
 from janus_jax.errors import UserError
 from janus_jax.run import batches, build
 from janus_jax.run.rejected_log import RejectedLog

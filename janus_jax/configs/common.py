@@ -75,6 +75,7 @@ def base(name: str, preset: str) -> ConfigDict:
             data=dict(
                 row=dict(tokens=4096, targets=2048, und_images=6, gen_images=7),
                 threads=16,
+                workers=0,  # processes that read and encode instead of threads, in each process
                 streams=1,  # that the rows of a step come from, whatever the number of processes
                 lookahead=0,  # sequences that a row is chosen from; 0: first-fit over a batch's rows
                 too_long="error",  # or "reject", "truncate_answer": sequences that no row can hold

@@ -28,6 +28,7 @@ from janus_jax.data.mixture import (
     unpacked_batches,
 )
 from janus_jax.data.packing import COUNTED_BY, PackedShape, pack
+from janus_jax.data.reading import WorkerProcesses
 from janus_jax.data.registry import SOURCES, TOKENIZERS, make_source
 from janus_jax.data.rejects import Ledger, Rejection, Tally, TooManyRejected, in_words
 from janus_jax.data.streams import stream_batches, streams_of
@@ -57,6 +58,7 @@ __all__ = [
     "TooManyRejected",
     "Understanding",
     "WeightedSource",
+    "WorkerProcesses",
     "in_words",
     "make_source",
     "mixed_batches",

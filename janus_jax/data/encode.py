@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from janus_jax.data.examples import Example, Generation, Picture, Rejected, Text, Understanding
-from janus_jax.data.mixing import Encoded
 from janus_jax.data.packing import PackedShape
+from janus_jax.data.reading import Encoded
 from janus_jax.data.rejects import NO_ROOM
 from janus_jax.errors import UserError, one_line
 from janus_jax.processing import Processor, generation_pixels, load_image, understanding_pixels

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax import untrusted
+from janus_jax.data.containers import stores
 from janus_jax.data.containers.base import MANY_OPEN, Container, Joined, Record
 from janus_jax.data.containers.prepared import prepared_files
 from janus_jax.data.examples import STAGE_0_TASKS, TASKS, Example, Rejected
@@ -192,7 +193,7 @@ class FileSource:
     @property
     def fingerprint(self) -> str:
         """Another one where other files are read, or files of another size or number of records."""
-        sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in self._paths]
+        sizes = [0 if os.path.isdir(path) else stores.size_of(path) for path in self._paths]
         names = [os.path.basename(path) for path in self._paths]
         known = repr((self._format, self._options.task, self._seed, names, sizes, len(self)))
         return hashlib.sha256(known.encode("utf-8", "backslashreplace")).hexdigest()[:16]
@@ -234,6 +235,8 @@ class FileSource:
         }
         if "delimiter" not in container_options and self._format == "tsv":
             container_options["delimiter"] = "\t"
+        if hasattr(open_one, "shared"):  # what its files have in common
+            container_options["groups"] = open_one.shared()
         if container_options:
             open_one = functools.partial(open_one, **container_options)
         return Joined(self._paths, open_one, at_most)

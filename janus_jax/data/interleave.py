@@ -6,7 +6,7 @@ Whole numbers throughout: 0.7 is seven tenths, so nothing drifts however long a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 
@@ -57,7 +57,19 @@ class Turns:
         self._weights = [whole_weights(w) for w in weights]
         self._first = [sum(len(w) for w in weights[:i]) for i in range(len(weights))]
 
-    def __call__(self, index: int) -> int:
-        """The member, counted through all groups, whose turn number `index` is."""
+    def __call__(self, index: int, without: Collection[int] = ()) -> int | None:
+        """The member, counted through all groups, whose turn number `index` is.
+
+        Args:
+          index: of the turn.
+          without: members that have nothing left: their turns are shared out among the others of the group, by
+            their weights. None if there is no other.
+        """
         group, nth = picked(index, self._shares)
-        return self._first[group] + picked(nth, self._weights[group])[0]
+        first, weights = self._first[group], self._weights[group]
+        if not without:
+            return first + picked(nth, weights)[0]
+        left = [i for i in range(len(weights)) if first + i not in without]
+        if not left:
+            return None
+        return first + left[picked(nth, [weights[i] for i in left])[0]]

@@ -7,6 +7,8 @@
         path: shards/*.tar        # relative to the manifest
         weight: 2
         stages: [stage1, stage2]  # all, if left out
+        epochs: 3                 # at most; then others of the task have its turns
+        shuffle: false            # in the order of the files
 
 Every other key, such as `image_root`, `prompt`, `system` or `min_rating`, is an option of the source, which
 says what it knows.
@@ -33,8 +35,8 @@ TASK_WORDS = {"understanding": "und", "text": "text", "generation": "gen"}
 # The registered source that reads files; `format` and `path` are its options.
 FILES = "files"
 _REQUIRED = ("name", "task", "format", "path")
-_COMMON = (*_REQUIRED, "image_root", "weight", "prompt", "system", "min_rating", "stages")
-_OURS = ("weight", "stages", "task")  # what a source does not see
+_OURS = ("weight", "stages", "task", "epochs", "shuffle")  # what a source does not see
+_COMMON = (*_REQUIRED, *_OURS, "image_root", "prompt", "system", "min_rating")
 _PATHS = ("path", "image_root")
 _NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 # gs://bucket/x, tfds:coco_captions: no paths of this disk.
@@ -51,6 +53,7 @@ class ManifestSource:
       weight: relative to the others of its task.
       options: of the source "files", with "format" and "path".
       stages: that read it; None for all.
+      order: "epochs" and "shuffle" where they are given (`training.SourceSpec`).
       where: the manifest and the source, for messages.
     """
 
@@ -59,12 +62,14 @@ class ManifestSource:
     weight: float
     options: Mapping[str, Any]
     stages: tuple[str, ...] | None
+    order: Mapping[str, Any]
     where: str
 
     def entry(self, task: str = "") -> dict[str, Any]:
         """The fields of a source in a config; stage 0 calls the task of pictures otherwise."""
         options = {k: list(v) if isinstance(v, list) else v for k, v in self.options.items()}
-        return dict(name=FILES, task=task or self.task, weight=self.weight, options=options)
+        fields = dict(name=FILES, task=task or self.task, weight=self.weight, options=options)
+        return fields | self.order
 
 
 def read_manifest(path: str | Path) -> tuple[ManifestSource, ...]:
@@ -157,6 +162,7 @@ def _source(entry: Any, base: Path, where: str, number: int) -> ManifestSource:
         raise UserError(
             f"{place}: weight must be a finite number >= 0, not {untrusted.shown(weight)}"
         )
+    _check_order(entry, place)
     stages = entry.get("stages")
     if stages is not None:
         words = isinstance(stages, Sequence) and not isinstance(stages, str)
@@ -165,11 +171,27 @@ def _source(entry: Any, base: Path, where: str, number: int) -> ManifestSource:
                 f"{place}: stages must be a list of names, not {untrusted.shown(stages)}"
             )
         stages = tuple(stages)
-    options = {k: v for k, v in entry.items() if k not in ("name", "task", "weight", "stages")}
+    order = {k: entry[k] for k in ("epochs", "shuffle") if k in entry}
+    options = {k: v for k, v in entry.items() if k != "name" and k not in _OURS}
     for key in _PATHS:
         if key in options:
             options[key] = _resolved(options[key], base, f"{place}: {key}")
-    return ManifestSource(name, TASK_WORDS[task], float(weight), options, stages, place)
+    if isinstance(options.get("class_names"), str):  # a file; names themselves are a list
+        options["class_names"] = _resolved(options["class_names"], base, f"{place}: class_names")
+    return ManifestSource(name, TASK_WORDS[task], float(weight), options, stages, order, place)
+
+
+def _check_order(entry: Mapping[str, Any], place: str) -> None:
+    if not isinstance(entry.get("shuffle", True), bool):
+        raise UserError(
+            f"{place}: shuffle must be true or false, not {untrusted.shown(entry['shuffle'])}"
+        )
+    epochs = entry.get("epochs", 1)
+    number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
+    if not (number and 0 < epochs < math.inf):
+        raise UserError(
+            f"{place}: epochs must be a finite number above 0, not {untrusted.shown(epochs)}"
+        )
 
 
 def _resolved(value: Any, base: Path, where: str) -> Any:

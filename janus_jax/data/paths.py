@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -9,13 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from janus_jax import untrusted
+from janus_jax.data.containers import stores
 from janus_jax.data.containers.parquet import dataset_files
 from janus_jax.errors import UserError
-from janus_jax.gcs import is_gcs
+from janus_jax.gcs import PREFIX, check, is_gcs
 from janus_jax.places import check_local
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
+# What is mapped into memory, or opened by libraries that know files alone.
+_ON_DISK = {".arrow", ".array_record", ".arrayrecord", ".riegeli"}
 _MOST = 1_000_000  # files that a pattern may stand for
 
 
@@ -41,7 +45,10 @@ def find_paths(
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
             raise UserError(f"path must be a text, not {untrusted.shown(pattern)}")
-        _check_local(pattern, "path")
+        if is_gcs(pattern):
+            found += _objects(pattern, folders, suffixes)
+            continue
+        check_local(pattern, "path")
         for name in _matching(os.path.expanduser(pattern)):
             if folders and not os.path.isdir(name):
                 raise UserError(
@@ -69,26 +76,65 @@ def picture_roots(image_root: Any, paths: Sequence[str]) -> tuple[str, ...]:
     """
     if image_root is None:
         near = [path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths]
-        return tuple(dict.fromkeys(os.path.realpath(place) for place in near))
+        return tuple(dict.fromkeys(_root(place) for place in near))
     roots = [image_root] if isinstance(image_root, str) else image_root
     if not isinstance(roots, list | tuple) or not all(isinstance(r, str) and r for r in roots):
         raise UserError(
             f"image_root must be a directory or a list of them, not {untrusted.shown(image_root)}"
         )
     for root in roots:
-        _check_local(root, "image_root")
+        if is_gcs(root):
+            _ask_once(root)
+            continue
+        check_local(root, "image_root")
         if not os.path.isdir(os.path.expanduser(root)):
             raise UserError(f"image_root {untrusted.printable(root, 200)} is no directory")
-    return tuple(os.path.realpath(os.path.expanduser(root)) for root in roots)
+    return tuple(_root(os.path.expanduser(root)) for root in roots)
 
 
-def _check_local(path: str, option: str) -> None:
-    if is_gcs(path):
+def _root(place: str) -> str:
+    return place.rstrip("/") if is_gcs(place) else os.path.realpath(place)
+
+
+def _objects(pattern: str, folders: bool, suffixes: Sequence[str]) -> list[str]:
+    """Those of one pattern that begins with gs://."""
+    shown = untrusted.printable(pattern, 200)
+    if folders or not set(suffixes) - _ON_DISK:
         raise UserError(
-            f"{option} {untrusted.printable(path, 200)}: data is read from directories, not from buckets: mount "
-            "it as one (gcsfuse)"
+            f"path {shown}: this format is read from a disk: copy it there (gcloud storage cp -r), or mount the "
+            "bucket (gcsfuse)"
         )
-    check_local(path, option)
+    _ask_once(pattern)
+    found = []
+    for expanded in _expanded(pattern):
+        names = stores.matching(expanded)
+        if not names:
+            raise UserError(f"path {untrusted.printable(expanded, 200)}: there is no such object")
+        for name in names:
+            if not stores.is_directory(name):
+                found.append(name)
+                continue
+            inside = [n for n in stores.in_directory(name) if n.lower().endswith(tuple(suffixes))]
+            if not inside:
+                raise UserError(f"path {shown}: no object in it ends in {' or '.join(suffixes)}")
+            found += [f"{name.rstrip('/')}/{inner}" for inner in inside]
+    for name in found:
+        if name.lower().endswith(tuple(_ON_DISK)):
+            raise UserError(
+                f"path {untrusted.printable(name, 200)}: such files are read from a disk: copy them there "
+                "(gcloud storage cp -r)"
+            )
+    return found
+
+
+@functools.cache
+def _ask_of_bucket(bucket: str) -> None:
+    check(f"{PREFIX}{bucket}", "path")
+
+
+def _ask_once(path: str) -> None:
+    """Asks whether its bucket can be used; raises UserError."""
+    _ask_of_bucket(path.removeprefix(PREFIX).partition("/")[0])
 
 
 def _matching(pattern: str) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import io
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +18,9 @@ import numpy as np
 
 from janus_jax import untrusted
 from janus_jax.data import reasons
+from janus_jax.data.containers import stores
 from janus_jax.errors import UserError
+from janus_jax.gcs import PREFIX, is_gcs
 from janus_jax.processing import load_image
 
 SUFFIXES = frozenset("jpg jpeg png webp gif bmp tif tiff avif jp2 ppm pgm pbm pnm".split())
@@ -109,7 +113,37 @@ def _of_text(text: str, roots: Sequence[str]) -> PictureFile | PictureBytes:
         )
     elif len(text) > _BARE_BASE64 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", text):
         return _decoded(text, True)
+    if any(is_gcs(root) for root in roots):
+        return _find_object(text, roots)
     return PictureFile(find_file(text, roots))
+
+
+def _find_object(name: str, roots: Sequence[str]) -> PictureFile | PictureBytes:
+    """Like `find_file` where some roots are in buckets. Whether there is an object is asked where it matters."""
+    outside = False
+    for nth, root in enumerate(roots):
+        if not is_gcs(root):
+            with contextlib.suppress(Unusable):
+                return PictureFile(find_file(name, [root]))
+            continue
+        place = PREFIX + posixpath.normpath(f"{root}/{name}".removeprefix(PREFIX))
+        if not place.startswith(f"{root}/") or name.startswith("/"):
+            outside = True
+        elif nth == len(roots) - 1 or stores.matching(place):
+            return PictureBytes(PictureObject(place))
+    reason = reasons.PATH_ESCAPE if outside else reasons.PICTURE_MISSING
+    raise Unusable(reason, f"{name!r} in {', '.join(roots)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureObject:
+    """An encoded picture in a bucket."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """Raises OSError."""
+        return stores.read_object(self.path)
 
 
 def _decoded(text: str, is_base64: bool) -> PictureBytes:

@@ -31,8 +31,8 @@ ABSENT = "<absent>"
 _OF_THIS_PROCESS = ("only_stage", "profile")
 # Fields that change no number of a training, by name or by the section they are in.
 _FREE = (
-    "name only_stage log eval data.threads data.max_rejected data.manifest data.sources policy.remat "
-    "policy.attention policy.targets_at_once policy.pictures_at_once mesh processor.cfg_weight "
+    "name only_stage log eval data.threads data.workers data.max_rejected data.manifest data.sources "
+    "policy.remat policy.attention policy.targets_at_once policy.pictures_at_once mesh processor.cfg_weight "
     "processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.

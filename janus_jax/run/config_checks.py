@@ -88,6 +88,7 @@ def _check_numbers(config: ConfigDict) -> None:
     # The data of stage i is seeded with 100 * seed + i, which Grain keeps in 32 bits.
     _range("seed", config.seed, 0, 20_000_000)
     _range("data.threads", config.data.threads, 0)
+    _whole("data.workers", config.data.get("workers", 0), 0)
     _whole("data.streams", config.data.streams, 1)
     _whole("data.lookahead", config.data.lookahead, 0)
     _range("data.max_rejected", config.data.max_rejected, 0, 1)

@@ -149,10 +149,15 @@ def _stage(name: str, fields: ConfigDict) -> Stage:
                 f"before the last of the {values['steps']} steps"
             )
     stage = Stage(name=name, **values)
-    has = {spec.task for spec in stage.sources if spec.weight > 0}
     for task in tasks_of(stage):
-        if task not in has:
+        has = [spec for spec in stage.sources if spec.task == task and spec.weight > 0]
+        if not has:
             raise UserError(f"{where}.sources: no source with a weight for the task {task!r}")
+        if all(spec.epochs is not None for spec in has):
+            raise UserError(
+                f"{where}.sources: every source of the task {task!r} has a limit of epochs, and something must be "
+                "read to the last step: leave one without (how long a stage is, its steps say)"
+            )
     return stage
 
 
@@ -168,7 +173,7 @@ def _sources(where: str, entries: ConfigDict) -> tuple[SourceSpec, ...]:
     specs = []
     for label, entry in entries.items():
         fields = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
-        known = ("name", "task", "weight", "options")
+        known = ("name", "task", "weight", "options", "shuffle", "epochs")
         for field in fields:
             if field not in known:
                 raise UserError(f"{where}.{label}: no field {field!r}.{nearest(field, known)}")

@@ -25,6 +25,7 @@ from janus_jax.data import (
     SequenceTooLong,
     Source,
     WeightedSource,
+    WorkerProcesses,
     in_words,
     make_source,
     mixed_batches,
@@ -50,22 +51,25 @@ class Batches:
     made on the fly examples, that the run has not seen.
 
     Args:
-      make: (seed, ledger) -> the batches from their first one.
+      make: (seed, ledger, workers) -> the batches from their first one.
       seed: of the first order.
       settings: JSON-ready, what a position depends on.
       name: of the stage, for messages.
       new_ledger: of what is left out, for one order.
+      new_workers: processes that read, for one order, or None.
     """
 
     def __init__(
         self,
-        make: Callable[[int, Ledger], grain.IterDataset],
+        make: Callable[[int, Ledger, WorkerProcesses | None], grain.IterDataset],
         seed: int,
         settings: Mapping[str, Any],
         name: str,
         new_ledger: Callable[[], Ledger] = Ledger,
+        new_workers: Callable[[], WorkerProcesses | None] = lambda: None,
     ):
         self._make, self._seed, self._name = make, seed, name
+        self._new_workers, self._workers = new_workers, None
         self._new_ledger, self.ledger = new_ledger, new_ledger()
         self._settings = dict(settings)
         self._restarted = 0  # how often a new order was begun
@@ -130,10 +134,12 @@ class Batches:
         self._open().set_state({"streams": streams})
 
     def close(self) -> None:
-        """Ends the reading threads, which would outlive the interpreter."""
+        """Ends the reading threads, which would outlive the interpreter, and processes."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+            if self._workers is not None:
+                self._workers.close()
             self._report()
 
     def rejected_share(self) -> float:
@@ -156,7 +162,8 @@ class Batches:
     def _open(self) -> grain.DatasetIterator:
         if self._iterator is None:
             self.ledger = self._new_ledger()
-            made = self._make(_seed(self._seed, self._restarted), self.ledger)
+            self._workers = self._new_workers()
+            made = self._make(_seed(self._seed, self._restarted), self.ledger, self._workers)
             ahead = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=2)
             self._iterator = iter(ahead)
         return self._iterator
@@ -181,7 +188,7 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
     codes = is_packed and has_codes(stage_sources(stage, seed))
     encode = make_encoder(experiment, stage, row, codes)
 
-    def make(seed: int, ledger: Ledger) -> grain.IterDataset:
+    def make(seed: int, ledger: Ledger, workers: WorkerProcesses | None) -> grain.IterDataset:
         sources = stage_sources(stage, seed)
         if is_packed:
             of_stream = functools.partial(
@@ -195,7 +202,7 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
             )
         else:
             of_stream = functools.partial(unpacked_batches, sources, encode)
-        one = functools.partial(of_stream, seed=seed, ledger=ledger)
+        one = functools.partial(of_stream, seed=seed, ledger=ledger, workers=workers)
         return stream_batches(one, data.streams, stage.batch_size, rows, data.threads)
 
     settings = {
@@ -205,7 +212,7 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
         "ratio": list(stage.ratio),
         "row": data.row.to_dict() if is_packed else {},
         "too_long": data.too_long,
-        "sources": json.loads(json.dumps([dataclasses.asdict(s) for s in stage.sources])),
+        "sources": [_setting(source) for source in stage.sources],
         "condition_dropout": stage.condition_dropout,
     }
     if is_packed:
@@ -213,7 +220,19 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
     log = RejectedLog(run_dir, stage.name) if run_dir else None
     where = str(log.path) if log else ""
     new_ledger = functools.partial(Ledger, data.max_rejected, data.streams, log, where)
-    return Batches(make, seed, settings, stage.name, new_ledger)
+    workers = data.get("workers", 0)
+    new_workers = functools.partial(WorkerProcesses, workers) if workers else lambda: None
+    return Batches(make, seed, settings, stage.name, new_ledger, new_workers)
+
+
+def _setting(source: SourceSpec) -> dict[str, Any]:
+    """JSON-ready; what an earlier version did not know is left out where it is as it was then."""
+    fields = dataclasses.asdict(source)
+    if source.shuffle:
+        del fields["shuffle"]
+    if source.epochs is None:
+        del fields["epochs"]
+    return json.loads(json.dumps(fields))
 
 
 def stage_seed(experiment: Experiment, stage: Stage) -> int:
@@ -227,7 +246,9 @@ def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:
     for spec in stage.sources:
         examples = open_source(stage, spec, source_seed(seed, of_task[spec.task]))
         of_task[spec.task] += 1
-        found.append(WeightedSource(spec.task, examples, spec.weight, spec.label))
+        found.append(
+            WeightedSource(spec.task, examples, spec.weight, spec.label, spec.shuffle, spec.epochs)
+        )
     return found
 
 

@@ -29,6 +29,8 @@ class SourceSpec:
       weight: relative to the other sources of its task.
       options: of the source.
       label: its name in the config, for messages.
+      shuffle: False reads the records in their order, again and again.
+      epochs: how often it is read at most; its turns are then those of others of its task.
     """
 
     name: str
@@ -36,8 +38,20 @@ class SourceSpec:
     weight: float = 1.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     label: str = ""
+    shuffle: bool = True
+    epochs: float | None = None
 
     def __post_init__(self):
+        if not isinstance(self.shuffle, bool):
+            raise UserError(
+                f"source {self.label or self.name}: shuffle must be true or false, not {self.shuffle!r}"
+            )
+        number = isinstance(self.epochs, int | float) and not isinstance(self.epochs, bool)
+        if self.epochs is not None and not (number and 0 < self.epochs < math.inf):
+            raise UserError(
+                f"source {self.label or self.name}: epochs must be a finite number above 0, not "
+                f"{self.epochs!r}"
+            )
         if not (0 <= self.weight < math.inf):
             raise UserError(
                 f"source {self.label or self.name}: weight must be a finite number >= 0, not "

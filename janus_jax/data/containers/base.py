@@ -14,8 +14,10 @@ import numpy as np
 
 from janus_jax import untrusted
 from janus_jax.data import reasons
+from janus_jax.data.containers import stores
 from janus_jax.data.examples import Rejected
 from janus_jax.errors import UserError
+from janus_jax.gcs import is_gcs
 
 Record = dict[str, Any]
 RECORD_BYTES = 2**28  # of one record without its pictures: base64 in JSON has some 10 MB
@@ -41,13 +43,15 @@ class Container(Protocol):
 def check_file(path: str | os.PathLike) -> None:
     """Raises UserError unless there is a regular file that is not empty."""
     shown = untrusted.printable(path, 200)
-    if not untrusted.is_file(path):
+    if not is_gcs(path) and not untrusted.is_file(path):
         raise UserError(f"there is no file {shown}")
     try:
-        if not os.path.getsize(path):
+        if not stores.size_of(path):
             raise UserError(f"{shown} is empty")
-        with open(path, "rb") as file:
+        with stores.open_to_read(path) as file:
             start = file.read(6)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {shown}") from error
     except OSError as error:
         raise UserError(f"cannot read {shown}: {error.strerror or error}") from error
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"(\xb5/\xfd", "zstd"), (b"\xfd7zXZ\0", "xz")):
@@ -74,7 +78,7 @@ class _Descriptor:
 
 
 class PositionedFile:
-    """A file that is read at offsets, by any number of threads; it is opened at the first read.
+    """A file, or an object, that is read at offsets by any number of threads; it is opened at the first read.
 
     It pickles as its name, so every process opens its own.
     """
@@ -84,7 +88,9 @@ class PositionedFile:
         self._descriptor: _Descriptor | None = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Raises OSError where the file cannot be read or is shorter than it was."""
+        """Raises OSError where it cannot be read or is shorter than it was."""
+        if is_gcs(self.path):
+            return stores.read_range(self.path, offset, size)
         descriptor = self._descriptor
         if descriptor is None:
             descriptor = self._descriptor = _Descriptor(self.path)

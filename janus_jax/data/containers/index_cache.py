@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from janus_jax.data.containers import stores
 from janus_jax.files import atomic_write
+from janus_jax.gcs import is_gcs
 from janus_jax.places import make_directory, user_cache
 
 _VERSION = 1
@@ -29,17 +31,11 @@ _ALIGNED = 64
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Arrays, a JSON value, and a JSON value that changes when the file does (None: `file_signature`)."""
+    """Arrays, a JSON value, and a JSON value that changes when the file does (None: `stores.signature_of`)."""
 
     arrays: Mapping[str, np.ndarray]
     meta: Any = None
     signature: Any = None
-
-
-def file_signature(path: str | os.PathLike) -> list[int]:
-    """What changes when a file does: its size and the time of its last change in nanoseconds."""
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]
 
 
 def cached_index(
@@ -57,8 +53,8 @@ def cached_index(
       is_current: whether an index with this signature is one of the file as it is now, where `build` gives
         signatures of its own.
     """
-    is_current = is_current or (lambda signature: signature == file_signature(path))
-    key = [_VERSION, kind, os.path.realpath(path)]
+    is_current = is_current or (lambda signature: signature == stores.signature_of(path))
+    key = [_VERSION, kind, os.fspath(path) if is_gcs(path) else os.path.realpath(path)]
     place = _place(key)
     if place is None:
         return build()
@@ -67,9 +63,8 @@ def cached_index(
             return index
     except (OSError, ValueError, TypeError, LookupError):
         pass  # it is damaged or not there
-    before = file_signature(
-        path
-    )  # of a file that changes meanwhile, the index is made again next time
+    # Of a file that changes meanwhile, the index is made again next time.
+    before = stores.signature_of(path)
     index = build()
     if index.signature is None:
         index = dataclasses.replace(index, signature=before)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from janus_jax import untrusted
+from janus_jax.data.containers.stores import open_to_read, size_of
 from janus_jax.errors import UserError
 
 _CHUNK = 2**22
@@ -29,13 +30,13 @@ for _characters, _kind in (
 
 def content_start(path: str | os.PathLike) -> tuple[int, bytes]:
     """(offset, byte) of the first character that is neither a byte order mark nor space; b"" if none is."""
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         if file.read(3) != _BOM:
             file.seek(0)
         while chunk := file.read(4096):
             if rest := chunk.lstrip():
                 return file.tell() - len(rest), rest[:1]
-    return os.path.getsize(path), b""
+    return size_of(path), b""
 
 
 def line_offsets(path: str | os.PathLike) -> np.ndarray:
@@ -58,7 +59,7 @@ def line_offsets(path: str | os.PathLike) -> np.ndarray:
         blank = blank and _is_blank(chunk[rest:])
     if not blank:
         pieces.append(np.array([line], np.uint64))
-    size = os.path.getsize(path)
+    size = size_of(path)
     offsets = np.concatenate([*pieces, np.array([size], np.uint64)]).astype(np.uint64)
     if len(offsets) > 1 and offsets[0] == 0:
         offsets[0] = content_start(path)[0]  # after a byte order mark
@@ -78,15 +79,15 @@ def paragraph_offsets(path: str | os.PathLike) -> np.ndarray:
     first = np.zeros(len(starts), bool)
     first[0] = True
     # Between two lines that follow each other there is one line break, and after a blank line more.
-    with open(path, "rb") as file:
-        data = np.memmap(file, np.uint8, "r")
+    with open_to_read(path) as file:
         for begin in range(1, len(starts), 65536):
             end = min(begin + 65536, len(starts))
             low, high = int(starts[begin - 1]), int(starts[end - 1])
-            breaks = np.cumsum(np.concatenate([[0], data[low:high] == 10]))
+            file.seek(low)
+            data = np.frombuffer(file.read(high - low), np.uint8)
+            breaks = np.cumsum(np.concatenate([[0], data == 10]))
             at = starts[begin - 1 : end].astype(np.int64) - low
             first[begin:end] = np.diff(breaks[at]) > 1
-        del data
     return np.concatenate([starts[first], lines[-1:]])
 
 
@@ -149,7 +150,7 @@ def _escaped(chunk: np.ndarray, first: bool) -> np.ndarray:
 
 
 def _check_end(path: str | os.PathLike, offset: int) -> None:
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         file.seek(offset)
         while chunk := file.read(_CHUNK):
             if chunk.strip():
@@ -163,14 +164,14 @@ def _without_empty_last(path: str | os.PathLike, offsets: np.ndarray) -> np.ndar
     """An array without elements has one piece of space between its brackets."""
     if len(offsets) > 2:
         return offsets
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         file.seek(int(offsets[0]))
         text = file.read(int(offsets[1] - offsets[0]) - 1)
     return offsets if text.strip() else offsets[:1]
 
 
 def _chunks(path: str | os.PathLike, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         file.seek(start)
         while data := file.read(_CHUNK):
             yield start, np.frombuffer(data, np.uint8)

@@ -13,10 +13,36 @@ import numpy as np
 from janus_jax import untrusted
 from janus_jax.data import reasons
 from janus_jax.data.containers.base import Record, check_file, missing_package
+from janus_jax.data.containers.stores import open_to_read
 from janus_jax.data.examples import Rejected
+from janus_jax.data.order import MIXED_BLOCKS
 from janus_jax.errors import UserError
 
-_GROUPS = 2  # row groups of a file that stay in memory
+# Row groups that stay in memory: those that are mixed, and as many of the next ones.
+_GROUPS = 2 * MIXED_BLOCKS
+
+
+class RowGroups:
+    """The row groups that were read last, of any number of files. It pickles as an empty one."""
+
+    def __init__(self) -> None:
+        self._groups: collections.OrderedDict[tuple[str, int], Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, path: str, number: int) -> Any:
+        """Raises OSError or ValueError where it cannot be read."""
+        key = path, number
+        with self._lock:
+            if key not in self._groups:
+                with open_to_read(path) as raw, _pyarrow("parquet").ParquetFile(raw) as file:
+                    self._groups[key] = file.read_row_group(number, use_threads=False)
+                while len(self._groups) > _GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(key)
+            return self._groups[key]
+
+    def __reduce__(self):
+        return RowGroups, ()
 
 
 class Parquet:
@@ -26,6 +52,10 @@ class Parquet:
     begin, and an order that stays in one for a while reads much faster. Numbers of Hugging Face's `ClassLabel`
     become its names.
 
+    Args:
+      path: of the file.
+      groups: what holds them, in common with other files.
+
     Attributes:
       blocks: int [G], the first row of each row group.
 
@@ -33,13 +63,18 @@ class Parquet:
       UserError: pyarrow is not installed; no such file, no Parquet file, or no row.
     """
 
-    OPEN = 4  # files at a time: each holds row groups
+    shared = RowGroups
+    OPEN = 200  # files at a time, of which only what is in them is known
 
-    def __init__(self, path: str | os.PathLike):
-        self._parquet = _pyarrow("parquet")
+    def __init__(self, path: str | os.PathLike, groups: RowGroups | None = None):
+        parquet = _pyarrow("parquet")
         check_file(path)
         self._path = os.fspath(path)
-        with _understood(path, "Parquet"), self._parquet.ParquetFile(path) as file:
+        with (
+            _understood(path, "Parquet"),
+            open_to_read(path) as raw,
+            parquet.ParquetFile(raw) as file,
+        ):
             metadata = file.metadata
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             self._class_names = _class_names(file.schema_arrow.metadata)
@@ -47,8 +82,7 @@ class Parquet:
         if not len(self):
             raise UserError(f"{untrusted.printable(path, 200)} holds no record")
         self.blocks = np.concatenate([[0], self._ends[:-1]])
-        self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._groups = groups or RowGroups()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -56,7 +90,7 @@ class Parquet:
     def __getitem__(self, index: int) -> Record | Rejected:
         number = int(np.searchsorted(self._ends, index, side="right"))
         try:
-            table = self._group(number)
+            table = self._groups(self._path, number)
         except (OSError, ValueError) as error:  # pyarrow's errors are such
             return Rejected(reasons.CANNOT_READ, untrusted.printable(error))
         return _row(table, index - int(self.blocks[number]), self._class_names)
@@ -65,17 +99,7 @@ class Parquet:
         return f"{self._path}, row {index + 1}"
 
     def __reduce__(self):
-        return Parquet, (self._path,)
-
-    def _group(self, number: int) -> Any:
-        with self._lock:
-            if number not in self._groups:
-                with self._parquet.ParquetFile(self._path) as file:
-                    self._groups[number] = file.read_row_group(number, use_threads=False)
-                while len(self._groups) > _GROUPS:
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(number)
-            return self._groups[number]
+        return Parquet, (self._path, self._groups)
 
 
 class Arrow:

@@ -14,6 +14,7 @@ from janus_jax.data import reasons
 from janus_jax.data.containers.base import PositionedFile, Record, check_file
 from janus_jax.data.containers.index_cache import Index, cached_index
 from janus_jax.data.containers.lines import content_start
+from janus_jax.data.containers.stores import open_to_read
 from janus_jax.data.examples import Rejected
 from janus_jax.errors import UserError
 
@@ -103,7 +104,7 @@ def _index(path: str, delimiter: str) -> Index:
             read += len(line)
             yield line.decode("latin-1")  # quotes and delimiters are the same bytes in UTF-8
 
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         read = before = content_start(path)[0]
         file.seek(read)
         reader = csv.reader(lines(), delimiter=delimiter, strict=True)

@@ -18,6 +18,7 @@ from janus_jax.data import reasons
 from janus_jax.data.containers.base import PositionedFile, Record, Stored, check_file
 from janus_jax.data.containers.index_cache import Index, cached_index
 from janus_jax.data.containers.json_lines import parse_object
+from janus_jax.data.containers.stores import open_to_read
 from janus_jax.data.examples import Rejected
 from janus_jax.data.pictures import SUFFIXES
 from janus_jax.errors import UserError
@@ -169,7 +170,7 @@ def _members(path: str | os.PathLike):
     """All members; raises UserError where the archive is damaged, which `tarfile` takes for its end."""
     shown = untrusted.printable(path, 200)
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while member := archive.next():
                 yield member
                 archive.members = []  # it would keep all
@@ -178,7 +179,7 @@ def _members(path: str | os.PathLike):
         raise UserError(
             f"{shown} is not a whole tar archive: {untrusted.printable(error)}"
         ) from error
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise UserError(f"{shown} is damaged at byte {end}: copy it again")

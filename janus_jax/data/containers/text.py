@@ -11,6 +11,7 @@ from janus_jax.data import reasons
 from janus_jax.data.containers.base import PositionedFile, Record, check_file
 from janus_jax.data.containers.index_cache import Index, cached_index
 from janus_jax.data.containers.lines import line_offsets, paragraph_offsets
+from janus_jax.data.containers.stores import size_of
 from janus_jax.data.examples import Rejected
 from janus_jax.errors import UserError
 
@@ -32,7 +33,7 @@ class TextFile:
         check_file(path)
         self._file, self._kind = PositionedFile(path), record
         if record == "file":
-            self._starts = np.array([0, os.path.getsize(path)], np.uint64)
+            self._starts = np.array([0, size_of(path)], np.uint64)
         else:
             find = line_offsets if record == "line" else paragraph_offsets
             index = cached_index(f"text 1 {record}", path, lambda: Index({"starts": find(path)}))
