@@ -11,6 +11,7 @@ from inspected import STAGE, reads, strange_data
 from janus_jax.data import Rejected, mixed_sequences, read_example
 from janus_jax.data_tools.inspection import inspect
 from janus_jax.data_tools.inspection.distribution import Distribution
+from janus_jax.data_tools.inspection.mixture import shared_out
 from janus_jax.data_tools.inspection.reading import open_reading
 from janus_jax.data_tools.inspection.samples import pieces
 from janus_jax.data_tools.inspection.scan import (
@@ -248,3 +249,21 @@ def test_records_of_a_block_are_read_together():
     assert _shared_out(Blocks(range(18)), 64) == (6, 1)
     assert _shared_out(Blocks(range(18)), 1) == (1, 6)
     assert _shared_out(list(range(18)), 64) == (64, 8)
+
+
+def test_a_source_with_few_epochs_leaves_its_turns_to_the_others(root, tmp_path):
+    """Of 1000: the first has room for 100, so the others share 900; then the second for 200."""
+    assert shared_out(1000, [1, 1, 2], [np.inf, np.inf, np.inf]) == [250, 250, 500]
+    assert shared_out(1000, [1, 1, 2], [100, np.inf, np.inf]) == [100, 300, 600]
+    assert shared_out(1000, [1, 1, 2], [100, 200, np.inf]) == [100, 200, 700]
+    text = (root / "m.yaml").read_text().replace("weight: 3", "weight: 3, epochs: 2")
+    (root / "epochs.yaml").write_text(text)
+    config = reads(root)
+    config.data.manifest = str(root / "epochs.yaml")
+    found = inspect(config, tmp_path, STAGE, quiet=True, count=0, rows=4)
+    mixed = {s.counts.part.label: s.mixed for s in found.sources}
+    assert mixed["drawn"].epochs == 2 and mixed["drawn"].sequences == 10  # five of nine are good
+    assert [label for label, part in mixed.items() if part.used_up] == ["drawn"]
+    stage = found.reading.stage
+    drawing = stage.steps * stage.batch_size * found.packing.sequences / 2
+    assert mixed["shards"].sequences == round(drawing - 10)

@@ -26,8 +26,10 @@ from janus_jax.data_tools.inspection.reading import Reading, open_reading
 from janus_jax.data_tools.inspection.samples import Sample, samples
 from janus_jax.data_tools.inspection.scan import SourceCounts, chosen, scan, words
 from janus_jax.data_tools.inspection.verdict import Problem, problems, warnings
+from janus_jax.errors import UserError
 from janus_jax.files import atomic_write, write_json
-from janus_jax.places import check_directory, make_directory
+from janus_jax.gcs import is_gcs
+from janus_jax.places import check_directory, check_local, make_directory
 
 PAGE, NUMBERS, REJECTED = "index.html", "inspect.json", "rejected.jsonl"
 
@@ -100,6 +102,9 @@ def inspect(
     Raises:
       UserError: a run would not even begin to read, or `out` cannot be written; nothing is.
     """
+    if is_gcs(out):
+        raise UserError(f"--out {out}: give a directory of this machine")
+    check_local(out, "--out")
     check_directory(out, "--out", (PAGE, NUMBERS, REJECTED))
     reading = open_reading(config, stage, checkpoint)
     paint = CodePainter(reading) if reading.codes and checkpoint else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
 
-from janus_jax.data import Ledger, TooManyRejected, mixed_batches
+from janus_jax.data import TASKS, Ledger, TooManyRejected, mixed_batches
 from janus_jax.data_tools.inspection.reading import Reading
 from janus_jax.data_tools.inspection.scan import SourceCounts
 from janus_jax.processing import TOKEN_UND
@@ -121,6 +122,7 @@ class MixedPart:
       tokens: its share of the positions; None where no record can be used.
       sequences: of it in all steps of the stage; None without a packed row.
       epochs: how often each of its usable records is read in these; None as above.
+      used_up: before the end of the stage it has been read as often as its `epochs` allow.
     """
 
     label: str
@@ -128,6 +130,7 @@ class MixedPart:
     tokens: float | None
     sequences: int | None
     epochs: float | None
+    used_up: bool
 
 
 def mix(reading: Reading, counts: Sequence[SourceCounts], packing: Packing) -> list[MixedPart]:
@@ -135,17 +138,58 @@ def mix(reading: Reading, counts: Sequence[SourceCounts], packing: Packing) -> l
     stage = reading.stage
     means = [c.tokens.total / len(c.tokens) if len(c.tokens) else 0.0 for c in counts]
     positions = sum(c.part.share * mean for c, mean in zip(counts, means, strict=True))
-    in_all = stage.steps * stage.batch_size * packing.sequences
+    in_all = _in_stage(reading, counts, stage.steps * stage.batch_size * packing.sequences)
     parts = []
-    for count, mean in zip(counts, means, strict=True):
-        share, usable = count.part.share, count.usable
+    for count, mean, sequences in zip(counts, means, in_all, strict=True):
+        share, usable, limit = count.part.share, count.usable, count.part.spec.epochs
+        epochs = sequences / usable if sequences and usable else None
         parts.append(
             MixedPart(
                 label=count.part.label,
                 per_thousand=round(1000 * share, 2),
                 tokens=round(share * mean / positions, 4) if mean else None,
-                sequences=round(in_all * share) if in_all else None,
-                epochs=round(in_all * share / usable, 4) if in_all and usable else None,
+                sequences=round(sequences) if sequences else None,
+                epochs=None if epochs is None else round(epochs, 4),
+                used_up=bool(epochs and limit is not None and epochs >= limit * (1 - 1e-9)),
             )
         )
     return parts
+
+
+def _in_stage(reading: Reading, counts: Sequence[SourceCounts], total: float) -> list[float]:
+    """How many of all sequences each source gives, where the others of its task go on after its last epoch."""
+    found = {}
+    for task in TASKS:
+        members = [count for count in counts if count.part.task == task]
+        limits = [count.part.spec.epochs for count in members]
+        given = shared_out(
+            total * sum(count.part.share for count in members),
+            [count.part.share for count in members],
+            [math.inf if e is None else e * c.usable for c, e in zip(members, limits, strict=True)],
+        )
+        found |= {count.part.label: number for count, number in zip(members, given, strict=True)}
+    return [found[count.part.label] for count in counts]
+
+
+def shared_out(total: float, weights: Sequence[float], most: Sequence[float]) -> list[float]:
+    """`total` by weight; whoever has the most it can have leaves the rest to the others, by their weights.
+
+    Args:
+      total: what there is.
+      weights: above 0.
+      most: of each; where all are finite, some of `total` may be left.
+    """
+    given, left = [0.0] * len(weights), total
+    active = list(range(len(weights)))
+    while active:
+        level = left / sum(weights[i] for i in active)
+        full = [i for i in active if weights[i] * level >= most[i]]
+        if not full:
+            for i in active:
+                given[i] = weights[i] * level
+            break
+        for i in full:
+            given[i] = most[i]
+            left -= most[i]
+        active = [i for i in active if i not in full]
+    return given

@@ -58,6 +58,7 @@ def _source(found: SourceFindings) -> dict[str, Any]:
         "share_of_tokens": mixed.tokens,
         "sequences_in_stage": mixed.sequences,
         "epochs": mixed.epochs,
+        "epochs_used_up": mixed.used_up,
         "tokens": counts.tokens.summary(),
         "targets": counts.targets.summary(),
         "answers": counts.answers.summary(),

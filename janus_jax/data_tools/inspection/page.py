@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from janus_jax.data_tools.inspection.inspector import Findings, SourceFindings
 
 REJECTS = 200  # rejected records that a page lists
+LIMIT = " (all it may)"  # epochs
 LETTERS = 4000  # of one text in a sample
 _ROOM = {
     "tokens": "tokens",
@@ -115,7 +116,7 @@ def _overview(found: Findings) -> str:
             f"{tokens['max']:,}" if counts.used else "-",
             f"{mixed.per_thousand:g}",
             "-" if mixed.tokens is None else f"{mixed.tokens:.1%}",
-            "-" if mixed.epochs is None else f"{mixed.epochs:,.2f}",
+            "-" if mixed.epochs is None else f"{mixed.epochs:,.2f}" + LIMIT * mixed.used_up,
         )
         cells = "".join(f"<td>{text(name)}</td>" for name in names)
         cells += "".join(f'<td class="n">{value}</td>' for value in values)

@@ -30,7 +30,7 @@ from janus_jax.data import (
     read_example,
 )
 from janus_jax.data.encode import open_picture
-from janus_jax.data.mixing import Encoded
+from janus_jax.data.reading import Encoded
 from janus_jax.data.rejects import NO_ROOM
 from janus_jax.data_tools.inspection.distribution import Distribution
 from janus_jax.data_tools.inspection.reading import SMALL, Part, Reading
@@ -190,7 +190,7 @@ def scan(
 def _shared_out(source: Source, threads: int) -> tuple[int, int]:
     """(threads, neighbours that each reads): few enough that all are in one block of the source, or in two.
 
-    A source that is read in blocks, such as Parquet, keeps two of them: with more, each would be read many times.
+    A source that is read in blocks, such as Parquet, keeps a few: with more, each would be read many times.
     """
     blocks = getattr(source, "blocks", None)
     if blocks is None:

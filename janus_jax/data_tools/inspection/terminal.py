@@ -94,7 +94,7 @@ def _row(source: SourceFindings) -> tuple[str, ...]:
         f"{out:,} ({out / counts.read:.1%})",
         *(f"{tokens[name]:,}" if counts.used else "-" for name in ("median", "p95", "max")),
         f"{len(counts.widths):,}",
-        "-" if epochs is None else f"{epochs:,.2f}",
+        "-" if epochs is None else f"{epochs:,.2f}" + " (all it may)" * source.mixed.used_up,
     )
 
 
