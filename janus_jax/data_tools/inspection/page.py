@@ -160,7 +160,7 @@ def _source(found: Findings, source: SourceFindings) -> str:
     ]
     if source.repeated:
         lines.append(
-            f"<p>{source.repeated:,} of {counts.used:,} records say what an earlier one says, word by word. "
+            f"<p>{source.repeated:,} of {counts.used:,} records say word by word what an earlier one says, whatever their pictures. "
             "The most frequent:</p><table>"
         )
         lines += [
