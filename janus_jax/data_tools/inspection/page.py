@@ -160,8 +160,8 @@ def _source(found: Findings, source: SourceFindings) -> str:
     ]
     if source.repeated:
         lines.append(
-            f"<p>{source.repeated:,} of {counts.used:,} records say word by word what an earlier one says, whatever their pictures. "
-            "The most frequent:</p><table>"
+            f"<p>{source.repeated:,} of {counts.used:,} records say word by word what an earlier one says, "
+            "whatever their pictures. The most frequent:</p><table>"
         )
         lines += [
             f'<tr><td class="n">{r.times:,}</td><td class="details">{text(r.text, 200)}</td></tr>'
