@@ -182,8 +182,7 @@ def batches(experiment: Experiment, stage: Stage, run_dir: Path | None = None) -
     """
     config, data = experiment.config, experiment.config.data
     rows = process_rows(experiment.mesh, stage.batch_size)
-    # Another stage is another part of the data, not the same examples again.
-    seed = config.seed * 100 + experiment.stages.index(stage)
+    seed = stage_seed(experiment, stage)
     is_packed = stage.packed
     row = row_shape(config, stage)
     codes = is_packed and has_codes(stage_sources(stage, seed))
@@ -234,6 +233,11 @@ def _setting(source: SourceSpec) -> dict[str, Any]:
     if source.epochs is None:
         del fields["epochs"]
     return json.loads(json.dumps(fields))
+
+
+def stage_seed(experiment: Experiment, stage: Stage) -> int:
+    """Of a stage's first order: another stage is another part of the data, not the same examples again."""
+    return experiment.config.seed * 100 + experiment.stages.index(stage)
 
 
 def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:
