@@ -129,7 +129,11 @@ class Ledger:
         bad = total.left_out - total.rejected[NO_ROOM]
         # A stream reads its share of every epoch.
         epoch = math.ceil(length * len(mine) / self._streams)
-        if total.seen >= min(ENOUGH, epoch) and bad > self._limit * total.seen:
+        base = total.seen
+        if base >= epoch:
+            # A bad record comes again in every epoch, perhaps early in it, and to these streams all of them may.
+            base = math.ceil(base / epoch) * (length if epoch < ENOUGH else epoch)
+        if total.seen >= min(ENOUGH, epoch) and bad > self._limit * base:
             raise TooManyRejected(self._too_many(label, total, bad, rejection))
         # With everything allowed, a source may well have a thousand bad records for a good one.
         if in_a_row >= (ENOUGH if self._limit < 1 else max(ENOUGH, 10 * length)):
