@@ -254,7 +254,7 @@ def test_odd_pictures_are_read_as_they_look(manifest):
         assert np.abs(pixels.astype(int) - colour).max() <= 2, ODD[index]  # JPEG loses some
 
 
-def reported(order, length, limit=0.01, streams=1):
+def reported(order, length, limit=0.01, streams=1, reason="empty text"):
     """Gives a ledger a stream of a source, in which True is a bad record; returns how many it took."""
     ledger, tally = Ledger(limit, streams), Tally()
     ledger.put("a", 0, tally)
@@ -262,9 +262,9 @@ def reported(order, length, limit=0.01, streams=1):
         if not bad:
             tally.used += 1
             continue
-        tally.rejected["empty text"] += 1
+        tally.rejected[reason] += 1
         try:
-            ledger.reject(Rejection("a", 0, "", "empty text", ""), length, 1)
+            ledger.reject(Rejection("a", 0, "", reason, ""), length, 1)
         except TooManyRejected:
             return number
     return len(order)
@@ -281,3 +281,10 @@ def test_a_record_that_comes_again_is_not_more_of_the_data():
     half = [i == 7 for i in range(50)] * 3
     assert reported(half, 100, streams=2) == len(half)
     assert reported([i in (7, 8, 50) for i in range(100)], 100, streams=2) == 50
+
+
+def test_what_a_manifest_asks_to_leave_out_is_no_fault_of_the_data():
+    half = [i % 2 == 1 for i in range(200)]
+    assert reported(half, 200, reason=reasons.LOW_RATING) == len(half)
+    assert reported(half, 200, reason=NO_ROOM) == len(half)
+    assert reported(half, 200) < len(half)

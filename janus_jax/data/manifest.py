@@ -169,6 +169,8 @@ def _source(entry: Any, base: Path, where: str, number: int) -> ManifestSource:
     for key in _PATHS:
         if key in options:
             options[key] = _resolved(options[key], base, f"{place}: {key}")
+    if isinstance(names := options.get("class_names"), str):  # a file of names, not the names
+        options["class_names"] = _resolved(names, base, f"{place}: class_names")
     return ManifestSource(name, TASK_WORDS[task], float(weight), options, stages, place)
 
 
