@@ -18,6 +18,7 @@ import numpy as np
 
 from janus_jax.data.examples import Example, Rejected, Source, read_example
 from janus_jax.data.interleave import Turns, taken
+from janus_jax.data.order import EndlessOrder
 from janus_jax.data.rejects import Ledger, Rejection, Tally
 
 Features = dict[str, np.ndarray]
@@ -85,36 +86,23 @@ class MixedIterDataset(grain.IterDataset):
         return _Mixed(*self._settings)
 
 
-class _Records:
-    """A source whose records know where they are."""
-
-    def __init__(self, examples: Source):
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> tuple[int, Example | Rejected]:
-        return index, read_example(self._examples, index)
-
-
 class _Reader:
     """The records of a source for one stream, shuffled anew in every epoch."""
 
     def __init__(self, part: Part, encode: Encode, stream: tuple[int, int]):
         self.part, self._encode, self._stream = part, encode, stream
-        records = grain.MapDataset.source(_Records(part.examples)).seed(part.seed)
-        self._records = records.shuffle().repeat()[stream[0] :: stream[1]]
+        self._order = EndlessOrder(len(part.examples), part.seed)
 
     def __call__(self, position: int) -> tuple[int, Encoded | Rejected]:
         """(index in the source, arrays) of the record at a position in this order."""
-        index, example = self._records[position]
+        number = position * self._stream[1] + self._stream[0]
+        index = self._order[number]
+        example = read_example(self.part.examples, index)
         if isinstance(example, Rejected):
             return index, example
         if self.part.index:
             example = dataclasses.replace(example, source=self.part.index)
         # What is left to chance depends on the position in the source alone: not on other sources.
-        number = position * self._stream[1] + self._stream[0]
         rng = np.random.Generator(np.random.Philox(key=self.part.seed, counter=number))
         return index, self._encode(example, rng)
 
