@@ -4,12 +4,12 @@
     python -m benchmarks.data.data_wait --manifest mine.yaml --stage stage3 --steps 200 --config tiny
 
 Trains one stage of the tiny model on a manifest (examples/data by default), and the same stage on the built-in
-source, and reads `data_wait` of their metrics.jsonl: what `train.py` shows in its bar. Metrics are fetched at every
-step (`log.log_every=1`), so that a step begins when the one before it has ended: with more steps a fetch the host
-runs ahead of the device, and what it waits then for the next batch is no time that the device has lost. The first
-ten steps, in which programs are compiled, are left out. `--config smoke` has a network so small that a step takes a
-few dozen milliseconds: the hardest case. On a CPU the threads that read take the time of the step itself, too, so
-the time of a step is shown as well.
+source, and reads `data_wait` of their metrics.jsonl: what `train.py` shows in its bar. Metrics are fetched at
+every step (`log.log_every=1`), so that a step begins when the one before it has ended: with more steps a fetch the
+host runs ahead of the device, and what it waits then for the next batch is no time that the device has lost. The
+first ten steps, in which programs are compiled, are left out. `--config smoke` has a network so small that a step
+takes a few dozen milliseconds: the hardest case. On a CPU the threads that read take the time of the step itself,
+too, so the time of a step is shown as well.
 """
 
 from __future__ import annotations
