@@ -83,7 +83,8 @@ def main() -> None:
             f"{each['step_ms']:.0f} | {each['load']:.1f} |"
         )
     if args.json:
-        result = {"arguments": vars(args) | {"json": ""}, "runs": found}
+        settings = {name: getattr(args, name) for name in ("config", "stage", "steps", "threads")}
+        result = {**settings, "runs": found}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
