@@ -15,6 +15,9 @@ from janus_jax.data.examples import Source
 
 Order = Callable[[int], int]
 
+# Grain goes through 65536 places until it meets one of the source: with 100 records that takes 0.2 ms, with three
+# 5 ms, for every record that is read.
+_FEW = 128
 # Blocks whose records are mixed with each other: the more, the better the mix, and the more are held in memory.
 MIXED_BLOCKS = 4
 
@@ -34,6 +37,8 @@ def order_of(source: Source, seed: int, shuffle: bool = True) -> Order:
     blocks = getattr(source, "blocks", None)
     if blocks is not None and len(blocks) > 1:
         return BlockOrder(blocks, len(source), seed)
+    if len(source) < _FEW:
+        return BlockOrder(np.zeros(1, np.int64), len(source), seed)
     records = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
     return records.__getitem__
 

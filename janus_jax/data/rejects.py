@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from janus_jax.data.reasons import LOW_RATING
 from janus_jax.errors import UserError
 
-# Left out because `too_long` asks for it: counted like all, but no fault of the data.
 NO_ROOM = "longer than a row"
+# Left out because `too_long` or `min_rating` asks for it: counted like all, but no fault of the data.
+ASKED_FOR = (NO_ROOM, LOW_RATING)
 # A share is looked at once so many records were read, or all of a smaller source; so many in a row that are
 # left out end the run.
 ENOUGH = 1000
@@ -74,7 +76,7 @@ class Ledger:
     """The tallies of all streams that a process reads, of one stage.
 
     Args:
-      limit: share of a source that may be left out; what `too_long` leaves out does not count.
+      limit: share of a source that may be left out; what is left out because it was asked for does not count.
       streams: of the whole job.
       listing: is given every record that is left out; those that are read again, again.
       where: what has the list, for messages.
@@ -126,10 +128,14 @@ class Ledger:
         total = Tally()
         for tally in mine:
             total.add(tally)
-        bad = total.left_out - total.rejected[NO_ROOM]
+        bad = total.left_out - sum(total.rejected[reason] for reason in ASKED_FOR)
         # A stream reads its share of every epoch.
         epoch = math.ceil(length * len(mine) / self._streams)
-        if total.seen >= min(ENOUGH, epoch) and bad > self._limit * total.seen:
+        base = total.seen
+        if base >= epoch:
+            # A bad record comes again in every epoch, perhaps early in it, and to these streams all of them may.
+            base = math.ceil(base / epoch) * (length if epoch < ENOUGH else epoch)
+        if total.seen >= min(ENOUGH, epoch) and bad > self._limit * base:
             raise TooManyRejected(self._too_many(label, total, bad, rejection))
         # With everything allowed, a source may well have a thousand bad records for a good one.
         if in_a_row >= (ENOUGH if self._limit < 1 else max(ENOUGH, 10 * length)):
@@ -139,7 +145,7 @@ class Ledger:
             )
 
     def _too_many(self, label: str, total: Tally, bad: int, last: Rejection) -> str:
-        reasons = Counter({r: n for r, n in total.rejected.items() if r != NO_ROOM})
+        reasons = Counter({r: n for r, n in total.rejected.items() if r not in ASKED_FOR})
         share = bad / total.seen
         allowed = min(1.0, math.ceil(share * 110) / 100)
         return (
