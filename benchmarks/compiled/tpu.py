@@ -104,9 +104,9 @@ def _placed(x: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def device_bytes(tree: Any) -> int:
-    """Of one device, without padding."""
+    """Of one device, without padding; plain numbers among the arrays do not count."""
     local = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(map(local, jax.tree.leaves(tree)))
+    return sum(local(x) for x in jax.tree.leaves(tree) if hasattr(x, "sharding"))
 
 
 def shapes_of(
