@@ -1,5 +1,6 @@
 """One training step: the same numbers however it is cut, sharded, accumulated or recomputed."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dummies_model import CONFIG, random_params
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.on_device.training import packed_rows
+from janus_jax.adapters import LORA_PARAMS, LoraOptions, add_lora
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, Layout, stack_layers
 from janus_jax.models.blocks import POLICIES
@@ -57,6 +60,8 @@ def batches():
 def start(stage, mesh=None, dtypes=None, seed=0):
     params = stack_layers(random_params(CONFIG), SCANNED)
     params = jax.tree.map(jnp.asarray, params)
+    if lora := LoraOptions.of(stage.options):
+        params = add_lora(params, lora, jax.random.key(0))
     if dtypes:
         params = with_dtypes(params, stage, dtypes)
     if mesh:
@@ -122,6 +127,27 @@ def test_a_mesh_gives_what_one_device_gives(sizes, name):
     mesh = make_mesh(*MESHES[sizes])
     found = run(make_stage(name), mesh, targets_at_once=40, pictures_at_once=1, remat="full")
     assert_same(found, on_one_device(name))
+
+
+def lora_stage(rows=ROWS):
+    options = {"lora": {"rank": 4, "targets": ("decoder/**/*_proj", "image_head/*")}}
+    return dataclasses.replace(make_stage(rows=rows), trainable=LORA_PARAMS, options=options)
+
+
+@pytest.mark.parametrize("sizes", ["2x2x2", pytest.param("1x8x1", marks=pytest.mark.slow)])
+def test_an_adapter_on_a_mesh_is_one_on_one_device(sizes):
+    want = run(lora_stage())
+    found = run(lora_stage(), make_mesh(*MESHES[sizes]), targets_at_once=40, remat="full")
+    # b is zero at first, so a has no gradient then.
+    assert_same(found, want)
+    assert found[0][0]["loss"] != found[0][2]["loss"]
+    specs = {
+        path[-1].key: leaf.sharding.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found[2].trainable)
+        if path[-2].key == "q_proj"
+    }
+    if sizes == "2x2x2":
+        assert specs == {"lora_a": P(None, "fsdp"), "lora_b": P(None, None, "tensor")}
 
 
 def test_the_state_stays_where_its_parameters_lie():
