@@ -1,5 +1,6 @@
-"""Low-rank adapters (LoRA) beside frozen kernels."""
+"""Low-rank adapters (LoRA) beside frozen kernels, which may be in int8."""
 
+from janus_jax.adapters.int8 import dequantize, has_int8, quantize
 from janus_jax.adapters.lora import (
     LORA_PARAMS,
     LoraOptions,
@@ -7,6 +8,7 @@ from janus_jax.adapters.lora import (
     has_lora,
     lora_shapes,
     merge_lora,
+    plain,
     split_lora,
 )
 
@@ -14,8 +16,12 @@ __all__ = [
     "LORA_PARAMS",
     "LoraOptions",
     "add_lora",
+    "dequantize",
+    "has_int8",
     "has_lora",
     "lora_shapes",
     "merge_lora",
+    "plain",
+    "quantize",
     "split_lora",
 ]

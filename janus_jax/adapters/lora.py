@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.adapters.int8 import dequantize
 from janus_jax.errors import UserError, nearest
 from janus_jax.models import Params
 from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE
@@ -132,11 +133,18 @@ def merge_lora(params: Params) -> Params:
     return merged
 
 
+def plain(params: Params) -> Params:
+    """The parameters of the network alone: kernels in floats, with the adapter in them. Works on shapes, too."""
+    return merge_lora(dequantize(params))
+
+
 def _sum(kernel: Any, a: Any, b: Any, scale: Any) -> Any:
     if hasattr(kernel, "load"):
         # Of a part, such as a layer, the whole is loaded.
         loaded = lambda: _sum(kernel.load(), *(x.load() for x in (a, b, scale)))
         return dataclasses.replace(kernel, load=loaded, load_part=None)
+    if not hasattr(kernel, "astype"):
+        return kernel
     module = np if isinstance(kernel, np.ndarray) else jnp
     a, b, scale = (module.asarray(x, module.float32) for x in (a, b, scale))
     change = scale[..., None, None] * (a @ b)

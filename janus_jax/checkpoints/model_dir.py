@@ -26,7 +26,7 @@ from typing import Any
 import jax
 
 from janus_jax import gcs
-from janus_jax.adapters import merge_lora, split_lora
+from janus_jax.adapters import plain
 from janus_jax.checkpoints import checksums, storage
 from janus_jax.checkpoints.lazy import read_lazily
 from janus_jax.config import JanusConfig
@@ -199,14 +199,14 @@ def _read_params(
         raise DamagedError(f"{directory} is damaged: {reason}")
     with understanding(path):
         shapes = storage.read_shapes(path)
-        _, used = split_lora({k: v for k, v in shapes.items() if k != EXTRAS})
+        used = plain({k: v for k, v in shapes.items() if k != EXTRAS})
         _check_fit(used, config, str(path))
         for name, leaf in storage.flatten(used).items():
             if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
                 raise DamagedError(f"{path} is damaged: {name} has dtype {leaf.dtype}")
     params = (read_lazily if lazily else storage.read_tree)(path, shapes)
     params.pop(EXTRAS, None)
-    return merge_lora(params)
+    return plain(params)
 
 
 def _read_step(

@@ -48,13 +48,16 @@ def gelu(x: jax.Array) -> jax.Array:
 
 # Leaves of a low-rank adapter beside a kernel [I, O]: [I, r], [r, O], and what their product is times.
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
+# Beside a kernel in int8: what its outputs [O] are times.
+KERNEL_SCALE = "kernel_scale"
 
 
 class Dense(nn.Module):
     """Affine map of the last axis: [..., I] -> [..., features].
 
     Where the parameters have `LORA_A`, `LORA_B` and `LORA_SCALE` beside the kernel (`adapters.add_lora`), the map
-    is that of kernel + scale * a @ b, computed without this sum (LoRA, arXiv 2106.09685).
+    is that of kernel + scale * a @ b, computed without this sum (LoRA, arXiv 2106.09685). A kernel in int8 has
+    `KERNEL_SCALE` beside it (`adapters.quantize`).
 
     Attributes:
       features: output width.
@@ -76,6 +79,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", initializer("kernel"), shape, self.param_dtype)
         x = x.astype(self.dtype)
         y = project(x, kernel.astype(self.dtype))
+        if self.has_variable("params", KERNEL_SCALE):
+            y = y * self.get_variable("params", KERNEL_SCALE).astype(jnp.float32)
         if self.has_variable("params", LORA_A):
             y = y + self._adapted(x)
         if self.use_bias:

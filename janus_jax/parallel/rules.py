@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from janus_jax.errors import UserError
-from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE
+from janus_jax.models.layers import KERNEL_SCALE, LORA_A, LORA_B, LORA_SCALE
 from janus_jax.parallel.mesh import replicated
 
 # Logical axis -> mesh axes, in order of preference: an axis that does not divide the dimension is
@@ -77,7 +77,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def _adapters() -> tuple[tuple[str, tuple[str | None, ...]], ...]:
-    """Rules of the low-rank factors beside a kernel: each lies on the side of the kernel that it has in common."""
+    """Rules of what lies beside a kernel: each is cut as the side of the kernel that it has in common."""
     found = []
     for pattern, axes in RULES:
         if pattern.endswith("/kernel") and len(axes) == 2:
@@ -85,6 +85,7 @@ def _adapters() -> tuple[tuple[str, tuple[str | None, ...]], ...]:
             found.append((beside + LORA_A, (axes[0], None)))
             found.append((beside + LORA_B, (None, axes[1])))
             found.append((beside + LORA_SCALE, ()))
+            found.append((beside + KERNEL_SCALE, (axes[1],)))
     return tuple(found)
 
 

@@ -19,6 +19,7 @@ from janus_jax.models import BACK_ENDS, REMAT
 from janus_jax.models.packed_attention import OLD_NAMES, PLATFORM
 from janus_jax.param_groups import WILDCARDS
 from janus_jax.training import TRAINABLE, Stage, profiled_steps
+from janus_jax.training.state import INT8
 
 
 def check_config(config: ConfigDict, platform: str = "") -> None:
@@ -45,8 +46,16 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
             f"config.policy.attention={attention} is for {needed.upper()}s, and this process has none: "
             "take auto"
         )
-    if config.policy.frozen_dtype not in FLOAT_DTYPES:
-        raise UserError(f"config.policy.frozen_dtype must be one of {', '.join(FLOAT_DTYPES)}")
+    known = (*FLOAT_DTYPES, INT8)
+    if config.policy.frozen_dtype not in known:
+        raise UserError(f"config.policy.frozen_dtype must be one of {', '.join(known)}")
+    for name in config.stage_order if config.policy.frozen_dtype == INT8 else ():
+        # What trains its own weights would start from, or hand on, rounded ones.
+        if "lora" not in config.stages.get(name, {}).get("options", {}):
+            raise UserError(
+                f"config.policy.frozen_dtype=int8 is for adapters, and {name} has none: take bfloat16, or give it "
+                f"config.stages.{name}.options.lora"
+            )
     for name in ("cfg_weight", "temperature"):
         value = config.processor[name]
         if not 0 <= value < math.inf:

@@ -221,6 +221,7 @@ class _Run:
         iterator = batches(experiment, stage, self._place.files)
         # What is cast is a copy: nothing else may hold the original, or both are on the device.
         params = with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes)
+        params = _on_devices(params, experiment)
         peak = config.log.get("peak_tflops", 0.0)
         try:
             params = run_stage(
@@ -254,6 +255,16 @@ class _Run:
         place, steps = self._place, profiled_steps(self._experiment.config.get("profile", ""))
         say = lambda line: tqdm.write(place.said(line), file=sys.stderr)
         return Profiler(steps, place.files / "profile" / stage.name, stage.name, say)
+
+
+def _on_devices(params: Params, experiment: Experiment) -> Params:
+    """Parameters that were read from files lie on the host until they have their dtypes; shapes stay shapes."""
+    is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    return (
+        params
+        if any(map(is_shape, jax.tree.leaves(params)))
+        else shard_params(params, experiment.mesh)
+    )
 
 
 def _setup(experiment: Experiment) -> str:
@@ -380,7 +391,7 @@ def _starting_params(
     experiment: Experiment, run_dir: Path, stage: Stage, initial: Params | None
 ) -> Params:
     """Where a stage starts: its own checkpoint (then only shapes), the stage before it in this run,
-    `init_from`, or random numbers."""
+    `init_from` (on the host), or random numbers."""
     key = jax.random.key(experiment.config.seed)
     shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)
     if _has_steps(run_dir, stage):
@@ -395,7 +406,7 @@ def _starting_params(
             "again first, as the same command without a stage does"
         )
     if initial is not None:
-        return shard_params(initial, experiment.mesh)
+        return initial
     if stage.packed and not _trains_decoder(stage) and is_first():
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",

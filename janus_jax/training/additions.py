@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from janus_jax.adapters import LoraOptions, add_lora, lora_shapes, merge_lora
+from janus_jax.adapters import LoraOptions, add_lora, lora_shapes, plain
 from janus_jax.models import JanusModel, Params
 from janus_jax.param_groups import merge_params
 from janus_jax.training.objectives import make_objective
@@ -40,7 +40,7 @@ def add_params(model: JanusModel, stage: Stage, params: Params, key: jax.Array) 
 def handed_on(stage: Stage, params: Params) -> Params:
     """What is evaluated, and what the next stage starts from: without what the objective added, and with the
     adapter in the kernels."""
-    return merge_lora(_objective(stage).strip(params))
+    return plain(_objective(stage).strip(params))
 
 
 def _objective(stage: Stage) -> Any:

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from janus_jax.adapters import quantize
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel, Params, init_params
 from janus_jax.param_groups import merge_params, split_params
@@ -18,6 +19,7 @@ from janus_jax.training.objectives import make_objective
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import Stage
 
+INT8 = "int8"
 # Names of parameters that only ever are operands of products, or are looked up.
 ROUNDED = ("kernel", "embedding", "pos_embed")
 
@@ -61,7 +63,11 @@ def init_state(stage: Stage, params: Params) -> tuple[TrainState, Params]:
 
 @dataclasses.dataclass(frozen=True)
 class Dtypes:
-    """In which dtype a stage keeps parameters: those that it trains, and the weights that it does not."""
+    """In which dtype a stage keeps parameters: those that it trains, and the weights that it does not.
+
+    With `INT8`, frozen kernels of the language model's layers are in int8 (`adapters.quantize`), the other
+    weights in bfloat16.
+    """
 
     trained: str = "float32"
     frozen: str = "float32"
@@ -83,10 +89,14 @@ def with_dtypes(params: Params, stage: Stage, dtypes: Dtypes) -> Params:
 
     def keep(path: tuple[Any, ...], x: Any) -> Any:
         rounded = path[0].key != "vq" and path[-1].key in ROUNDED
-        return cast(x, dtypes.frozen if rounded else dtypes.trained)
+        if rounded:
+            return cast(x, "bfloat16" if dtypes.frozen == INT8 else dtypes.frozen)
+        return cast(x, dtypes.trained)
 
     trainable, frozen = split_params(params, stage.trainable)
     trainable = jax.tree.map(lambda x: cast(x, dtypes.trained), trainable)
+    if dtypes.frozen == INT8:
+        frozen = quantize(frozen)
     return merge_params(jax.tree_util.tree_map_with_path(keep, frozen), trainable)
 
 
