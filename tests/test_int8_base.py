@@ -97,5 +97,5 @@ def test_int8_without_an_adapter_is_refused():
     with pytest.raises(UserError, match=r"frozen_dtype=int8 is for adapters, and stage2 has none"):
         build(config)
     config.policy.frozen_dtype = "int4"
-    with pytest.raises(UserError, match="frozen_dtype must be one of .*int8"):
+    with pytest.raises(UserError, match=r"frozen_dtype must be one of .*int8"):
         build(config)
