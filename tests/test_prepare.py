@@ -9,6 +9,7 @@ import yaml
 from dummies_model import CONFIG, make_processor, random_params
 from prepare_files import content, make_sources, noise, save_tiny
 
+from janus_jax.cli import data_prepare
 from janus_jax.config import Policy
 from janus_jax.configs import janus_tiny
 from janus_jax.data import Generation, SequenceEncoder
@@ -190,3 +191,44 @@ def test_a_source_without_a_good_record_is_an_error(tmp_path, run):
     manifest = make_sources(tmp_path / "data", 2, bad=(0, 1))
     with pytest.raises(UserError, match="source drawn: no record can be used"):
         run(manifest, only=("drawn",), max_rejected=1.0)
+
+
+def test_the_command_takes_its_flags(tmp_path, model, capsys):
+    manifest = make_sources(tmp_path / "data")
+    flags = [
+        "--manifest",
+        str(manifest),
+        "--checkpoint",
+        str(model),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    data_prepare.main([*flags, "--no-codes", "--source", "facts", "drawn", "--limit=1", "--quiet"])
+    said = capsys.readouterr().out
+    assert "drawn: 1 records, pictures as pixels" in said and "facts: 1 records" in said
+    assert {name for name, _ in sources(tmp_path / "out/manifest.yaml").items()} == {
+        "drawn",
+        "facts",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out=o"], "required: --manifest, --checkpoint"),
+        (["--manifest=m", "--checkpoint=c", "--out="], "--out is empty"),
+        (["--manifest=m", "--checkpoint=c", "--out=gs://b/x"], "give a directory"),
+        (
+            ["--manifest=m", "--checkpoint=c", "--out=o", "--threads=0"],
+            "--threads must be at least 1",
+        ),
+        (
+            ["--manifest=m", "--checkpoint=c", "--out=o", "--max_rejected=nan"],
+            "a share from 0 to 1",
+        ),
+        (["--manifest=m", "--checkpoint=c", "--out=o", "--shards=1"], "unrecognized arguments"),
+    ],
+)
+def test_bad_flags_are_found_without_the_data(flags, message):
+    with pytest.raises(UserError, match=message):
+        data_prepare.parse_flags(flags)

@@ -168,25 +168,27 @@ def make_model(place: Path) -> tuple[Path, Processor]:
 def speed_of_preparing(args: argparse.Namespace) -> None:
     manifest, (model, _) = make_data(args.dir, args.pictures), make_model(args.dir)
 
-    def seconds(name: str, codes: bool, threads: int, limit: int) -> float:
-        began = time.perf_counter()
+    def seconds(name: str, codes: bool, threads: int, limit: int) -> np.ndarray:
+        """[of the clock, of all cores]."""
+        began = np.array([time.perf_counter(), time.process_time()])
         fields = dict(codes=codes, batch=BATCH, shard_records=320, threads=threads, limit=limit)
         prepare(Options(manifest, str(model), args.dir / name, quiet=True, **fields))
-        return time.perf_counter() - began
+        return np.array([time.perf_counter(), time.process_time()]) - began
 
     print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {args.pictures} pictures")
     for codes in (False, True):
         for threads in args.threads:
-            rates = []
+            each = []
             for repeat in range(args.repeats):
                 name = f"{'codes' if codes else 'pixels'}_{threads}_{time.time_ns()}_{repeat}"
                 start = seconds(name + "_start", codes, threads, BATCH)
                 whole = seconds(name, codes, threads, args.pictures)
-                rates.append((args.pictures - BATCH) / (whole - start))
-            what = "--codes   " if codes else "--no-codes"
-            shown = f"{min(rates):.0f} to {max(rates):.0f}"
+                each.append((whole - start) / (args.pictures - BATCH))
+            rates = [1 / clock for clock, _ in each]
             print(
-                f"{what} --threads {threads}: {statistics.median(rates):.0f} pictures/s ({shown})"
+                f"{'--codes   ' if codes else '--no-codes'} --threads {threads}: "
+                f"{statistics.median(rates):.0f} pictures/s ({min(rates):.0f} to {max(rates):.0f}), "
+                f"{statistics.median(cores for _, cores in each) * 1e3:.1f} ms of a core each"
             )
 
 

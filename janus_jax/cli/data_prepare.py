@@ -17,6 +17,7 @@ from pathlib import Path
 
 from janus_jax.cli.parser import Parser
 from janus_jax.errors import UserError
+from janus_jax.gcs import is_gcs
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -73,6 +74,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("manifest", "checkpoint", "out"):
         if not getattr(flags, name):
             raise UserError(f"--{name} is empty")
+    if is_gcs(flags.out):
+        raise UserError(f"--out {flags.out}: give a directory; copy what is made to the bucket")
     return flags
 
 

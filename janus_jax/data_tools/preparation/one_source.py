@@ -170,7 +170,7 @@ class Preparation:
         allowed = min(1.0, math.ceil(bad / seen * 110) / 100)
         raise UserError(
             f"source {self._name}: {bad} of the {seen} records read were left out ({bad / seen:.1%}, "
-            f"more than the {limit:.4g} of --max_rejected), {'all' if count == bad else 'most'} of them: "
+            f"more than the {limit:.4g} of --max_rejected), {'all' if count == bad else count} of them: "
             f"{reason}{detail}; {path} lists them; mend the data, or run the same command with "
             f"--max_rejected={allowed:g}"
         )
