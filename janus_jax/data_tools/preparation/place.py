@@ -19,15 +19,19 @@ _NAMES = r"(?:state|prepared)\.json|rejected\.jsonl|manifest\.yaml"
 _ABSENT = "<absent>"
 
 
+def check(out: Path, manifest: str) -> None:
+    """Raises UserError if the directory of all sources cannot be made or written; makes nothing."""
+    check_local(out, "--out")
+    check_directory(out, "--out", [manifest])
+
+
 @contextlib.contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Makes the directory of all sources, and holds it for this process until the end, however that comes.
 
     Raises:
-      UserError: another process holds it, or it cannot be written.
+      UserError: another process holds it.
     """
-    check_local(out, "--out")
-    check_directory(out, "--out", ["manifest.yaml"])
     make_directory(out)
     with (out / ".lock").open("a") as file:
         try:

@@ -40,8 +40,8 @@ def prepare(options: Options) -> None:
     _check_out(options)
     opened = [(s, make_source(FILES, s.task, s.options, where=s.where)) for s in chosen]
     kinds = [kind_of(source, examples, codes) for source, examples in opened]
+    model = _open_model(options, CODES in kinds)
     with place.claimed(options.out):
-        model = _open_model(options, CODES in kinds)
         for (source, examples), kind in zip(opened, kinds, strict=True):
             Preparation(source, examples, kind, model, options).run()
         _write_manifest(sources, options)
@@ -90,7 +90,8 @@ def _check_libraries() -> None:
 
 
 def _check_out(options: Options) -> None:
-    """Raises UserError if a manifest that this program did not write would be replaced."""
+    """Raises UserError for a place that cannot be used, or a manifest that no preparation wrote."""
+    place.check(options.out, MANIFEST)
     path = options.out / MANIFEST
     if path.is_file() and not path.read_bytes().startswith(_FIRST_LINE.encode()):
         raise UserError(
