@@ -1,1 +1,1 @@
-"""What data costs: reading files in every format, finding records in large ones, waiting for data in a run."""
+"""What data costs: reading files in every format, finding records in large ones, preparing, waiting in a run."""
