@@ -1,6 +1,7 @@
 """Prepared data trains as the original does: the same words, pixels and codes; what is bad is listed."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ from janus_jax.data_tools.preparation import Options, prepare
 from janus_jax.data_tools.preparation.image_codes import PictureCodes
 from janus_jax.errors import UserError
 from janus_jax.models import JanusModel
+from janus_jax.run.codes_check import check_codes
 from janus_jax.run.manifest_config import with_manifest
+from janus_jax.training import SourceSpec, Stage
 
 pytest.importorskip("array_record")
 SEEN = pytest.mark.parametrize("task", ["drawn", "seen", "facts"])
@@ -232,3 +235,31 @@ def test_the_command_takes_its_flags(tmp_path, model, capsys):
 def test_bad_flags_are_found_without_the_data(flags, message):
     with pytest.raises(UserError, match=message):
         data_prepare.parse_flags(flags)
+
+
+def stage_of(manifest):
+    options = next(s.options for s in read_manifest(manifest) if s.task == "gen")
+    spec = SourceSpec("files", "gen", options=options, label="drawn")
+    return Stage("stage2", "janus", ("decoder",), 1, 1e-4, 0, 1, ratio=(0, 0, 1), sources=(spec,))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_codes_of_another_tokenizer_are_refused(both, which):
+    config = SimpleNamespace(init_from="models/mine")
+    experiment = SimpleNamespace(config=config, janus_config=CONFIG)
+    params = jax.tree.map(np.asarray, random_params(CONFIG))
+    stages = [stage_of(both[which])]
+    check_codes(experiment, stages, params)
+    check_codes(experiment, stages, None)
+    # What makes pictures of codes may be another, and so may the rest of the network.
+    params["vq"]["decoder"] = jax.tree.map(lambda x: x + 1, params["vq"]["decoder"])
+    check_codes(experiment, stages, params | {"decoder": {}})
+    params["vq"]["quantize"] = jax.tree.map(lambda x: x + 0.01, params["vq"]["quantize"])
+    if which < 2:  # pictures, not codes
+        check_codes(experiment, stages, params)
+        return
+    message = (
+        r"sources\.drawn: its codes were made by another image tokenizer than that of models/mine"
+    )
+    with pytest.raises(UserError, match=message):
+        check_codes(experiment, stages, params)

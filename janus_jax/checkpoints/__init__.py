@@ -2,6 +2,7 @@
 
 from janus_jax.checkpoints.lazy import LazyArray, load_leaves
 from janus_jax.checkpoints.manager import StageCheckpoints
+from janus_jax.checkpoints.marks import tokenizer_mark
 from janus_jax.checkpoints.model_dir import (
     LoadedModel,
     abridged,
@@ -26,5 +27,6 @@ __all__ = [
     "load_leaves",
     "load_model",
     "save_model",
+    "tokenizer_mark",
     "write_metadata",
 ]

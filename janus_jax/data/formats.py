@@ -18,7 +18,7 @@ import numpy as np
 from janus_jax import untrusted
 from janus_jax.data.containers import stores
 from janus_jax.data.containers.base import MANY_OPEN, Container, Joined, Record
-from janus_jax.data.containers.prepared import prepared_files
+from janus_jax.data.containers.prepared import prepared_files, tokenizer_of
 from janus_jax.data.examples import STAGE_0_TASKS, TASKS, Example, Rejected
 from janus_jax.data.layouts import (
     LAYOUTS,
@@ -189,6 +189,12 @@ class FileSource:
         An order that stays in one for a while reads much faster. None: any order is as fast.
         """
         return getattr(self._opened(), "blocks", None)
+
+    @property
+    def tokenizer(self) -> str:
+        """Mark of the image tokenizer that made its codes (`checkpoints.tokenizer_mark`), "" where none is known."""
+        marks = {tokenizer_of(path) for path in self._paths if self._spec.container == "prepared"}
+        return "" if not marks else marks.pop() if len(marks) == 1 else "several"
 
     @property
     def fingerprint(self) -> str:

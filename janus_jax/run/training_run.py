@@ -50,6 +50,7 @@ from janus_jax.run.claim import (
     outdates_scores,
     progress,
 )
+from janus_jax.run.codes_check import check_codes
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.files import remove_leftovers
 from janus_jax.run.manifest_config import with_manifest
@@ -120,6 +121,7 @@ def _train(
     check_trainable(experiment.model, stages)
     check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
     initial = _initial(experiment, run_dir, stages[0])
+    check_codes(experiment, stages, initial)
     with contextlib.ExitStack() as stack:
         first_only(lambda: stack.enter_context(place.hold()))
         if place.files == run_dir:

@@ -42,6 +42,15 @@ def prepared_files(directory: str, task: str) -> list[str]:
     return [os.path.join(directory, name) for name in names]
 
 
+def tokenizer_of(file: str) -> str:
+    """The mark of the image tokenizer whose codes are in a file of a prepared directory; "" without codes."""
+    index = files.read_json(Path(file).parent / INDEX, dict, "prepare it again")
+    settings = index.get("settings")
+    codes = settings.get("codes") if isinstance(settings, dict) else None
+    mark = codes.get("tokenizer") if isinstance(codes, dict) else ""
+    return mark if isinstance(mark, str) else ""
+
+
 def write_prepared_index(
     directory: str, task: str, records: dict[str, int], **about: object
 ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +9,7 @@ import jax
 import numpy as np
 
 from janus_jax.checkpoints import LoadedModel, load_leaves
-from janus_jax.checkpoints.storage import flatten
+from janus_jax.checkpoints.marks import ENCODER
 from janus_jax.config import VQConfig
 from janus_jax.errors import UserError
 from janus_jax.models.vqgan import VQModel
@@ -20,7 +17,6 @@ from janus_jax.parallel import make_mesh
 from janus_jax.parallel.mesh import batch_sharding, replicated
 from janus_jax.pixels import to_float
 
-_PARTS = ("encoder", "quant_conv", "quantize")  # of the tokenizer; the rest makes pictures of codes
 _LARGEST = 2**16  # codes are kept as uint16
 
 
@@ -38,18 +34,9 @@ def encoder_params(loaded: LoadedModel) -> dict[str, Any]:
             f"its codebook has {loaded.config.vq.codebook_size} codes, and {_LARGEST} are the most that "
             "can be kept: give --no-codes"
         )
-    params = load_leaves({part: loaded.params["vq"][part] for part in _PARTS})
+    params = load_leaves({part: loaded.params["vq"][part] for part in ENCODER})
     loaded.check()
     return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-
-
-def fingerprint(config: VQConfig, params: dict[str, Any]) -> str:
-    """Another one where the codes of a picture may be others."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for path, leaf in sorted(flatten(params).items()):
-        digest.update(f"{path} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()[:16]
 
 
 class PictureCodes:

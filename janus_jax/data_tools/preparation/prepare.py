@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from janus_jax.checkpoints import tokenizer_mark
 from janus_jax.data import make_source
 from janus_jax.data.containers.base import missing_package
 from janus_jax.data.containers.prepared import INDEX
@@ -63,7 +64,7 @@ def _open_model(options: Options, codes: bool) -> Model:
     encode = image_codes.PictureCodes(vq, params, options.batch)
     about = {
         "model": loaded.config.name,
-        "tokenizer": image_codes.fingerprint(vq, params),
+        "tokenizer": tokenizer_mark(vq, params),
         "batch": options.batch,
         "device": encode.device,
     }
@@ -108,6 +109,7 @@ def _write_manifest(sources: Sequence[ManifestSource], options: Options) -> None
         entry = dict(name=source.name, task=words[source.task], format="prepared", path=source.name)
         entry |= {} if source.weight == 1 else {"weight": source.weight}
         entry |= {} if source.stages is None else {"stages": list(source.stages)}
+        entry |= source.order
         entries.append(entry)
     text = yaml.safe_dump({"sources": entries}, sort_keys=False)
     path = options.out / MANIFEST
