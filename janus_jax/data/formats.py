@@ -192,7 +192,7 @@ class FileSource:
 
     @property
     def tokenizer(self) -> str:
-        """Mark of the image tokenizer that made its codes (`checkpoints.tokenizer_mark`), "" where none is known."""
+        """Mark of the image tokenizer of its codes (`checkpoints.tokenizer_mark`); "" where none is known."""
         marks = {tokenizer_of(path) for path in self._paths if self._spec.container == "prepared"}
         return "" if not marks else marks.pop() if len(marks) == 1 else "several"
 
