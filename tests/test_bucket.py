@@ -79,8 +79,13 @@ def test_a_step_without_its_mark_never_was(place):
     bucket.remove(key(directory / "2" / "commit_success.txt"))
     assert finished_steps(directory) == [1] and not is_written(directory / "2")
     assert newest(directory) == (1, [1.0] * 3, 1)
-    assert not bucket.names(key(directory / "2") + "/")  # nor does the next run trip over it
-    saved(directory, 2)
+    # On a busy machine a client asks twice, and the emulator takes the second write after the removal.
+    for _ in range(3):
+        if not (left := bucket.names(key(directory / "2") + "/")):
+            break
+        assert newest(directory)[0] == 1
+    assert not left
+    saved(directory, 2)  # nor does the next run trip over it
     assert newest(directory)[0] == 2
 
 
