@@ -12,6 +12,7 @@ Run directory, or bucket:
   profile/STAGE           traces of the steps that `config.profile` asked for
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
   scores.json             after each stage, and at the end
+  adapter/STAGE           the adapter of a stage that trained one, for PEFT
   report.md               everything for people
 """
 
@@ -41,6 +42,7 @@ from janus_jax.parallel import (
     shard_params,
     stop_together,
 )
+from janus_jax.run.adapter_export import export_adapter
 from janus_jax.run.claim import (
     Change,
     check_allowed,
@@ -207,6 +209,7 @@ class _Run:
             ScoreStore(self._place.files).record_time(stage.name, time.perf_counter() - began)
         else:
             self._params = shard_params(finished, self._experiment.mesh)
+        export_adapter(self._place, stage, again=finished is None)
         if scored_after(self._experiment, stage, last):
             self._evaluator.score(stage, self._params, final=last, quiet=self._quiet)
         self._place.push()
