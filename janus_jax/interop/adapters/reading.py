@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from janus_jax.interop.adapters.modules import (
     unwrapped,
 )
 from janus_jax.interop.adapters.settings import AdapterSettings, read_settings
-from janus_jax.interop.conversion.convert import flatten, nest
+from janus_jax.interop.conversion.convert import expected_shapes, flatten, nest
 from janus_jax.interop.conversion.source import Source, is_native
 from janus_jax.interop.conversion.tensor_files import CheckpointFiles
 from janus_jax.models import Params
@@ -35,6 +34,8 @@ from janus_jax.untrusted import is_file, printable, understanding
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # "MODULE.lora_A.weight"; as long as it is in a PEFT model, the name of the adapter is in it, such as "default".
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.[^.]+)?\.weight")
+# PEFT also saves frozen weights where the head of the language model has an adapter: they are those of the base.
+_COPY = re.compile(r"(?P<module>.+)\.base_layer\.weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class _Files:
     settings: AdapterSettings
     tensors: CheckpointFiles
     pairs: list[_Pair]
+    copies: dict[str, Module]  # tensor -> whose weight in the base model it is
 
 
 def check_adapter(directory: str | Path) -> None:
@@ -145,10 +147,15 @@ def _open(directory: Path) -> _Files:
         raise UserError(f"{directory} has no {FILES[0]}: copy it from where the adapter comes from")
     tensors = CheckpointFiles(directory, [(name, f"{name}.index.json") for name in FILES])
     with understanding(directory):
-        return _Files(directory, settings, tensors, _pairs(directory, tensors))
+        copies = {
+            t: find_module(unwrapped(m["module"])) for t in tensors if (m := _COPY.fullmatch(t))
+        }
+        copies = {tensor: module for tensor, module in copies.items() if module}
+        pairs = _pairs(directory, [tensor for tensor in tensors if tensor not in copies])
+        return _Files(directory, settings, tensors, pairs, copies)
 
 
-def _pairs(directory: Path, tensors: Mapping[str, Any]) -> list[_Pair]:
+def _pairs(directory: Path, tensors: Collection[str]) -> list[_Pair]:
     """The pairs of factors, in the order of the file."""
     if not tensors:
         raise UserError(
@@ -210,6 +217,15 @@ def _like(name: str) -> str:
 
 def _check_shapes(files: _Files, config: JanusConfig) -> None:
     """Raises UserError unless every pair fits its layer in this model, and has the rank that the settings say."""
+    for tensor, module in files.copies.items():
+        shape = expected_shapes(config).get(module.slot.name)
+        wanted = module.slot.torch_shape(shape) if shape else None
+        if files.tensors[tensor].shape != wanted:
+            raise UserError(
+                f"{files.directory} is of another base model than {config.name}, or of one whose vocabulary was "
+                f"resized: {printable(tensor, 120)} is {list(files.tensors[tensor].shape)}, but {config.name} has "
+                f"{list(wanted) if wanted else 'no such layer'}"
+            )
     for pair in files.pairs:
         kernel = kernel_shape(pair.module.path, config)
         name = printable(pair.name, 120)

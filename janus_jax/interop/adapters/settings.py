@@ -18,7 +18,7 @@ from janus_jax.files import read_json
 from janus_jax.untrusted import is_file, printable, shown, understanding
 
 CONFIG = "adapter_config.json"
-_MAX_RANK, _MAX_ALPHA = 2**16, 1e9
+_MAX_RANK, _MAX_ALPHA = 4096, 1e9
 # Fields of adapters that compute something else, or hold more, and what they are called.
 _OTHER_KINDS = {
     "use_dora": "DoRA",
