@@ -101,7 +101,8 @@ def convert(source, flags: argparse.Namespace) -> None:
     print(f"{'':16}{'parameters':>16}{'bytes':>18}")
     for name, parameters, nbytes in rows:
         print(f"{name:16}{parameters:16,}{nbytes:18,}")
-    print(printable(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})"))
+    added = f" with the adapter {flags.adapter}" if flags.adapter else ""
+    print(printable(f"{flags.src} ({source.format}){added} is now in {flags.dst} ({flags.to})"))
 
 
 def convert_adapter(flags: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def trained_adapter(
       UserError: it is no run, has no checkpoint with an adapter, or the stage trained more than the adapter.
     """
     run = checked(run, "the run")
+    if not run.exists():
+        raise UserError(f"no such directory: {run}")
     if not is_file(run / METADATA) or (run / PARAMS).is_dir():
         raise UserError(f"{run} is no training run: only those have an adapter to write")
     stages = _stages(run)
@@ -83,7 +86,7 @@ def trained_adapter(
             raise UserError(f"{path} has no adapter, though the run's config.json says so")
         _check_alone(shapes, stages[stage]["trainable"], f"stage {stage} of {run}")
     adapter, _ = split_lora(read_lazily(path, shapes))
-    base = _base(run, stage, stages)
+    base = base_of_stage(run, stage, stages)
     return TrainedAdapter(loaded.config, load_leaves(adapter), stage, step, base)
 
 
@@ -110,9 +113,15 @@ def _check_alone(shapes: Params, trainable: list[str], where: str) -> None:
         )
 
 
-def _base(run: Path, stage: str, stages: dict[str, Any]) -> str | None:
-    """What the stage started from: the stage before it, or `init_from`."""
-    names = list(stages)
+def base_of_stage(run: Path, stage: str, names: Iterable[str]) -> str | None:
+    """What a stage of a run started from: the end of the stage before it, or `init_from`.
+
+    Args:
+      run: its directory.
+      stage: which one.
+      names: of its stages, in order.
+    """
+    names = list(names)
     for earlier in reversed(names[: names.index(stage)]):
         directory = run / CHECKPOINTS / earlier
         if steps := finished_steps(directory):
