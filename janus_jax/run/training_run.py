@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from janus_jax import checkpoints, gcs
+from janus_jax.adapters import split_lora
 from janus_jax.errors import UserError
 from janus_jax.evaluation import DRAW, RECONSTRUCT
 from janus_jax.models import Params, init_params
@@ -42,6 +44,7 @@ from janus_jax.parallel import (
     shard_params,
     stop_together,
 )
+from janus_jax.param_groups import merge_params
 from janus_jax.run.adapter_export import export_adapter
 from janus_jax.run.claim import (
     Change,
@@ -282,6 +285,11 @@ def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     params = add_params(experiment.model, stage, params, key)
+    if "lora" in stage.options and not abstract:
+        # Made in every process for itself; and of what does not train, nothing else places it on the mesh.
+        adapter, rest = split_lora(params)
+        adapter = shard_params(jax.tree.map(np.asarray, adapter), experiment.mesh)
+        params = merge_params(rest, adapter)
     if _starts_from_codebook(experiment, stage):
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
         params = params if abstract else start_from_codebook(params, key)
