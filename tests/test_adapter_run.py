@@ -28,7 +28,7 @@ from janus_jax.cli import sample as sample_command
 from janus_jax.errors import UserError
 from janus_jax.inference import Janus
 from janus_jax.interop import HF, params_to_torch
-from janus_jax.interop.adapters import read_adapter, trained_adapter, write_adapter
+from janus_jax.interop.adapters import check_adapter, read_adapter, trained_adapter, write_adapter
 from janus_jax.interop.adapters.trained import base_of_stage
 from janus_jax.interop.conversion import hub
 from janus_jax.models import stack_layers, unstack_layers
@@ -252,6 +252,19 @@ def test_a_bad_adapter_is_told_before_the_model_is_looked_for(model, tmp_path, m
     for value in (3, "", b"x"):
         with pytest.raises(UserError, match="adapter must be a path"):
             Janus.load(model / "hf", adapter=value)
+
+
+def test_a_run_does_not_get_its_own_adapter_twice(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    write_adapter(adapted(), CONFIG, copy / "adapter" / "stage2")
+    (tmp_path / "link").symlink_to(copy / "adapter")
+    for place in (copy / "adapter" / "stage2", tmp_path / "link" / "stage2"):
+        with pytest.raises(UserError, match="in its weights already, as it has trained it"):
+            Janus.load(copy, adapter=place)
+        flags = ("--src", copy, "--adapter", place, "--dst", tmp_path / "out")
+        with pytest.raises(UserError, match="in its weights already, as it has trained it"):
+            run_command(convert_command, monkeypatch, *flags)
+    check_adapter(copy / "adapter" / "stage2", copy / "checkpoints" / "stage2" / "3")
 
 
 def test_an_adapter_of_the_hub_is_found_in_its_cache(model, tmp_path, monkeypatch):

@@ -123,5 +123,5 @@ def test_names_from_the_files_are_shown_without_what_steers_a_terminal(adapter):
     values = json.loads((adapter / CONFIG_FILE).read_text())
     (adapter / CONFIG_FILE).write_text(json.dumps(values | {"bias": ESCAPE}))
     with pytest.raises(UserError) as error:
-        check_adapter(adapter)
+        check_adapter(adapter, "model")
     assert re.search(r"bias is '\\\\?x1b", str(error.value)) and "\x1b" not in str(error.value)

@@ -199,7 +199,7 @@ def main() -> None:
     adapter = None
     if flags.adapter:
         adapter = local_directory(flags.adapter)
-        check_adapter(adapter)
+        check_adapter(adapter, flags.src)
     if flags.dst:
         check_destination(flags.src, flags.dst, flags.to)
     recorded = None

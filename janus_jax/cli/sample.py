@@ -40,7 +40,7 @@ def parse_flags() -> argparse.Namespace:
     add(
         "--adapter",
         metavar="DIR|ID",
-        help="a LoRA adapter for it, in the layout of PEFT: of a training run, or made with PEFT",
+        help="a LoRA adapter for it, as PEFT writes it, and a run to RUN/adapter/STAGE",
     )
     add("--prompt", action="append", default=[], help="what to draw; may be repeated")
     add("--num_images", type=int, default=1, metavar="N", help="pictures of each prompt")

@@ -159,7 +159,7 @@ class InferenceModel:
 
         if added is not None:
             added = local_directory(added, token=token)
-            check_adapter(added)  # before gigabytes are downloaded
+            check_adapter(added, id_or_dir)  # before gigabytes are downloaded
 
         def make(loaded: LoadedModel) -> Self:
             if added is not None:

@@ -1,4 +1,4 @@
-"""Between this package and PyTorch: weights (`conversion`), config files (`configs`), numbers (`parity`)."""
+"""Between this package and PyTorch: weights (`conversion`), their configs, adapters, numbers (`parity`)."""
 
 from janus_jax.interop.configs import config_from_official
 from janus_jax.interop.conversion import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Collection
@@ -64,13 +65,23 @@ class _Files:
     copies: dict[str, Module]  # tensor -> whose weight in the base model it is
 
 
-def check_adapter(directory: str | Path) -> None:
-    """Looks for all that can be wrong with an adapter whatever model it is of; reads no values.
+def check_adapter(directory: str | Path, model: str | Path) -> None:
+    """Looks for all that can be wrong with an adapter before its model is opened; reads no values.
+
+    Args:
+      directory: of the adapter.
+      model: what it is to be added to: a directory or a hub id.
 
     Raises:
-      UserError: see `read_adapter`.
+      UserError: see `read_adapter`; or the model is the run that has trained it, and has it already.
     """
     _open(Path(directory))
+    run, inside = Path(os.path.realpath(model)), Path(os.path.realpath(directory))
+    if run in inside.parents and is_native(run):
+        raise UserError(
+            f"{model} has {directory} in its weights already, as it has trained it: leave the adapter out, or "
+            "give the model that the run began with"
+        )
 
 
 def read_adapter(directory: str | Path, config: JanusConfig) -> Params:
