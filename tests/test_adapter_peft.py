@@ -115,6 +115,12 @@ def names_of(path):
     return [slot.name for slot in HF.to_torch(path)]
 
 
+def test_peft_finds_the_base_model_by_itself(peft, directory, tmp_path):
+    params = adapted()
+    write_adapter(params, CONFIG, tmp_path / "adapter", base=str(directory))
+    agree(peft.AutoPeftModel.from_pretrained(tmp_path / "adapter"), params)
+
+
 def test_the_vision_tower_stays_as_it_is(peft, model, tmp_path):
     """Its modules have the names of those of the language model: a list of names would hit them, too."""
     write_adapter(adapted(("decoder/*/attn/q_proj",)), CONFIG, tmp_path / "adapter")
