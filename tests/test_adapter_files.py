@@ -329,6 +329,8 @@ def test_what_is_no_adapter_for_it_is_one_line(adapter, change, message):
 
 
 def test_other_places_are_told_apart(tmp_path, sources, written):
+    with pytest.raises(UserError, match="copy it to this machine"):
+        read_adapter("gs://bucket/run/adapter/stage2", CONFIG)
     with pytest.raises(UserError, match="no such directory"):
         read_adapter(tmp_path / "nothing", CONFIG)
     with pytest.raises(UserError, match="is a model or a training run, not an adapter"):
