@@ -147,8 +147,8 @@ def source_with_adapter(source: Source, directory: str | Path) -> Source:
 def _open(directory: Path) -> _Files:
     if str(directory).startswith("gs:/"):
         raise UserError(
-            f"the adapter {directory}: adapters are read from directories; copy it to this machine (gcloud storage "
-            "cp -r), or give a directory where the bucket is mounted"
+            f"the adapter {directory}: adapters are read from directories; copy it to this machine (gcloud "
+            "storage cp -r), or give a directory where the bucket is mounted"
         )
     directory = checked(directory, "the adapter")
     if not directory.is_dir():
