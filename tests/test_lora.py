@@ -22,7 +22,8 @@ from janus_jax.adapters import (
 from janus_jax.checkpoints import LazyArray, StageCheckpoints, load_leaves, load_model
 from janus_jax.config import PRESETS
 from janus_jax.errors import UserError
-from janus_jax.models import JanusModel, causal_mask, init_params, stack_layers
+from janus_jax.interop.adapters import read_adapter
+from janus_jax.models import JanusModel, causal_mask, init_params, stack_layers, unstack_layers
 from janus_jax.param_groups import merge_params, split_params
 from janus_jax.run import build, train
 
@@ -190,6 +191,10 @@ def test_a_run_trains_the_adapter_alone_and_hands_on_the_sum(tmp_path):
     whole = merge_params(*last)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, merge_lora(whole))
     assert not has_lora(loaded.params)
+    # For PEFT, the adapter alone.
+    own, _ = split_lora(unstack_layers(whole, loaded.config))
+    found = read_adapter(run / "adapter" / "stage2", loaded.config)
+    jax.tree.map(np.testing.assert_array_equal, found, own)
     report = (run / "report.md").read_text()
     assert "stage2" in report
 

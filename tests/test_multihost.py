@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from janus_jax.checkpoints import StageCheckpoints
 from janus_jax.errors import RunError, UserError, run_main
@@ -202,11 +203,16 @@ def free_port() -> int:
 
 
 def start(
-    workdir: Path, *extra: str, count: int = 2, devices: int = 1, scored: bool = False
+    workdir: Path,
+    *extra: str,
+    count: int = 2,
+    devices: int = 1,
+    scored: bool = False,
+    config: str | Path = "configs/janus_tiny.py:smoke",
 ) -> list[subprocess.Popen]:
     """`count` processes with `devices` each."""
     args = [
-        "--config=configs/janus_tiny.py:smoke",
+        f"--config={config}",
         "--config.stage_order=('stage2',)",
         "--config.stages.stage2.batch_size=2",
         "--config.data.streams=2",
@@ -292,6 +298,35 @@ def test_any_number_of_processes_trains_the_same(tensor, tmp_path):
     assert len(found[1]) == 6
     for count in (2, 4):
         np.testing.assert_allclose(found[count], found[1], rtol=1e-5, err_msg=f"{count} processes")
+
+
+WITH_ADAPTER = """
+from janus_jax.adapters import LORA_PARAMS
+from janus_jax.configs import janus_tiny
+
+def get_config():
+    config = janus_tiny.get_config("smoke")
+    stage = config.stages.stage2
+    stage.trainable = LORA_PARAMS
+    with stage.unlocked():
+        stage.options.lora = dict(rank=2, alpha=4.0)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_an_adapter_and_the_first_one_writes_it(tmp_path):
+    (tmp_path / "config.py").write_text(WITH_ADAPTER)
+    config, tensors = tmp_path / "config.py", []
+    for count, devices in ((1, 2), (2, 1)):
+        run = tmp_path / f"{count}"
+        for _ in range(2):  # the second time, nothing is left to do
+            codes, said = end(start(run, config=config, count=count, devices=devices))
+            assert codes == [0] * count and not any("warning" in text for text in said), said
+        tensors.append(load_file(run / "adapter" / "stage2" / "adapter_model.safetensors"))
+    assert tensors[0].keys() == tensors[1].keys() and len(tensors[0]) == 14
+    for name, value in tensors[0].items():
+        np.testing.assert_allclose(tensors[1][name], value, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Low-rank adapters (LoRA) beside frozen kernels, which may be in int8."""
 
+from janus_jax.adapters.attach import attach_lora
 from janus_jax.adapters.int8 import dequantize, has_int8, quantize
 from janus_jax.adapters.lora import (
     LORA_PARAMS,
@@ -16,6 +17,7 @@ __all__ = [
     "LORA_PARAMS",
     "LoraOptions",
     "add_lora",
+    "attach_lora",
     "dequantize",
     "has_int8",
     "has_lora",

@@ -74,8 +74,10 @@ def _parts(kernel: Any) -> tuple[Any, Any]:
 
 def _product(kernel: Any, scale: Any) -> Any:
     if hasattr(kernel, "load"):
-        loaded = lambda: _product(kernel.load(), scale.load())
-        return type(kernel)(kernel.shape, np.dtype(np.float32), loaded, kernel.turn)
+        whole = lambda: _product(kernel.load(), scale.load())
+        layer = lambda i: _product(kernel[i].load(), scale[i].load())
+        stacked = layer if len(kernel.shape) == 3 else None
+        return type(kernel)(kernel.shape, np.dtype(np.float32), whole, kernel.turn, stacked)
     if not hasattr(kernel, "astype"):
         return jax.ShapeDtypeStruct(kernel.shape, jnp.float32)
     return kernel.astype(scale.dtype) * scale[..., None, :]

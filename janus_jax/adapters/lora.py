@@ -121,7 +121,8 @@ def split_lora(params: Params) -> tuple[Params, Params]:
 def merge_lora(params: Params) -> Params:
     """Parameters whose kernels have taken the adapter in: summed in float32, in the dtype of the kernel.
 
-    Works on jax and numpy arrays, and on lazy ones (with a method `load`), which stay lazy.
+    Works on jax and numpy arrays. Lazy kernels (with a method `load`) stay lazy, and of stacked ones a layer can
+    be had alone; the adapter beside them may be lazy or not.
     """
     merged: dict[str, Any] = {}
     for key, value in params.items():
@@ -140,15 +141,20 @@ def plain(params: Params) -> Params:
 
 def _sum(kernel: Any, a: Any, b: Any, scale: Any) -> Any:
     if hasattr(kernel, "load"):
-        # Of a part, such as a layer, the whole is loaded.
-        loaded = lambda: _sum(kernel.load(), *(x.load() for x in (a, b, scale)))
-        return dataclasses.replace(kernel, load=loaded, load_part=None)
+        whole = lambda: _sum(*map(_loaded, (kernel, a, b, scale)))
+        layer = lambda i: _sum(*(_loaded(x[i]) for x in (kernel, a, b, scale)))
+        stacked = len(kernel.shape) == 3
+        return dataclasses.replace(kernel, load=whole, load_part=layer if stacked else None)
     if not hasattr(kernel, "astype"):
         return kernel
     module = np if isinstance(kernel, np.ndarray) else jnp
     a, b, scale = (module.asarray(x, module.float32) for x in (a, b, scale))
     change = scale[..., None, None] * (a @ b)
     return (kernel.astype(module.float32) + change).astype(kernel.dtype)
+
+
+def _loaded(array: Any) -> Any:
+    return array.load() if hasattr(array, "load") else array
 
 
 def _adapter(params: Params, options: LoraOptions, make: Any) -> Params:

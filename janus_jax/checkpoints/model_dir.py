@@ -221,7 +221,7 @@ def _read_step(
     damaged: dict[tuple[str, int], DamagedError] = {}
     while True:
         # Listed again after each failure: a run that still trains deletes its oldest step.
-        steps = _find_steps(directory, stage)
+        steps = find_steps(directory, stage)
         left = [s for s in steps if s not in damaged and step in (None, s[1])]
         if not left:
             break
@@ -369,7 +369,7 @@ def _metadata_text(metadata: Mapping[str, Any]) -> str:
     return text
 
 
-def _find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:
+def find_steps(directory: Path, stage: str | None) -> list[tuple[str, int]]:
     """(stage, step) of a training run's checkpoints, the last stage's newest first; never empty."""
     if not is_file(directory / STAGES):
         raise UserError(f"{directory} has neither {PARAMS}/ nor a finished checkpoint")

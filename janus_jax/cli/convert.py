@@ -2,11 +2,15 @@
 
   python convert_torch_weights.py --src deepseek-ai/Janus-Pro-1B --dst models/janus-pro-1b
   python convert_torch_weights.py --src runs/my_run --to hf --dst my_model_for_transformers
+  python convert_torch_weights.py --src deepseek-ai/Janus-Pro-1B --adapter DIR --to hf --dst merged
+  python convert_torch_weights.py --src runs/my_run --to peft --dst my_adapter
   python convert_torch_weights.py --src DIR --parity expected.npz
   python convert_torch_weights.py --src DIR --record expected.npz
 
 --src is a directory or a hub id, in the official format, in that of transformers, or a native one. --record lets
-PyTorch compute on this machine what --parity compares on another. Exit code 1: --parity found a difference.
+PyTorch compute on this machine what --parity compares on another. --adapter adds a LoRA adapter in the layout
+of PEFT to the weights; --to peft writes the one that a training run has trained, with the names of transformers
+(peft-official: with those of deepseek-ai/Janus). Exit code 1: --parity found a difference.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ from janus_jax.files import write_json
 from janus_jax.places import check_file
 from janus_jax.untrusted import is_file
 
+# Formats of adapters -> whose names the modules have.
+ADAPTER_FORMATS = {"peft": "hf", "peft-official": "official"}
+
 
 def parse_flags() -> argparse.Namespace:
     """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
@@ -33,7 +40,14 @@ def parse_flags() -> argparse.Namespace:
     add = parser.add_argument
     add("--src", metavar="DIR|ID", help="the model: a directory, or a hub id")
     add("--dst", metavar="DIR", help="the new directory")
-    add("--to", choices=("janus_jax", "official", "hf"), default="janus_jax", help="its format")
+    add(
+        "--to",
+        choices=("janus_jax", "official", "hf", *ADAPTER_FORMATS),
+        default="janus_jax",
+        help="its format; peft: the adapter of a run alone",
+    )
+    add("--adapter", metavar="DIR|ID", help="a LoRA adapter to add to the weights")
+    add("--step", type=int, metavar="N", help="of --to peft; default: the newest with an adapter")
     add("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead of the one in --src")
     add("--parity", metavar="FILE", help="compute again what this .npz recorded, and compare")
     add(
@@ -51,6 +65,19 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("nothing to convert: give --src, a directory or a hub id")
     if not (flags.dst or flags.parity or flags.record):
         raise UserError("nothing to do: give --dst, --parity or --record")
+    if flags.to in ADAPTER_FORMATS and (
+        flags.adapter or flags.parity or flags.record or flags.tokenizer
+    ):
+        raise UserError(
+            f"--to {flags.to} writes the adapter of a run: it goes without --adapter, --parity, --record and "
+            "--tokenizer"
+        )
+    if flags.step is not None and flags.to not in ADAPTER_FORMATS:
+        raise UserError("--step goes with --to peft; of a run, the newest step is converted")
+    if flags.adapter and flags.record:
+        raise UserError(
+            "--record computes with the weights in --src, without --adapter: convert them together first"
+        )
     if flags.json and not flags.parity:
         raise UserError("--json holds the result of --parity: give both")
     for name in ("record", "json"):  # before anything is computed for a long time
@@ -74,7 +101,33 @@ def convert(source, flags: argparse.Namespace) -> None:
     print(f"{'':16}{'parameters':>16}{'bytes':>18}")
     for name, parameters, nbytes in rows:
         print(f"{name:16}{parameters:16,}{nbytes:18,}")
-    print(printable(f"{flags.src} ({source.format}) is now in {flags.dst} ({flags.to})"))
+    added = f" with the adapter {flags.adapter}" if flags.adapter else ""
+    print(printable(f"{flags.src} ({source.format}){added} is now in {flags.dst} ({flags.to})"))
+
+
+def convert_adapter(flags: argparse.Namespace) -> None:
+    """Writes the adapter of a run to --dst and prints what is in it."""
+    from janus_jax.interop import TABLES
+    from janus_jax.interop.adapters import (
+        check_adapter_destination,
+        trained_adapter,
+        write_adapter,
+    )
+
+    check_adapter_destination(flags.src, flags.dst)
+    found = trained_adapter(flags.src, flags.step)
+    table = TABLES[ADAPTER_FORMATS[flags.to]]
+    written = write_adapter(found.params, found.config, flags.dst, found.base, table)
+    print(
+        printable(
+            f"the adapter of {found.stage}, step {found.step} of {flags.src} is now in {flags.dst}: "
+            f"{written['modules']} modules, {written['parameters']:,} parameters, {written['bytes']:,} bytes"
+        )
+    )
+    if found.base:
+        print(printable(f"it belongs on {found.base}", 1000))
+    else:
+        print("it belongs on the random numbers that the run began with (it had no init_from)")
 
 
 class PartProgress:
@@ -126,6 +179,7 @@ def same_path(one: str, other: str) -> bool:
 def main() -> None:
     flags = parse_flags()
     # After the flags, so that --help and bad flags answer at once.
+    from janus_jax.interop.adapters import check_adapter, source_with_adapter
     from janus_jax.interop.conversion import (
         check_destination,
         local_directory,
@@ -139,6 +193,13 @@ def main() -> None:
             f"--src {flags.src} is a part of the run {part[0]}; give --src {part[0]}, whose newest "
             "step is converted"
         )
+    if flags.to in ADAPTER_FORMATS:
+        convert_adapter(flags)
+        return
+    adapter = None
+    if flags.adapter:
+        adapter = local_directory(flags.adapter)
+        check_adapter(adapter, flags.src)
     if flags.dst:
         check_destination(flags.src, flags.dst, flags.to)
     recorded = None
@@ -146,6 +207,8 @@ def main() -> None:
         recorded = read_recording(flags.parity)  # a bad one, too, is reported before the work
     directory = local_directory(flags.src)
     source = open_source(directory, name=Path(flags.src).name.lower())
+    if adapter:
+        source = source_with_adapter(source, adapter)
     if flags.record:
         by = write_recording(source, Path(flags.record))
         print(printable(f"recorded {flags.src} in {flags.record}, computed by {by}"))

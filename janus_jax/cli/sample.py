@@ -4,6 +4,7 @@
   python sample.py --checkpoint runs/janus_tiny --image out/image_000.png --question "what is it?"
   python sample.py --checkpoint models/janus-pro-1b --prompt "a fox in the snow" --num_images 16 --preview
   python sample.py --checkpoint models/janus-pro-1b --interactive --warmup
+  python sample.py --checkpoint models/janus-pro-1b --adapter runs/mine/adapter/stage3 --prompt "my dog"
 
 A checkpoint is a model or run directory, or PyTorch weights (a directory or a hub id).
 Writes image_000.png, ..., grid.png (more than one picture) and samples.json to --out.
@@ -36,6 +37,11 @@ def parse_flags() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", metavar="DIR|ID", default="runs/janus_tiny", help="default: %(default)s")
+    add(
+        "--adapter",
+        metavar="DIR|ID",
+        help="a LoRA adapter for it, as PEFT writes it, and a run to RUN/adapter/STAGE",
+    )
     add("--prompt", action="append", default=[], help="what to draw; may be repeated")
     add("--num_images", type=int, default=1, metavar="N", help="pictures of each prompt")
     add("--seed", type=int, default=0, help="other seeds, other pictures")
@@ -216,7 +222,9 @@ def earlier_calls(path: Path, files: list[str]) -> list[dict]:
             ]
             if images:
                 fields = ("checkpoint", "seed", "settings")
-                found.append({name: call.get(name) for name in fields} | {"images": images})
+                known = {name: call.get(name) for name in fields}
+                known |= {"adapter": call["adapter"]} if "adapter" in call else {}
+                found.append(known | {"images": images})
     except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # a person, or another program, wrote it
     return found
@@ -241,6 +249,7 @@ def main() -> None:
         int8=[part for part in flags.int8.split(",") if part],
         mesh=parse_mesh(flags.mesh, "--mesh"),
         memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
+        adapter=flags.adapter,
     )
     seen = flags.preview or sys.stderr.isatty()
     if flags.warmup:
@@ -256,6 +265,7 @@ def main() -> None:
 
     # Every result is on disk before anything is printed about it.
     record = {"checkpoint": flags.checkpoint, "seed": flags.seed}
+    record |= {"adapter": flags.adapter} if flags.adapter else {}
     earlier = earlier_calls(out / "samples.json", files)
     kept = {"earlier": earlier} if earlier else {}
     if flags.prompt:

@@ -191,6 +191,14 @@ def check_options(
     return parts
 
 
+def path(name: str, value: Any) -> str:
+    """The text of a path, or of a hub id."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        what = "an empty text" if value == "" else type(value).__name__
+        raise UserError(f"{name} must be a path, not {what}")
+    return os.fspath(value)
+
+
 def check_source(id_or_dir: Any, step: Any) -> None:
     """Raises UserError if what to load is of another type."""
     if not isinstance(id_or_dir, str | os.PathLike):

@@ -30,7 +30,8 @@ from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.options import checked_options
 from janus_jax.inference.scoring import Scorer
 from janus_jax.inference.text_engine import TextEngine
-from janus_jax.interop import load_checkpoint, open_checkpoint
+from janus_jax.interop import load_checkpoint, local_directory, open_checkpoint
+from janus_jax.interop.adapters import check_adapter, with_adapter
 from janus_jax.processing import Processor, ProcessorConfig, Tokenizer
 
 
@@ -115,6 +116,7 @@ class InferenceModel:
         memory_limit: int | None = None,
         verify: bool = True,
         policy: Policy | None = None,
+        adapter: str | Path | None = None,
     ) -> Self:
         """Reads a model directory, or a training run's (newest step unless `step`) or one of its steps'.
 
@@ -135,6 +137,8 @@ class InferenceModel:
           memory_limit: bytes that a batch may take beside the weights; None takes what is free.
           verify: compare the files with their checksums; a damaged step of a run is passed over.
           policy: other combinations of dtypes than `dtype` can say.
+          adapter: directory (or hub id) of a LoRA adapter in the layout of PEFT, such as RUN/adapter/STAGE of a
+            training run; it is added to the weights, in their dtype.
 
         Raises:
           UserError: nothing is there, or no Janus checkpoint; or a bad option, before anything is read.
@@ -147,12 +151,19 @@ class InferenceModel:
         checks.check_source(id_or_dir, step)
         checks.check_hub(revision, token, cache_dir)
         verify = checks.flag("verify", verify)
+        added = None if adapter is None else checks.path("adapter", adapter)
         if policy is not None and dtype != "auto":
             raise UserError("dtype and policy both set dtypes: give one of them")
         policy = policy or Policy.auto(dtype)
         where = dict(step=step, verify=verify, revision=revision, token=token, cache_dir=cache_dir)
 
+        if added is not None:
+            added = local_directory(added, token=token)
+            check_adapter(added, id_or_dir)  # before gigabytes are downloaded
+
         def make(loaded: LoadedModel) -> Self:
+            if added is not None:
+                loaded = with_adapter(loaded, added)
             tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
             return cls(
                 loaded.config,

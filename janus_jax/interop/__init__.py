@@ -1,4 +1,4 @@
-"""Between this package and PyTorch: weights (`conversion`), config files (`configs`), numbers (`parity`)."""
+"""Between this package and PyTorch: weights (`conversion`), their configs, adapters, numbers (`parity`)."""
 
 from janus_jax.interop.configs import config_from_official
 from janus_jax.interop.conversion import (
@@ -7,6 +7,7 @@ from janus_jax.interop.conversion import (
     TABLES,
     NameTable,
     load_checkpoint,
+    local_directory,
     native_directory,
     open_checkpoint,
     params_from_torch,
@@ -20,6 +21,7 @@ __all__ = [
     "NameTable",
     "config_from_official",
     "load_checkpoint",
+    "local_directory",
     "native_directory",
     "open_checkpoint",
     "params_from_torch",

@@ -12,6 +12,7 @@ Run directory, or bucket:
   profile/STAGE           traces of the steps that `config.profile` asked for
   samples/STAGE_STEP.png  grids, prompts in the .json next to each
   scores.json             after each stage, and at the end
+  adapter/STAGE           the adapter of a stage that trained one, for PEFT
   report.md               everything for people
 """
 
@@ -27,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from janus_jax import checkpoints, gcs
+from janus_jax.adapters import split_lora
 from janus_jax.errors import UserError
 from janus_jax.evaluation import DRAW, RECONSTRUCT
 from janus_jax.models import Params, init_params
@@ -41,6 +44,8 @@ from janus_jax.parallel import (
     shard_params,
     stop_together,
 )
+from janus_jax.param_groups import merge_params
+from janus_jax.run.adapter_export import export_adapter
 from janus_jax.run.claim import (
     Change,
     check_allowed,
@@ -209,6 +214,7 @@ class _Run:
             ScoreStore(self._place.files).record_time(stage.name, time.perf_counter() - began)
         else:
             self._params = shard_params(finished, self._experiment.mesh)
+        export_adapter(self._place, stage, again=finished is None)
         if scored_after(self._experiment, stage, last):
             self._evaluator.score(stage, self._params, final=last, quiet=self._quiet)
         self._place.push()
@@ -292,6 +298,10 @@ def _with_extras(experiment: Experiment, stage: Stage, params: Params) -> Params
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     params = add_params(experiment.model, stage, params, key)
+    if "lora" in stage.options and not abstract:
+        # Every process has made it for itself: as host arrays, all of them together can put it on the mesh.
+        adapter, rest = split_lora(params)
+        params = merge_params(rest, jax.tree.map(np.asarray, adapter))
     if _starts_from_codebook(experiment, stage):
         key = jax.random.fold_in(jax.random.key(config.seed), 2)
         params = params if abstract else start_from_codebook(params, key)

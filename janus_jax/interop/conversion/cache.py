@@ -21,7 +21,7 @@ from janus_jax.interop.conversion.convert import nest
 from janus_jax.interop.conversion.hub import is_hub_id, local_directory, repository_directory
 from janus_jax.interop.conversion.output_dir import is_being_written, remove_stale_staging
 from janus_jax.interop.conversion.source import Source, is_native, is_torch, open_source
-from janus_jax.interop.conversion.write import write_native
+from janus_jax.interop.conversion.write import origin_of, write_native
 from janus_jax.places import probe, user_cache
 
 # Set it to keep converted models elsewhere.
@@ -80,7 +80,7 @@ def load_checkpoint(
     params = nest({path: array.load() for path, array in in_turn})
     source.check_finite()
     return LoadedModel(
-        source.config, processor.to_dict(), tokenizer.to_json(), params, _origin_of(source)
+        source.config, processor.to_dict(), tokenizer.to_json(), params, origin_of(source)
     )
 
 
@@ -118,7 +118,7 @@ def open_checkpoint(
         processor.to_dict(),
         tokenizer.to_json(),
         nest(source.arrays),
-        _origin_of(source),
+        origin_of(source),
         source.check_finite,
     )
 
@@ -180,10 +180,6 @@ def _load_native(
 def _check_no_step(name: str, step: int | None, options: dict[str, Any]) -> None:
     if step is not None or options.get("stage") is not None:
         raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
-
-
-def _origin_of(source: Source) -> dict[str, str]:
-    return {"from": str(source.directory), "format": source.format}
 
 
 def _is_foreign(name: str) -> bool:

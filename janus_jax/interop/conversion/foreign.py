@@ -35,6 +35,7 @@ _FEW = 4  # so many unknown names are no other tool's work
 _SAMPLE = 256  # names looked at to find a prefix
 _DEPTH = 6  # parts of a prefix
 _MERGE = "merge it into its base model first (PEFT: merge_and_unload) and save that model"
+_GIVE_BASE = "give its base model as the checkpoint, and this directory as the adapter (--adapter)"
 _DEQUANTIZE = "take the original weights, or dequantize them first"
 
 
@@ -46,7 +47,7 @@ def is_adapter(directory: Path) -> bool:
 def explain_files(directory: Path) -> str | None:
     """Why a directory has no weights that can be read; None if nothing is known."""
     if is_adapter(directory):
-        return f"{directory} holds an adapter (LoRA), not a model: {_MERGE}"
+        return f"{directory} holds an adapter (LoRA), not a model: {_GIVE_BASE}"
     if any(directory.glob("*.gguf")):
         return (
             f"{directory} holds quantized GGUF weights, which are not supported: {_DEQUANTIZE} "

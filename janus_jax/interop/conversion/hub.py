@@ -15,6 +15,7 @@ from pathlib import Path
 from janus_jax.console import printable
 from janus_jax.errors import UserError, one_line
 from janus_jax.files import read_json
+from janus_jax.interop.conversion.foreign import is_adapter
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SETTINGS = ("*.json", "*.jinja")
@@ -107,7 +108,9 @@ def _cached(src: str, revision: str | None = None) -> tuple[Path | None, str, bo
 
 
 def _lacking(snapshot: Path) -> str:
-    """What a snapshot needs and does not have, or ""."""
+    """What a snapshot needs and does not have, or ""; of an adapter its reader says it."""
+    if is_adapter(snapshot) and not (snapshot / "config.json").exists():
+        return ""
     if not (snapshot / "config.json").is_file():  # false, too, for a link to a file that is gone
         return "config.json"
     for name in ("model.safetensors", "pytorch_model.bin"):

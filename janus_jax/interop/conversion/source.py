@@ -47,6 +47,7 @@ class Source:
       arrays: native (unrolled) path -> array to be read later; nothing has been read yet, except of
         "janus_jax", which is read whole.
       bad: names of the tensors with values that are not finite, as far as arrays have been loaded.
+      adapter: the directory of one that has been added to the arrays; "" without.
     """
 
     directory: Path
@@ -54,6 +55,7 @@ class Source:
     config: JanusConfig
     arrays: Mapping[str, LazyArray]
     bad: list[str]
+    adapter: str = ""
 
     def processor(self, tokenizer_file: Path | None = None) -> tuple[ProcessorConfig, Tokenizer]:
         """Tokenizer and settings; see `configs.read_processor` for what is refused."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from janus_jax.interop.conversion.pickles import load_state, state_value
 from janus_jax.untrusted import is_file, printable, shown
 
 # (single file, its index) in order of preference.
-_FILES = (
+Kinds = Sequence[tuple[str, str]]
+_FILES: Kinds = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
@@ -56,14 +57,18 @@ class CheckpointFiles(Mapping[str, TensorInfo]):
     One file is open at a time, so reading in the order of `by_file` keeps the memory in use near that of
     the largest file.
 
+    Args:
+      directory: of the checkpoint.
+      kinds: (single file, its index) that may be there, in order of preference.
+
     Raises:
       UserError: no weights in the directory, a file is missing, damaged or no checkpoint, the index does
         not belong to the files, a tensor is in two files, or is not of floating point.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, kinds: Kinds = _FILES):
         self.directory = Path(directory)
-        self.names, listed = _find(self.directory)
+        self.names, listed = _find(self.directory, kinds)
         self._open: tuple[str, Any] | None = None
         self._infos: dict[str, TensorInfo] = {}
         problems: list[str] = []
@@ -211,11 +216,11 @@ def _reason(error: Exception) -> str:
     return printable(text, 200) or type(error).__name__
 
 
-def _find(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+def _find(directory: Path, kinds: Kinds) -> tuple[list[str], dict[str, str] | None]:
     """Names of the weight files, and what the index says (tensor -> file) if there is one."""
     if not directory.is_dir():
         raise UserError(f"no such directory: {directory}")
-    for single, index in _FILES:
+    for single, index in kinds:
         if is_file(directory / index):
             listed = _read_index(directory / index)
             files = sorted(set(listed.values()))

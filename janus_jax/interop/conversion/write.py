@@ -77,9 +77,15 @@ def write_native(
             processor.to_dict(),
             tokenizer.to_json(),
             nest(_watched(source.arrays, progress)),
-            origin={"from": str(source.directory), "format": source.format},
+            origin=origin_of(source),
             save=save,
         )
+
+
+def origin_of(source: Source) -> dict[str, str]:
+    """What `janus.json` says about where a converted model comes from."""
+    origin = {"from": str(source.directory), "format": source.format}
+    return origin | ({"adapter": source.adapter} if source.adapter else {})
 
 
 def write_torch(
