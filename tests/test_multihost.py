@@ -239,9 +239,11 @@ def start(
 
 
 def end(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-    """Exit codes, and what each said but for the collectives' own line."""
+    """Exit codes, and what each said but for lines of the collectives, the compiler and the setup."""
     said = [p.communicate(timeout=400)[1] for p in processes]
-    lines = [[line for line in s.splitlines() if line and "[Gloo]" not in line] for s in said]
+    others = ("[Gloo]", "spmd_partitioner.cc", ", attention blocked, remat ")
+    usual = lambda line: not line or any(other in line for other in others)
+    lines = [[line for line in s.splitlines() if not usual(line)] for s in said]
     return [p.returncode for p in processes], ["\n".join(part) for part in lines]
 
 
