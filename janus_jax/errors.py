@@ -38,6 +38,10 @@ class RunError(RuntimeError):
     """A run that could not go on, such as a non-finite loss. Exit code 1."""
 
 
+class NumbersError(RunError):
+    """Losses, gradients or parameters of a run are not finite, or have left their history."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the option closest to `name`, or "" if none is close."""
     match = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

@@ -117,6 +117,19 @@ def test_rows_of_a_table_are_those_that_csv_reads(tmp_path):
         assert table.columns == ["a", "b", "c"]
 
 
+def test_a_column_without_a_name_is_left_out(tmp_path):
+    """What `DataFrame.to_csv` writes, and a spreadsheet with a margin."""
+    table = Table(write(tmp_path / "a.csv", ",image,caption,\n0,1.png,a cat,\n1,2.png,a dog,x\n"))
+    assert table[0] == {"image": "1.png", "caption": "a cat"}
+    assert table[1] == {"image": "2.png", "caption": "a dog"}
+
+
+def test_one_column_may_have_any_name_if_the_delimiter_is_given(tmp_path):
+    path = write(tmp_path / "a.csv", "a;b\n1;2\n")
+    assert Table(path, ";")[0] == {"a": "1", "b": "2"}
+    assert Table(path, ",")[0] == {"a;b": "1;2"}
+
+
 def test_a_field_may_be_as_long_as_a_picture(tmp_path):
     path = write(tmp_path / "a.csv", "image,text\n" + "A" * 300_000 + ",x\n")
     assert len(Table(path)[0]["image"]) == 300_000
@@ -204,7 +217,9 @@ BROKEN = {
     "damaged tar": (Tar, "a.tar", "damaged", "is damaged at byte"),
     "no samples": (Tar, "a.tar", "none", "holds no sample"),
     "names only": (Table, "a.csv", b"a,b\n", "holds no record"),
-    "no names": (Table, "a.csv", b"a,,b\n1,2,3\n", "must name the columns"),
+    "no names": (Table, "a.csv", b",,\n1,2,3\n", "must name the columns"),
+    "semicolons": (Table, "a.csv", b"a;b\n1;2\n", 'give delimiter: ";"'),
+    "tabs": (Table, "a.csv", b"a\tb\n1\t2\n", 'give delimiter: "\\t"'),
     "names alike": (Table, "a.csv", b"a,a\n1,2\n", "must name the columns"),
     "names of bytes": (Table, "a.csv", b"\xff,a\n1,2\n", "must name the columns"),
     "open quote": (Table, "a.csv", b'a,b\n1,2\n"x,2\n3,4\n', "a quote in record 2 has no end"),

@@ -5,7 +5,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,32 @@ def test_a_worker_that_is_killed_is_one_line():
                 next(made)
     finally:
         workers.close()
+
+
+def test_the_other_workers_end_when_one_is_killed():
+    workers = WorkerProcesses(2)
+    read = workers.of_stream([], None, (0, 1))
+    # The pid of a worker that is busy for a while, so that the next record is the other one's.
+    ask = lambda: workers._pool.submit(subprocess.getoutput, "sleep 0.2; echo $PPID")
+    pids = set()
+    while len(pids) < 2:  # until both have started, and left SIGTERM to the parent
+        pids.update(int(asked.result()) for asked in [ask(), ask()])
+    last = int(ask().result())
+    processes = list(workers._pool._processes.values())
+    try:
+        # The one that did not answer waits in the queue, and holds its lock.
+        os.kill(*(pids - {last}), signal.SIGKILL)
+        with pytest.raises((RunError, BrokenProcessPool)):
+            for _ in range(10):
+                read(0, 0).result()
+        closing = threading.Thread(target=workers.close, daemon=True)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive(), "the other worker is waited for in vain"
+        assert not any(process.is_alive() for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
 
 
 @pytest.mark.parametrize("kind", [SequenceTooLong, EncodingMistake, UserError])

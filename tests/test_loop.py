@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from janus_jax.checkpoints import StageCheckpoints
+from janus_jax.data.reading import worker_died
 from janus_jax.errors import RunError, UserError
 from janus_jax.parallel import make_mesh
 from janus_jax.training import MetricsLog, Stage, Stopped, run_stage
@@ -199,6 +200,15 @@ def test_what_the_advice_after_nan_names_is_there(tmp_path):
     assert "go on from step 4, the last one saved" in str(error.value)
     with pytest.raises(RunError, match="To begin lm again from its first step, with a lower"):
         run_toy(tmp_path / "new", toy_step(fail_at=1))
+
+
+def test_an_error_of_something_else_than_numbers_comes_without_that_advice(tmp_path):
+    def step(*_):
+        raise worker_died()
+
+    with pytest.raises(RunError) as error:
+        run_toy(tmp_path, step)
+    assert str(error.value) == str(worker_died())
 
 
 def exploding(at):

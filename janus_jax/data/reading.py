@@ -109,6 +109,21 @@ class InThreads:
         self._pool.shutdown(cancel_futures=True)
 
 
+class _Worker(multiprocessing.context.SpawnProcess):
+    """A worker leaves SIGTERM to the parent, so only SIGKILL ends it.
+
+    When one dies, the executor terminates the others. The dead one may hold the lock of their queue, so they would
+    hear of nothing else, and be waited for without end.
+    """
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _WorkerContext(multiprocessing.context.SpawnContext):
+    Process = _Worker
+
+
 class WorkerProcesses:
     """Processes that read and encode for all streams of a mixture, started at the first record.
 
@@ -126,9 +141,7 @@ class WorkerProcesses:
         with self._lock:
             if self._pool is None:
                 what = pickle.dumps((parts, encode))
-                self._pool = ProcessPoolExecutor(
-                    self.count, multiprocessing.get_context("spawn"), _start, (what,)
-                )
+                self._pool = ProcessPoolExecutor(self.count, _WorkerContext(), _start, (what,))
         return _OfStream(self._pool, stream)
 
     def close(self) -> None:

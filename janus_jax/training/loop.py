@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from janus_jax.checkpoints import Keep, StageCheckpoints, finished_steps
-from janus_jax.errors import RunError, UserError
+from janus_jax.errors import NumbersError, RunError, UserError
 from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
 from janus_jax.param_groups import split_params
@@ -136,7 +136,7 @@ def run_stage(
                     params = evaluated_params(state, frozen)
                     saved = _saved_state(state)
                     if reason := unsound(params, saved.get("trainable", {})):
-                        raise RunError(f"{stage.name} step {done}: {reason}; not saved")
+                        raise NumbersError(f"{stage.name} step {done}: {reason}; not saved")
                     means, recorded = mean_losses(recorded), []
                     checkpoints.save(done, params, saved, batches, means, wait=False)
                     clock.restart()
@@ -149,7 +149,9 @@ def run_stage(
         except RunError as error:
             with contextlib.suppress(UserError):  # that is the lesser trouble
                 checkpoints.wait()  # what is being written may be the newest to go on from
-            raise RunError(_advice(error, stage, directory, monitor.diverged_at)) from error
+            if not isinstance(error, NumbersError):
+                raise  # such as a worker that was killed: another rate would not help
+            raise NumbersError(_advice(error, stage, directory, monitor.diverged_at)) from error
         finally:
             monitor.close()
             if profiler:
@@ -157,7 +159,7 @@ def run_stage(
         return params
 
 
-def _advice(error: RunError, stage: Stage, directory: Path, diverged_at: int | None) -> str:
+def _advice(error: NumbersError, stage: Stage, directory: Path, diverged_at: int | None) -> str:
     """The message of an error with what to change: the same command would only meet the same numbers."""
     field = f"stages.{stage.name}.learning_rate"
     saved = finished_steps(directory)

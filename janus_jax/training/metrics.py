@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from janus_jax.errors import RunError, UserError
+from janus_jax.errors import NumbersError, UserError
 from janus_jax.files import atomic_write, read_json_lines
 
 _TASKS = {"loss_und": "understanding", "loss_text": "text", "loss_gen": "generation"}
@@ -95,9 +95,9 @@ def _is_record(record: Any) -> bool:
 
 
 def check_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Raises RunError, naming step and task, if any loss or the gradient is not finite."""
+    """Raises NumbersError, naming step and task, if any loss or the gradient is not finite."""
     if tasks := not_finite(metrics):
-        raise RunError(f"{stage} step {step}: not finite in {', '.join(tasks)}; stopped")
+        raise NumbersError(f"{stage} step {step}: not finite in {', '.join(tasks)}; stopped")
 
 
 def not_finite(metrics: Mapping[str, float]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from janus_jax.errors import RunError
+from janus_jax.errors import NumbersError
 from janus_jax.training.divergence import Divergence, DivergenceWatch, watch
 from janus_jax.training.flops import Flops
 from janus_jax.training.meter import Meter
@@ -148,6 +148,6 @@ class Monitor:
         if now is None:
             tqdm.write(f"{name}: the loss is back where it was", file=sys.stderr)
         elif self._strict:
-            raise RunError(f"{name} step {now.last}: {now}")
+            raise NumbersError(f"{name} step {now.last}: {now}")
         else:
             tqdm.write(f"warning: {name}: {now}", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 from tqdm import tqdm
 
-from janus_jax.errors import RunError
+from janus_jax.errors import NumbersError
 from janus_jax.training.metrics import check_finite, not_finite
 
 
@@ -40,7 +40,7 @@ class Skips:
         """Counts a new step; returns whether it was left out.
 
         Raises:
-          RunError: it is the last of so many in a row, or it is not finite and was not left out.
+          NumbersError: it is the last of so many in a row, or it is not finite and was not left out.
         """
         if not self.remember(metrics):
             check_finite(self._stage, step, metrics)
@@ -50,7 +50,7 @@ class Skips:
             before = self.in_a_row - 1
             # The steps before may be of a run that was stopped in between, with another limit.
             which = f", as in the {before} steps before it" if before else ""
-            raise RunError(f"{self._stage} step {step}: {what}{which}; stopped")
+            raise NumbersError(f"{self._stage} step {step}: {what}{which}; stopped")
         if self.in_a_row == 1 and jax.process_index() == 0:
             tqdm.write(
                 f"warning: {self._stage} step {step}: {what}; left out ({self.total} so far, "

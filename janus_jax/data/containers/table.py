@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from janus_jax.data.containers.stores import open_to_read
 from janus_jax.data.examples import Rejected
 from janus_jax.errors import UserError
 
+_DELIMITERS = ";\t|,"  # that files have
+
 
 class Table:
     """The rows of a CSV or TSV file.
@@ -28,7 +31,8 @@ class Table:
         delimiters or line breaks in them are in double quotes, a quote in them is doubled.
 
     Raises:
-      UserError: no such file; no row; names of columns that are empty or alike; or a quote without its end.
+      UserError: no such file; no row; no names of columns, or some that are alike; names that another delimiter
+        separates; or a quote without its end.
     """
 
     def __init__(self, path: str | os.PathLike, delimiter: str | None = None):
@@ -44,10 +48,21 @@ class Table:
         if isinstance(header, Rejected):
             raise UserError(f"{shown}: the first row must name the columns ({header})")
         self.columns = [name.strip() for name in header]
-        if not all(self.columns) or len(set(self.columns)) < len(self.columns):
+        # A column without a name is what pandas and spreadsheets leave: numbers of rows, or nothing.
+        named = [name for name in self.columns if name]
+        if not named or len(set(named)) < len(named):
             raise UserError(
                 f"{shown}: the first row must name the columns, each by another name, not "
                 f"{untrusted.shown(self.columns, 120)}"
+            )
+        other = next(
+            (c for c in _DELIMITERS if len(named) == 1 and c != self._delimiter and c in named[0]),
+            None,
+        )
+        if other and not delimiter:
+            raise UserError(
+                f"{shown}: the first row names one column, {untrusted.shown(named[0], 120)}: if {other!r} is "
+                f"between names, give delimiter: {json.dumps(other)}"
             )
         if not len(self):
             raise UserError(f"{shown} holds no record below its first row")
@@ -61,7 +76,7 @@ class Table:
             return row
         if len(row) != len(self.columns):
             return Rejected(reasons.WRONG_TABLE, f"{len(row)} instead of {len(self.columns)}")
-        return dict(zip(self.columns, row, strict=True))
+        return {name: value for name, value in zip(self.columns, row, strict=True) if name}
 
     def describe(self, index: int) -> str:
         return f"{self._file.path}, record {index + 1}"

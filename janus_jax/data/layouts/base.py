@@ -114,6 +114,11 @@ def field(record: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def fields_of(record: Mapping[str, Any]) -> str:
+    """The names of a record's fields, for who must see which one image_field or caption_field should name."""
+    return f"its fields are {untrusted.shown(list(record), 120)}"
+
+
 def words(value: Any, reason: str = reasons.EMPTY_TEXT) -> str:
     """A text as it can become tokens: not empty, and without halves of characters.
 
@@ -179,7 +184,9 @@ def one_picture(record: Record, options: LayoutOptions) -> Any:
     """The picture of a record that has one; raises Unusable if it has none or several."""
     found = pictures_of(record, options)
     if len(found) != 1:
-        raise Unusable(reasons.FORM if found else reasons.NO_PICTURE, f"{len(found)} instead of 1")
+        if not found:
+            raise Unusable(reasons.NO_PICTURE, f"0 instead of 1; {fields_of(record)}")
+        raise Unusable(reasons.FORM, f"{len(found)} instead of 1")
     return found[0]
 
 

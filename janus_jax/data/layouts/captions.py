@@ -15,6 +15,7 @@ from janus_jax.data.layouts.base import (
     LayoutOptions,
     as_list,
     field,
+    fields_of,
     filled,
     layout,
     one_picture,
@@ -64,7 +65,7 @@ def caption_of(record: Record, options: LayoutOptions, draws: Draws) -> str:
         found = [_texts(record[name]) for name in CAPTIONS if record.get(name) is not None]
         values = next((texts for texts in found if texts), found[0] if found else [])
         if not found:
-            raise Unusable(reasons.NO_CAPTION)
+            raise Unusable(reasons.NO_CAPTION, fields_of(record))
     usable = [value for value in values if not isinstance(value, str) or value.strip()]
     if not usable:
         raise Unusable(reasons.EMPTY_TEXT if values or record else reasons.NO_CAPTION)

@@ -104,7 +104,7 @@ def _turns(
             value = own.pop(0) if own else None
             if value is None:
                 if not waiting:
-                    raise Unusable(reasons.MORE_MARKERS, f"{len(listed)} pictures")
+                    raise Unusable(reasons.MORE_MARKERS, _counts(messages, listed))
                 value = waiting.pop(0)
             values.append(value)
         said.append((role, text.strip(), message.learn))
@@ -118,6 +118,15 @@ def _turns(
     if waiting:
         raise Unusable(reasons.FEWER_MARKERS, f"{len(values)} for {len(listed)}")
     return system, turns, values[: sum(q.count(IMAGE) + a.count(IMAGE) for q, a in turns)]
+
+
+def _counts(messages: Sequence[Message], listed: Sequence[Any]) -> str:
+    """How many pictures and markers there are: one in an answer is often a word of the answer, and no picture."""
+    pictures = len(listed) + sum(value is not None for m in messages for value in m.pictures)
+    markers = [(_ROLES.get(m.role.strip().lower()), len(_MARKER.findall(m.text))) for m in messages]
+    answers = sum(count for role, count in markers if role == "assistant")
+    where = f", {answers} in what the assistant says" if answers else ""
+    return f"{sum(count for _, count in markers)} for {pictures}{where}"
 
 
 def _learnt(said: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
