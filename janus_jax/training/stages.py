@@ -69,7 +69,7 @@ class Stage:
       objective: of `objectives.OBJECTIVES`, such as "vq", "siglip" or "janus": which loss.
       trainable: patterns of parameter paths (see `param_groups`), such as "decoder"; all others are frozen.
       steps: optimizer steps; where a stage is stopped early (Janus-Pro-7B stage 2), the last one done.
-      learning_rate: constant after `warmup_steps` of linear warm-up.
+      learning_rate: after `warmup_steps` of linear warm-up; constant, unless `options` have another `schedule`.
       batch_size: rows per step, over all hosts.
       accumulate: parts of a step's rows, one after the other, whose gradients are summed before the update: the
         same step in less memory.
@@ -121,9 +121,14 @@ class Stage:
         if not self.trainable:
             raise UserError(f"stage {self.name}: trainable names no parameters")
         try:
-            optimizer_options(self.options)
+            optimizer = optimizer_options(self.options)
         except UserError as error:
             raise UserError(f"stage {self.name}: options.optimizer: {error}") from None
+        if optimizer.warmup_share and self.warmup_steps:
+            raise UserError(
+                f"stage {self.name}: warmup_steps is {self.warmup_steps} and options.optimizer.warmup_share "
+                f"{optimizer.warmup_share:g}: set one of them to 0"
+            )
         try:
             LoraOptions.of(self.options)
         except UserError as error:
