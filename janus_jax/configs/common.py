@@ -59,7 +59,8 @@ def base(name: str, preset: str) -> ConfigDict:
             profile="",  # steps to trace, such as "10:15" of those that this process makes in each stage
             model=dict(preset=preset, overrides={}),
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
-            tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`
+            init_required=False,  # random numbers are no start: without `init_from` it is an error
+            tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`; "": of init_from
             builtin_tokenizer=standin.tokenizer(),
             processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
             policy=dict(

@@ -32,9 +32,9 @@ ABSENT = "<absent>"
 _OF_THIS_PROCESS = ("only_stage", "profile")
 # Fields that change no number of a training, by name or by the section they are in.
 _FREE = (
-    "name only_stage log eval data.threads data.workers data.max_rejected data.manifest data.sources "
-    "policy.remat policy.attention policy.targets_at_once policy.pictures_at_once mesh processor.cfg_weight "
-    "processor.temperature"
+    "name only_stage log eval init_required data.threads data.workers data.max_rejected data.manifest "
+    "data.sources policy.remat policy.attention policy.targets_at_once policy.pictures_at_once mesh "
+    "processor.cfg_weight processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
 _ALLOWABLE = "seed data.row data.too_long data.streams data.lookahead policy.compute_dtype".split()
@@ -237,7 +237,7 @@ class _ChangeRules:
         if parts[0] == "stages":
             if not (parts[1] in self._old and parts[1] in self._new):
                 return None  # what it does not train, or `stage_order` has the last word
-            if parts[2] == "accumulate":
+            if parts[2] in ("accumulate", "epochs"):  # of these, what counts are the steps
                 return None
             if parts[2:] == ["steps"]:
                 return self._count(parts[1], change)

@@ -45,6 +45,8 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
             f"config.policy.attention={attention} is for {needed.upper()}s, and this process has none: "
             "take auto"
         )
+    if not isinstance(config.get("init_required", False), bool):
+        raise UserError(f"config.init_required must be True or False, not {config.init_required!r}")
     if config.policy.frozen_dtype not in FLOAT_DTYPES:
         raise UserError(f"config.policy.frozen_dtype must be one of {', '.join(FLOAT_DTYPES)}")
     for name in ("cfg_weight", "temperature"):
@@ -115,6 +117,7 @@ def _check_numbers(config: ConfigDict) -> None:
         for weight in stage.ratio:
             _range(f"stages.{name}.ratio", weight, 0)
         groups = {group for freeze_set in TRAINABLE.values() for group in freeze_set}
+        groups = {group for group in groups if not set(WILDCARDS) & set(group)}
         for group in (str(pattern).split("/")[0] for pattern in stage.trainable):
             if group not in groups and not set(WILDCARDS) & set(group):
                 raise UserError(

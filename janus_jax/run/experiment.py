@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from janus_jax import gcs
+from janus_jax.checkpoints.model_dir import TOKENIZER
 from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.data import STAGE_0_TASKS, TASKS, TOKENIZERS, make_source
 from janus_jax.errors import UserError, nearest
@@ -22,6 +24,7 @@ from janus_jax.run.manifest_config import with_manifest
 from janus_jax.training import SourceSpec, Stage
 from janus_jax.training.stages import OBJECTIVE_TASKS
 from janus_jax.training.state import Dtypes
+from janus_jax.untrusted import is_file, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +106,36 @@ def _tokenizer(config: ConfigDict, stand_in: bool) -> Tokenizer:
         except (UserError, TypeError) as error:
             raise UserError(f"config.builtin_tokenizer: {error}") from error
     if not config.tokenizer:
+        check_init(config)
+        if (file := _tokenizer_of_model(config.init_from)) is not None:
+            return Tokenizer.from_file(file)
         raise UserError(
             f"{config.name} needs a tokenizer: pass --config.tokenizer=FILE (the tokenizer.json of a "
             f"Janus release), or --config.tokenizer=builtin for the {name} words only"
         )
     return Tokenizer.from_file(Path(config.tokenizer))
+
+
+def _tokenizer_of_model(init_from: str) -> Path | None:
+    """The tokenizer.json of a model directory on this machine."""
+    if not init_from or gcs.is_gcs(init_from):
+        return None
+    file = Path(init_from, TOKENIZER)
+    if not is_file(file):
+        raise UserError(
+            f"config.init_from: {printable(init_from, 200)} is no model directory, it has no {TOKENIZER}: convert "
+            "a checkpoint with convert_torch_weights.py, or name a run"
+        )
+    return file
+
+
+def check_init(config: ConfigDict) -> None:
+    """Raises UserError for a config that starts from a model and names none."""
+    if config.get("init_required", False) and not config.init_from:
+        raise UserError(
+            "a fine-tune needs config.init_from, the model that it starts from: --config.init_from=DIR, a "
+            "converted checkpoint (convert_torch_weights.py) or the directory of a run"
+        )
 
 
 def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
@@ -152,7 +180,9 @@ def _stage(name: str, fields: ConfigDict) -> Stage:
     for task in tasks_of(stage):
         has = [spec for spec in stage.sources if spec.task == task and spec.weight > 0]
         if not has:
-            raise UserError(f"{where}.sources: no source with a weight for the task {task!r}")
+            # A config that leaves its data to whoever uses it has no source at all.
+            way = "" if stage.sources else ": pass --config.data.manifest=FILE (docs/data.md)"
+            raise UserError(f"{where}.sources: no source with a weight for the task {task!r}{way}")
         if all(spec.epochs is not None for spec in has):
             raise UserError(
                 f"{where}.sources: every source of the task {task!r} has a limit of epochs, and something must be "

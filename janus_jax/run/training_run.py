@@ -18,7 +18,6 @@ Run directory, or bucket:
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import signal
 import sys
 import time
@@ -50,8 +49,10 @@ from janus_jax.run.claim import (
     outdates_scores,
     progress,
 )
-from janus_jax.run.experiment import Experiment, build
+from janus_jax.run.epochs import with_epochs
+from janus_jax.run.experiment import Experiment, build, check_init
 from janus_jax.run.files import remove_leftovers
+from janus_jax.run.forgetting import trains_decoder, warn_of_forgetting, warn_of_other_words
 from janus_jax.run.manifest_config import with_manifest
 from janus_jax.run.place import RunPlace, check_shared, run_place
 from janus_jax.run.report import write_report
@@ -113,7 +114,9 @@ def _train(
     allow_change: tuple[str, ...],
     signals: StopSignals | None,
 ) -> None:
-    config, run_dir = experiment.config, place.address
+    run_dir = place.address
+    experiment = with_epochs(experiment, run_dir)
+    config = experiment.config
     stages = select_stages(list(experiment.stages), config.only_stage)
     first_only(lambda: _check_start(experiment, run_dir, stages[0]))
     check_allowed(allow_change, config)
@@ -297,10 +300,6 @@ def _starts_from_codebook(experiment: Experiment, stage: Stage) -> bool:
     return stage in drawing[:1] and any(RECONSTRUCT in abilities(s) for s in experiment.stages)
 
 
-def _trains_decoder(stage: Stage) -> bool:
-    return any(fnmatch.fnmatch("decoder", str(p).split("/")[0]) for p in stage.trainable)
-
-
 def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
     """A single stage in the middle needs the end of the one directly before it, or a model."""
     index = experiment.stages.index(first)
@@ -352,7 +351,11 @@ def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | No
     """The parameters of `init_from`, on the host, if anything will start from them."""
     config = experiment.config
     earlier = experiment.stages[: experiment.stages.index(first)]
-    if not config.init_from or _has_steps(run_dir, first):
+    if _has_steps(run_dir, first):
+        return None
+    if not earlier:
+        check_init(config)
+    if not config.init_from:
         return None
     if earlier and _is_finished(run_dir, earlier[-1]):
         return None
@@ -363,6 +366,9 @@ def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | No
             f"for {experiment.janus_config.name}: "
             f"{_first_difference(loaded.config.to_dict(), experiment.janus_config.to_dict())}"
         )
+    if is_first():
+        warn_of_forgetting(first)
+        warn_of_other_words(loaded.processor, experiment)
     return loaded.params
 
 
@@ -396,7 +402,7 @@ def _starting_params(
         )
     if initial is not None:
         return shard_params(initial, experiment.mesh)
-    if stage.packed and not _trains_decoder(stage) and is_first():
+    if stage.packed and not trains_decoder(stage) and is_first():
         print(
             "warning: no config.init_from, so the adaptors train on a frozen random language model",
             file=sys.stderr,
