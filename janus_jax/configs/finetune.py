@@ -60,8 +60,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config = _tiny(size) if size else _released()
     config.name = f"finetune_{arg}"
     config.init_required = True
-    config.eval.update(benchmarks=(), after_stages=False)
-    config.data.too_long = "reject"
+    config.eval.update(benchmarks=(), after_stages=False, held_out_every=20 if size else 50)
+    config.data.update(too_long="reject", held_out=0.02)
     options = dict(
         optimizer=dict(
             schedule="cosine",

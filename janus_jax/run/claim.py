@@ -37,7 +37,9 @@ _FREE = (
     "processor.cfg_weight processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
-_ALLOWABLE = "seed data.row data.too_long data.streams data.lookahead policy.compute_dtype".split()
+_ALLOWABLE = (
+    "seed data.row data.held_out data.too_long data.streams data.lookahead policy.compute_dtype"
+).split()
 _ALLOWABLE_OF_STAGE = (
     "learning_rate warmup_steps batch_size ratio sources condition_dropout options"
 ).split()
@@ -259,6 +261,8 @@ class _ChangeRules:
         """A field that this version has and the run's did not; its default is what was done before."""
         if change.path == "policy.frozen_dtype":
             return change.old == ABSENT and change.new == "float32"  # it was always that
+        if change.path == "data.held_out":
+            return change.old == ABSENT and not change.new
         if change.path.endswith(".options.optimizer") and change.old == ABSENT:
             return isinstance(change.new, dict) and not any(change.new.values())
         section, _, _ = change.path.rpartition(".")

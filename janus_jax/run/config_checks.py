@@ -57,6 +57,7 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
     profiled_steps(config.get("profile", ""))
+    _whole("log.stop_after_worse", config.log.get("stop_after_worse", 0), 0)
     for name, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("stop_after_skips", 1)):
         value = config.log[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -94,6 +95,8 @@ def _check_numbers(config: ConfigDict) -> None:
     _whole("data.streams", config.data.streams, 1)
     _whole("data.lookahead", config.data.lookahead, 0)
     _range("data.max_rejected", config.data.max_rejected, 0, 1)
+    _range("data.held_out", config.data.get("held_out", 0.0), 0, 1)
+    _whole("eval.held_out_every", config.eval.get("held_out_every", 0), 0)
     _range("log.sample_every", config.log.sample_every, 0)
     for field in ("targets_at_once", "pictures_at_once"):
         _range(f"policy.{field}", config.policy[field], 0)

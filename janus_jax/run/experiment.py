@@ -13,6 +13,7 @@ from janus_jax import gcs
 from janus_jax.checkpoints.model_dir import TOKENIZER
 from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.data import STAGE_0_TASKS, TASKS, TOKENIZERS, make_source
+from janus_jax.data.manifest import FILES
 from janus_jax.errors import UserError, nearest
 from janus_jax.evaluation import Benchmark, build_benchmarks
 from janus_jax.models import JanusModel, Layout
@@ -92,7 +93,10 @@ def build(
         model=model,
         processor=Processor(processor_config, tokenizer),
         mesh=mesh,
-        stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
+        stages=tuple(
+            _stage(name, config.stages[name], config.data.get("held_out", 0.0))
+            for name in config.stage_order
+        ),
         benchmarks=build_benchmarks(config.eval.benchmarks),
     )
 
@@ -162,12 +166,13 @@ def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
     return janus_config
 
 
-def _stage(name: str, fields: ConfigDict) -> Stage:
+def _stage(name: str, fields: ConfigDict, held_out: float) -> Stage:
     where, values = f"config.stages.{name}", dict(fields)
     values["trainable"] = tuple(values["trainable"])
     values["ratio"] = tuple(values["ratio"])
     values["options"] = dict(values["options"])
-    values["sources"] = _sources(f"{where}.sources", values["sources"])
+    held_out = 0.0 if values["objective"] in OBJECTIVE_TASKS else held_out
+    values["sources"] = _sources(f"{where}.sources", values["sources"], held_out)
     if values["objective"] == "vq":
         # Otherwise the codebook would never be placed, or doubled codes never be merged.
         warmup, fixed = values["options"]["warmup"], values["options"]["fixed_from"]
@@ -198,8 +203,11 @@ def tasks_of(stage: Stage) -> list[str]:
     return [task for task, share in zip(TASKS, stage.ratio, strict=True) if share > 0]
 
 
-def _sources(where: str, entries: ConfigDict) -> tuple[SourceSpec, ...]:
-    """The sources of a stage, each made once: what is wrong with its options is found now."""
+def _sources(where: str, entries: ConfigDict, held_out: float) -> tuple[SourceSpec, ...]:
+    """The sources of a stage, each made once: what is wrong with its options is found now.
+
+    Only of files something is held out: what is made on the fly never comes twice.
+    """
     specs = []
     for label, entry in entries.items():
         fields = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
@@ -215,7 +223,8 @@ def _sources(where: str, entries: ConfigDict) -> tuple[SourceSpec, ...]:
             raise UserError(
                 f"{where}.{label}.task must be one of {', '.join(tasks)}, not {fields['task']!r}"
             )
-        spec = SourceSpec(**fields, label=label)
+        share = float(held_out) if fields["name"] == FILES else 0.0
+        spec = SourceSpec(**fields, label=label, held_out=share)
         make_source(spec.name, spec.task, spec.options, where=f"{where}.{label}")
         specs.append(spec)
     return tuple(specs)

@@ -32,6 +32,7 @@ class SourceSpec:
       label: its name in the config, for messages.
       shuffle: False reads the records in their order, again and again.
       epochs: how often it is read at most; its turns are then those of others of its task.
+      held_out: share of its records that is kept from training (`data.held_out`); 0 for none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SourceSpec:
     label: str = ""
     shuffle: bool = True
     epochs: float | None = None
+    held_out: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.shuffle, bool):
