@@ -1,6 +1,7 @@
 """Fine-tuning: the recipes, what they refuse and warn of, and a length that is given in epochs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from smoke import tiny
+from test_multihost import free_port
 
 from janus_jax.adapters import LORA_PARAMS
 from janus_jax.adapters.lora import TARGETS
@@ -265,3 +267,41 @@ def test_an_adapter_of_a_trained_model_learns_the_examples(tmp_path, capsys):
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), one, other)
     assert jax.tree.all({k: v for k, v in same.items() if k != "decoder"})
     assert not jax.tree.all(same["decoder"])
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_two_processes_see_the_same_of_held_out_data(tmp_path):
+    found = {}
+    for count in (1, 2):
+        run, jobs = tmp_path / str(count), []
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // count)}
+        if count > 1:
+            env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+        flags = [
+            "--config=finetune:lora_smoke",
+            f"--config.data.manifest={MANIFEST}",
+            "--config.init_required=False",  # random numbers will do
+            "--config.data.held_out=0.3",
+            "--config.data.streams=2",
+            "--config.eval.held_out_every=2",
+            "--config.stages.finetune.steps=4",
+            "--config.stages.finetune.learning_rate=0.01",
+            f"--workdir={run}",
+            "--quiet",
+        ]
+        for index in range(count):
+            more = {"JAX_PROCESS_ID": str(index)} if count > 1 else {}
+            command = [sys.executable, "train.py", *flags]
+            jobs.append(subprocess.Popen(command, cwd=ROOT, env=env | more, stderr=subprocess.PIPE))
+        said = [job.communicate(timeout=400)[1].decode() for job in jobs]
+        assert [job.returncode for job in jobs] == [0] * count, said
+        assert sum("held out of training" in text for text in said) == 1
+        seen = [
+            r["held_out"]
+            for r in map(json.loads, (run / "metrics.jsonl").open())
+            if "held_out" in r
+        ]
+        found[count] = [[s["loss"], *s["sources"].values()] for s in seen]
+    assert len(found[1]) == 3 and found[1][0][0] > found[1][-1][0]
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-5)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax.checkpoints import Keep, StageCheckpoints, finished_steps
@@ -222,7 +223,8 @@ def _start(stage, params, batches, checkpoints, mesh) -> tuple[TrainState, Param
                 "started from was not read: remove that directory to begin the stage again"
             )
         state, frozen = init_state(stage, params)
-        return jax.device_put(state, state_shardings(state, mesh)), frozen, params
+        frozen = _placed(frozen, param_shardings(frozen, mesh))
+        return _placed(state, state_shardings(state, mesh)), frozen, params
     _, params, saved = newest
     trainable, frozen = split_params(params, stage.trainable)
     fields = dict(saved)
@@ -232,6 +234,16 @@ def _start(stage, params, batches, checkpoints, mesh) -> tuple[TrainState, Param
     else:
         fields |= {"trainable": trainable, "ema": {}}
     return state.replace(**fields), frozen, params
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """Arrays on the mesh: what a stage adds, such as an adapter, lies in each process by itself before that."""
+
+    def place(x: Any, sharding: Any) -> jax.Array:
+        alone = jax.process_count() > 1 and getattr(x, "is_fully_addressable", True)
+        return jax.device_put(np.asarray(x) if alone else x, sharding)
+
+    return jax.tree.map(place, tree, shardings)
 
 
 def _saved_state(state: TrainState) -> dict[str, Any]:
