@@ -80,7 +80,7 @@ HARMLESS = [
     {"log__sample_every": 2},
     {"log__stop_when_diverged": True},
     {"log__save_minutes": 5.0, "log__keep": 3, "log__keep_every": 9, "log__keep_best": 1},
-    {"log__stop_after_skips": 7},
+    {"log__stop_after_skips": 7, "log__stop_after_worse": 3, "eval__held_out_every": 7},
     {"eval__benchmarks": ()},
     {"eval__benchmarks": ({"name": "emoji/questions", "questions": 9},)},
     {"eval__benchmarks": ({"name": "emoji/geneval", "cfg_weights": (1.0, 3.0)},)},
@@ -144,6 +144,7 @@ REFUSED = [
     ({"stages__stage1__sources__more": MORE}, "stage1.sources.more was not there"),
     ({"stages__stage1__options__reduction": "sequence"}, "reduction was not there"),
     ({"data__row__tokens": 200}, "data.row.tokens was 160, now 200"),
+    ({"data__held_out": 0.1}, "data.held_out was 0.0, now 0.1"),
     ({"data__too_long": "reject"}, "data.too_long was 'error', now 'reject'"),
     ({"builtin_tokenizer__objects": "all"}, "builtin_tokenizer.objects"),
     ({"model__overrides__vq__ch": 32}, "model.overrides.vq.ch was 16, now 32"),
@@ -185,6 +186,11 @@ def test_a_field_of_a_newer_version_is_no_other_config(run, capsys):
     names |= {"log.stop_when_diverged", "stages.stage1.ema_decay", "policy.compute_dtype"}
     assert set(record["changes"]) == names
     assert "config.policy.compute_dtype was not there, now 'float32'" in capsys.readouterr().err
+    # What is held out of training now was trained on before.
+    del fields["data"]["held_out"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"held_out was not there, now 0\.1"):
+        claims(run, data__held_out=0.1)
     fields["stages"]["stage1"]["momentum"] = 0.5  # of a newer version, which this one would ignore
     path.write_text(json.dumps(fields))
     with pytest.raises(UserError, match=r"stage1\.momentum was 0\.5, now it is not there"):

@@ -27,6 +27,46 @@ def test_the_rate_rises_in_equal_parts_and_stays(peak, warmup, step):
     assert float(rate(max(warmup - 1, 0))) == pytest.approx(peak, rel=1e-6)
 
 
+def cosine(**fields):
+    options = {k: fields.pop(k) for k in ("final_share", "warmup_share") if k in fields}
+    return stage(**fields, options={"optimizer": {"schedule": "cosine", **options}})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 5000), st.integers(0, 400), st.floats(0, 1), st.floats(1e-6, 1.0))
+def test_a_cosine_falls_from_the_end_of_the_warm_up_to_the_last_step(steps, warmup, share, peak):
+    warmup = min(warmup, steps - 1)
+    made = cosine(steps=steps, warmup_steps=warmup, final_share=share, learning_rate=peak)
+    first = max(warmup - 1, 0)
+    rates = np.array([float(learning_rate(made)(s)) for s in {0, first, steps // 2, steps - 1}])
+    assert (rates <= peak * (1 + 1e-6)).all()
+    for step in (0, first, (first + steps) // 2, steps - 1):
+        part = (step - first) / (steps - 1 - first)
+        falling = share + (1 - share) * 0.5 * (1 + np.cos(np.pi * part))
+        wanted = peak * ((step + 1) / warmup if step < first else falling)
+        assert float(learning_rate(made)(step)) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+
+
+def test_the_last_rate_of_a_cosine_is_its_share():
+    assert float(learning_rate(cosine(steps=50))(49)) == pytest.approx(1e-4)
+    assert float(learning_rate(cosine(steps=50, final_share=0.0))(49)) == pytest.approx(0, abs=1e-9)
+    assert float(learning_rate(cosine(steps=1))(0)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(("share", "steps", "warmup"), [(0.03, 1000, 30), (0.03, 10, 1), (1, 7, 7)])
+def test_a_warm_up_may_be_a_share_of_the_steps(share, steps, warmup):
+    one = stage(steps=steps, options={"optimizer": {"warmup_share": share}})
+    other = stage(steps=steps, warmup_steps=warmup)
+    for step in range(0, steps, max(steps // 50, 1)):
+        assert float(learning_rate(one)(step)) == float(learning_rate(other)(step))
+
+
+def test_a_warm_up_is_given_once():
+    with pytest.raises(UserError, match=r"warmup_steps is 5 and .*warmup_share 0\.1: set one") as e:
+        stage(warmup_steps=5, options={"optimizer": {"warmup_share": 0.1}})
+    assert "\n" not in str(e.value)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.0, 0.9999), st.integers(0, 10**6))
 def test_the_average_forgets_its_start(decay, step):
@@ -75,6 +115,10 @@ def test_without_options_they_are_the_papers():
         ({"clip_norm": float("inf")}, "clip_norm"),
         ({"b1": "0.9"}, "b1"),
         ({"b1": True}, "b1"),
+        ({"schedule": "cosin"}, "schedule must be one of constant, cosine.*Did you mean 'cosine'"),
+        ({"final_share": 1.5}, "final_share must be a number from 0 to 1"),
+        ({"warmup_share": float("nan")}, "warmup_share"),
+        ({"warmup_share": "0.1"}, "warmup_share"),
     ],
 )
 def test_impossible_numbers_are_user_errors(options, message):

@@ -9,7 +9,7 @@ from janus_jax.evaluation import ANSWER, DRAW, Benchmark, run_benchmarks
 from janus_jax.evaluation.registry import build_benchmark
 from janus_jax.registry import Registry
 from janus_jax.run.scoring import abilities
-from janus_jax.run.training_run import _first_difference
+from janus_jax.run.starting import _first_difference
 from janus_jax.training import OBJECTIVES, Stage
 from janus_jax.training.objectives.janus import JanusObjective
 

@@ -12,7 +12,7 @@ from smoke import STAGES, tiny
 from janus_jax.checkpoints import StageCheckpoints, save_model
 from janus_jax.errors import RunError, UserError
 from janus_jax.models import init_params
-from janus_jax.run import build, claim, train, training_run
+from janus_jax.run import build, claim, starting, train, training_run
 from janus_jax.run.scoring import Evaluator
 from janus_jax.training.objectives import siglip
 
@@ -71,7 +71,7 @@ def trainer(monkeypatch):
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     monkeypatch.setattr(training_run, "run_stage", trainer)
-    monkeypatch.setattr(training_run, "init_params", zeros)
+    monkeypatch.setattr(starting, "init_params", zeros)
     monkeypatch.setattr(siglip, "init_heads", lambda *_: {"head": jnp.zeros(2)})
     monkeypatch.setattr(training_run, "write_report", lambda _: None)
     return trainer
@@ -160,14 +160,14 @@ def test_a_stage_alone_starts_from_the_end_of_the_one_directly_before(
         (tmp_path / "checkpoints" / name / str(step) / "params").mkdir(parents=True)
     stage = next(s for s in experiment.stages if s.name == alone)
     if needed is None:
-        training_run._check_start(experiment, tmp_path, stage)
+        starting.check_start(experiment, tmp_path, stage)
         return
     before = STAGES[STAGES.index(alone) - 1]
     said = (
         f"{alone} starts from {before}, which has not finished .*: run --config.only_stage={needed}"
     )
     with pytest.raises(UserError, match=said) as error:
-        training_run._check_start(experiment, tmp_path, stage)
+        starting.check_start(experiment, tmp_path, stage)
     assert ("--config.init_from=DIR" in str(error.value)) == (not saved)
 
 

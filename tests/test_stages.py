@@ -136,7 +136,8 @@ def test_the_freeze_sets_are_the_papers():
     assert set(TRAINABLE["lm"]) == {"decoder"}
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+# Of an adapter `test_lora` says the same: its leaves are not in these parameters.
+@pytest.mark.parametrize("name", [n for n in TRAINABLE if n != "lora"])
 def test_a_step_changes_what_trains_and_nothing_else(name, params):
     before = leaves(params)
     state, frozen = start(name, params)

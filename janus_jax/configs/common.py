@@ -59,7 +59,8 @@ def base(name: str, preset: str) -> ConfigDict:
             profile="",  # steps to trace, such as "10:15" of those that this process makes in each stage
             model=dict(preset=preset, overrides={}),
             init_from="",  # a model directory to start from, e.g. a converted checkpoint
-            tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`
+            init_required=False,  # random numbers are no start: without `init_from` it is an error
+            tokenizer="",  # a tokenizer.json, or "builtin": the words of `builtin_tokenizer`; "": of init_from
             builtin_tokenizer=standin.tokenizer(),
             processor=dict(template="deepseek", system_prompt="", cfg_weight=5.0, temperature=1.0),
             policy=dict(
@@ -82,6 +83,7 @@ def base(name: str, preset: str) -> ConfigDict:
                 max_rejected=0.01,  # share of a source's records that may be bad before the run stops
                 manifest="",  # a YAML file of sources, instead of those of the stages
                 sources=(),  # the same in a config: dicts
+                held_out=0.0,  # share of each source in files that is kept from training, for a loss of its own
             ),
             stage_order=(),
             stages={},
@@ -90,7 +92,8 @@ def base(name: str, preset: str) -> ConfigDict:
                 save_minutes=0.0,  # also so long after the last checkpoint
                 keep=2,  # of the newest checkpoints of a stage
                 keep_every=0,  # and those of every so many steps
-                keep_best=0,  # and so many with the lowest mean training loss
+                keep_best=0,  # and so many with the lowest loss: of held-out data, or else the mean of training
+                stop_after_worse=0,  # held-out losses in a row that are no new best end the stage; 0: never
                 log_every=10,
                 sample_every=1000,
                 verify=True,
@@ -98,7 +101,12 @@ def base(name: str, preset: str) -> ConfigDict:
                 peak_tflops=0.0,  # of one device in bfloat16, for MFU; 0: what is known of its kind
                 stop_after_skips=5,  # in a row, steps left out as they were not finite
             ),
-            eval=dict(after_stages=False, benchmarks=standin.benchmarks(), note=""),
+            eval=dict(
+                after_stages=False,
+                benchmarks=standin.benchmarks(),
+                held_out_every=500,  # steps between losses of what is held out; 0: before and after alone
+                note="",
+            ),
         )
     )
 

@@ -20,6 +20,7 @@ from janus_jax.data.examples import (
     Understanding,
     read_example,
 )
+from janus_jax.data.held_out import HeldOut, WithoutHeldOut, held_out_indices
 from janus_jax.data.mixture import (
     WeightedSource,
     mixed_batches,
@@ -43,6 +44,7 @@ __all__ = [
     "EncodingMistake",
     "Example",
     "Generation",
+    "HeldOut",
     "Ledger",
     "PackedShape",
     "PairEncoder",
@@ -58,7 +60,9 @@ __all__ = [
     "TooManyRejected",
     "Understanding",
     "WeightedSource",
+    "WithoutHeldOut",
     "WorkerProcesses",
+    "held_out_indices",
     "in_words",
     "make_source",
     "mixed_batches",

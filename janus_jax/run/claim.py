@@ -23,6 +23,7 @@ from janus_jax.errors import UserError, nearest
 from janus_jax.files import atomic_write, is_leftover, write_json
 from janus_jax.run.experiment import Experiment
 from janus_jax.run.files import read_json
+from janus_jax.training.optimizer_options import optimizer_options
 
 LOCK, CONFIG, CHANGES, METRICS = ".lock", "config.json", "changes.jsonl", "metrics.jsonl"
 ABSENT = "<absent>"
@@ -31,12 +32,14 @@ ABSENT = "<absent>"
 _OF_THIS_PROCESS = ("only_stage", "profile")
 # Fields that change no number of a training, by name or by the section they are in.
 _FREE = (
-    "name only_stage log eval data.threads data.workers data.max_rejected data.manifest data.sources "
-    "policy.remat policy.attention policy.targets_at_once policy.pictures_at_once mesh processor.cfg_weight "
-    "processor.temperature"
+    "name only_stage log eval init_required data.threads data.workers data.max_rejected data.manifest "
+    "data.sources policy.remat policy.attention policy.targets_at_once policy.pictures_at_once mesh "
+    "processor.cfg_weight processor.temperature"
 ).split()
 # Fields that change numbers, but not what a checkpoint holds: with `--allow_change`, from now on.
-_ALLOWABLE = "seed data.row data.too_long data.streams data.lookahead policy.compute_dtype".split()
+_ALLOWABLE = (
+    "seed data.row data.held_out data.too_long data.streams data.lookahead policy.compute_dtype"
+).split()
 _ALLOWABLE_OF_STAGE = (
     "learning_rate warmup_steps batch_size ratio sources condition_dropout options"
 ).split()
@@ -215,6 +218,7 @@ class _ChangeRules:
         self._run_dir, self._experiment = run_dir, experiment
         self._old, self._new = list(old.get("stage_order", [])), list(new["stage_order"])
         self._steps = {k: v.get("steps") for k, v in new["stages"].items()}
+        self._by_steps = {k for run in (old, new) for k, v in run["stages"].items() if _by_steps(v)}
         self._saved = progress(address, list(dict.fromkeys([*self._old, *self._new])))
 
     def reason(self, change: Change) -> str | None:
@@ -235,7 +239,7 @@ class _ChangeRules:
         if parts[0] == "stages":
             if not (parts[1] in self._old and parts[1] in self._new):
                 return None  # what it does not train, or `stage_order` has the last word
-            if parts[2] == "accumulate":
+            if parts[2] in ("accumulate", "epochs"):  # of these, what counts are the steps
                 return None
             if parts[2:] == ["steps"]:
                 return self._count(parts[1], change)
@@ -245,17 +249,20 @@ class _ChangeRules:
         parts = change.path.split(".")
         if parts[0] != "stages" or len(parts) < 3:
             return _within(change.path, _ALLOWABLE)
+        name, field = parts[1], parts[2]
+        allowable = field in _ALLOWABLE_OF_STAGE
+        if field == "steps" and name in self._by_steps:
+            allowable = not self._begun_after(name)
         # A text's length is the size of a parameter; what is done cannot be done otherwise.
-        return (
-            parts[2] in _ALLOWABLE_OF_STAGE
-            and parts[-1] != "text_length"
-            and self._saved.get(parts[1], 0) < self._steps.get(parts[1], 0)
-        )
+        done, steps = self._saved.get(name, 0), self._steps.get(name, 0)
+        return allowable and parts[-1] != "text_length" and done < steps
 
     def _newer_version(self, change: Change) -> bool:
         """A field that this version has and the run's did not; its default is what was done before."""
         if change.path == "policy.frozen_dtype":
             return change.old == ABSENT and change.new == "float32"  # it was always that
+        if change.path == "data.held_out":
+            return change.old == ABSENT and not change.new
         if change.path.endswith(".options.optimizer") and change.old == ABSENT:
             return isinstance(change.new, dict) and not any(change.new.values())
         section, _, _ = change.path.rpartition(".")
@@ -283,10 +290,22 @@ class _ChangeRules:
         done = self._saved.get(name, 0)
         if isinstance(change.new, int) and change.new < done:
             return f"though {done} are done"
-        later = [n for n in self._new[self._new.index(name) + 1 :] if n in self._saved]
-        if done and later:
+        if done and (later := self._begun_after(name)):
             return f"though {later[0]} has begun from where {name} ended"
+        if done and name in self._by_steps:
+            return f"though the rate of the {done} that are done went by them"
         return None
+
+    def _begun_after(self, name: str) -> list[str]:
+        return [n for n in self._new[self._new.index(name) + 1 :] if n in self._saved]
+
+
+def _by_steps(stage: Mapping[str, Any]) -> bool:
+    """Whether the rate of a stage's step depends on how many it has."""
+    try:
+        return optimizer_options(stage.get("options") or {}).depends_on_steps
+    except (UserError, TypeError, ValueError, AttributeError):
+        return False  # of another version: it differs by more than its steps
 
 
 def _within(path: str, names: tuple[str, ...] | list[str]) -> bool:

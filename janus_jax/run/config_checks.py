@@ -46,6 +46,8 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
             f"config.policy.attention={attention} is for {needed.upper()}s, and this process has none: "
             "take auto"
         )
+    if not isinstance(config.get("init_required", False), bool):
+        raise UserError(f"config.init_required must be True or False, not {config.init_required!r}")
     known = (*FLOAT_DTYPES, INT8)
     if config.policy.frozen_dtype not in known:
         raise UserError(f"config.policy.frozen_dtype must be one of {', '.join(known)}")
@@ -64,6 +66,7 @@ def check_config(config: ConfigDict, platform: str = "") -> None:
         if config.log[name] < 1:
             raise UserError(f"config.log.{name} must be at least 1 step")
     profiled_steps(config.get("profile", ""))
+    _whole("log.stop_after_worse", config.log.get("stop_after_worse", 0), 0)
     for name, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("stop_after_skips", 1)):
         value = config.log[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -101,6 +104,8 @@ def _check_numbers(config: ConfigDict) -> None:
     _whole("data.streams", config.data.streams, 1)
     _whole("data.lookahead", config.data.lookahead, 0)
     _range("data.max_rejected", config.data.max_rejected, 0, 1)
+    _range("data.held_out", config.data.get("held_out", 0.0), 0, 1)
+    _whole("eval.held_out_every", config.eval.get("held_out_every", 0), 0)
     _range("log.sample_every", config.log.sample_every, 0)
     for field in ("targets_at_once", "pictures_at_once"):
         _range(f"policy.{field}", config.policy[field], 0)
@@ -124,6 +129,7 @@ def _check_numbers(config: ConfigDict) -> None:
         for weight in stage.ratio:
             _range(f"stages.{name}.ratio", weight, 0)
         groups = {group for freeze_set in TRAINABLE.values() for group in freeze_set}
+        groups = {group for group in groups if not set(WILDCARDS) & set(group)}
         for group in (str(pattern).split("/")[0] for pattern in stage.trainable):
             if group not in groups and not set(WILDCARDS) & set(group):
                 raise UserError(

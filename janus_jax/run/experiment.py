@@ -9,8 +9,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from janus_jax import gcs
+from janus_jax.checkpoints.model_dir import TOKENIZER
 from janus_jax.config import PRESETS, JanusConfig, Policy
 from janus_jax.data import STAGE_0_TASKS, TASKS, TOKENIZERS, make_source
+from janus_jax.data.manifest import FILES
 from janus_jax.errors import UserError, nearest
 from janus_jax.evaluation import Benchmark, build_benchmarks
 from janus_jax.models import JanusModel, Layout
@@ -22,6 +25,7 @@ from janus_jax.run.manifest_config import with_manifest
 from janus_jax.training import SourceSpec, Stage
 from janus_jax.training.stages import OBJECTIVE_TASKS
 from janus_jax.training.state import Dtypes
+from janus_jax.untrusted import is_file, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,10 @@ def build(
         model=model,
         processor=Processor(processor_config, tokenizer),
         mesh=mesh,
-        stages=tuple(_stage(name, config.stages[name]) for name in config.stage_order),
+        stages=tuple(
+            _stage(name, config.stages[name], config.data.get("held_out", 0.0))
+            for name in config.stage_order
+        ),
         benchmarks=build_benchmarks(config.eval.benchmarks),
     )
 
@@ -103,11 +110,36 @@ def _tokenizer(config: ConfigDict, stand_in: bool) -> Tokenizer:
         except (UserError, TypeError) as error:
             raise UserError(f"config.builtin_tokenizer: {error}") from error
     if not config.tokenizer:
+        check_init(config)
+        if (file := _tokenizer_of_model(config.init_from)) is not None:
+            return Tokenizer.from_file(file)
         raise UserError(
             f"{config.name} needs a tokenizer: pass --config.tokenizer=FILE (the tokenizer.json of a "
             f"Janus release), or --config.tokenizer=builtin for the {name} words only"
         )
     return Tokenizer.from_file(Path(config.tokenizer))
+
+
+def _tokenizer_of_model(init_from: str) -> Path | None:
+    """The tokenizer.json of a model directory on this machine."""
+    if not init_from or gcs.is_gcs(init_from):
+        return None
+    file = Path(init_from, TOKENIZER)
+    if not is_file(file):
+        raise UserError(
+            f"config.init_from: {printable(init_from, 200)} is no model directory, it has no {TOKENIZER}: convert "
+            "a checkpoint with convert_torch_weights.py, or name a run"
+        )
+    return file
+
+
+def check_init(config: ConfigDict) -> None:
+    """Raises UserError for a config that starts from a model and names none."""
+    if config.get("init_required", False) and not config.init_from:
+        raise UserError(
+            "a fine-tune needs config.init_from, the model that it starts from: --config.init_from=DIR, a "
+            "converted checkpoint (convert_torch_weights.py) or the directory of a run"
+        )
 
 
 def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
@@ -134,12 +166,13 @@ def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
     return janus_config
 
 
-def _stage(name: str, fields: ConfigDict) -> Stage:
+def _stage(name: str, fields: ConfigDict, held_out: float) -> Stage:
     where, values = f"config.stages.{name}", dict(fields)
     values["trainable"] = tuple(values["trainable"])
     values["ratio"] = tuple(values["ratio"])
     values["options"] = dict(values["options"])
-    values["sources"] = _sources(f"{where}.sources", values["sources"])
+    held_out = 0.0 if values["objective"] in OBJECTIVE_TASKS else held_out
+    values["sources"] = _sources(f"{where}.sources", values["sources"], held_out)
     if values["objective"] == "vq":
         # Otherwise the codebook would never be placed, or doubled codes never be merged.
         warmup, fixed = values["options"]["warmup"], values["options"]["fixed_from"]
@@ -152,7 +185,9 @@ def _stage(name: str, fields: ConfigDict) -> Stage:
     for task in tasks_of(stage):
         has = [spec for spec in stage.sources if spec.task == task and spec.weight > 0]
         if not has:
-            raise UserError(f"{where}.sources: no source with a weight for the task {task!r}")
+            # A config that leaves its data to whoever uses it has no source at all.
+            way = "" if stage.sources else ": pass --config.data.manifest=FILE (docs/data.md)"
+            raise UserError(f"{where}.sources: no source with a weight for the task {task!r}{way}")
         if all(spec.epochs is not None for spec in has):
             raise UserError(
                 f"{where}.sources: every source of the task {task!r} has a limit of epochs, and something must be "
@@ -168,8 +203,11 @@ def tasks_of(stage: Stage) -> list[str]:
     return [task for task, share in zip(TASKS, stage.ratio, strict=True) if share > 0]
 
 
-def _sources(where: str, entries: ConfigDict) -> tuple[SourceSpec, ...]:
-    """The sources of a stage, each made once: what is wrong with its options is found now."""
+def _sources(where: str, entries: ConfigDict, held_out: float) -> tuple[SourceSpec, ...]:
+    """The sources of a stage, each made once: what is wrong with its options is found now.
+
+    Only of files something is held out: what is made on the fly never comes twice.
+    """
     specs = []
     for label, entry in entries.items():
         fields = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
@@ -185,7 +223,8 @@ def _sources(where: str, entries: ConfigDict) -> tuple[SourceSpec, ...]:
             raise UserError(
                 f"{where}.{label}.task must be one of {', '.join(tasks)}, not {fields['task']!r}"
             )
-        spec = SourceSpec(**fields, label=label)
+        share = float(held_out) if fields["name"] == FILES else 0.0
+        spec = SourceSpec(**fields, label=label, held_out=share)
         make_source(spec.name, spec.task, spec.options, where=f"{where}.{label}")
         specs.append(spec)
     return tuple(specs)

@@ -10,7 +10,7 @@ from janus_jax import files
 # What is written to a run directory and its samples/.
 _FILES = (
     r"(config|stages|janus|tokenizer|checksums|scores|questions)\.json|metrics\.jsonl|report\.md"
-    r"|report_losses\.png"
+    r"|report_(losses|held_out)\.png"
 )
 _SAMPLES = r".+_[0-9]+\.(json|png)"
 

@@ -34,6 +34,10 @@ class SharedLog:
 
         return first_only(read)
 
+    def read_held_out(self, stage: str) -> list[dict[str, Any]]:
+        """The lines with losses of held-out data of a stage."""
+        return first_only(lambda: self._log.read_held_out(stage))
+
     def close(self) -> None:
         if self._log is not None:
             self._log.close()

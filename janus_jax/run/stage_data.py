@@ -16,6 +16,7 @@ import grain
 from janus_jax.data import (
     Example,
     Generation,
+    HeldOut,
     Ledger,
     PackedShape,
     PairEncoder,
@@ -25,6 +26,7 @@ from janus_jax.data import (
     SequenceTooLong,
     Source,
     WeightedSource,
+    WithoutHeldOut,
     WorkerProcesses,
     in_words,
     make_source,
@@ -232,6 +234,8 @@ def _setting(source: SourceSpec) -> dict[str, Any]:
         del fields["shuffle"]
     if source.epochs is None:
         del fields["epochs"]
+    if not source.held_out:
+        del fields["held_out"]
     return json.loads(json.dumps(fields))
 
 
@@ -253,7 +257,17 @@ def stage_sources(stage: Stage, seed: int) -> list[WeightedSource]:
 
 
 def open_source(stage: Stage, spec: SourceSpec, seed: int) -> Source:
-    """One source of a stage."""
+    """One source of a stage, without what is held out of it."""
+    source = _whole_source(stage, spec, seed)
+    return WithoutHeldOut(source, spec.held_out) if spec.held_out else source
+
+
+def held_out_of(stage: Stage, spec: SourceSpec) -> Source:
+    """What is held out of a source of a stage; what its records leave to chance is the same in all stages."""
+    return HeldOut(_whole_source(stage, spec, seed=0), spec.held_out)
+
+
+def _whole_source(stage: Stage, spec: SourceSpec, seed: int) -> Source:
     where = f"config.stages.{stage.name}.sources.{spec.label}"
     return make_source(spec.name, spec.task, spec.options, seed, where)
 

@@ -19,13 +19,11 @@ Run directory, or bucket:
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -34,13 +32,13 @@ from tqdm import tqdm
 
 from janus_jax import checkpoints, gcs
 from janus_jax.adapters import split_lora
+from janus_jax.checkpoints import Keep
 from janus_jax.errors import UserError
 from janus_jax.evaluation import DRAW, RECONSTRUCT
-from janus_jax.models import Params, init_params
+from janus_jax.models import Params
 from janus_jax.parallel import (
     first_only,
     is_first,
-    param_shardings,
     shard_params,
     stop_together,
 )
@@ -53,11 +51,12 @@ from janus_jax.run.claim import (
     init_or_verify_run_dir,
     jsonable,
     outdates_scores,
-    progress,
 )
 from janus_jax.run.codes_check import check_codes
+from janus_jax.run.epochs import with_epochs
 from janus_jax.run.experiment import Experiment, build
 from janus_jax.run.files import remove_leftovers
+from janus_jax.run.held_out import HeldOutLoss, said
 from janus_jax.run.manifest_config import with_manifest
 from janus_jax.run.place import RunPlace, check_shared, run_place
 from janus_jax.run.report import write_report
@@ -66,11 +65,22 @@ from janus_jax.run.scoring import Evaluator, abilities, scored_after
 from janus_jax.run.shared_log import SharedLog
 from janus_jax.run.stage_checks import check_stages
 from janus_jax.run.stage_data import batches
+from janus_jax.run.starting import (
+    check_start,
+    check_used,
+    finished_params,
+    has_steps,
+    initial_params,
+    is_finished,
+    starting_params,
+)
 from janus_jax.signals import StopSignals
 from janus_jax.training import (
+    HeldOutWatch,
     Meter,
     Profiler,
     Stage,
+    StoppedEarly,
     add_params,
     check_trainable,
     handed_on,
@@ -80,6 +90,7 @@ from janus_jax.training import (
     select_stages,
     start_from_codebook,
 )
+from janus_jax.training.metrics import HELD_OUT
 from janus_jax.training.state import with_dtypes
 
 
@@ -119,13 +130,15 @@ def _train(
     allow_change: tuple[str, ...],
     signals: StopSignals | None,
 ) -> None:
-    config, run_dir = experiment.config, place.address
+    run_dir = place.address
+    experiment = with_epochs(experiment, run_dir)
+    config = experiment.config
     stages = select_stages(list(experiment.stages), config.only_stage)
-    first_only(lambda: _check_start(experiment, run_dir, stages[0]))
+    first_only(lambda: check_start(experiment, run_dir, stages[0]))
     check_allowed(allow_change, config)
     check_trainable(experiment.model, stages)
-    check_stages(experiment, [s for s in stages if not _is_finished(run_dir, s)])
-    initial = _initial(experiment, run_dir, stages[0])
+    check_stages(experiment, [s for s in stages if not is_finished(run_dir, s)])
+    initial = initial_params(experiment, run_dir, stages[0])
     check_codes(experiment, stages, initial)
     with contextlib.ExitStack() as stack:
         first_only(lambda: stack.enter_context(place.hold()))
@@ -147,7 +160,11 @@ def _train(
         stack.callback(log.close)
         run = _Run(experiment, place, log, evaluator, quiet or not is_first(), signals, stop)
         for stage in stages:
-            run.stage(stage, initial, last=stage is stages[-1])
+            try:
+                run.stage(stage, initial, last=stage is stages[-1])
+            except StoppedEarly as early:
+                _say_early(early, place)
+                break
             initial = None  # it may be tens of gigabytes
         first_only(lambda: str(write_report(place.files)))
 
@@ -173,7 +190,7 @@ def _prepare(
     scores = any(b.scored for b in experiment.benchmarks)
 
     def forget(changes: list[Change]) -> None:
-        _check_used(experiment, place.address, stages)
+        check_used(experiment, place.address, stages)
         paths = {c.path for c in changes}
         again = scores and outdates_scores(changes)
         ScoreStore(files).forget([n for n in scored if again or f"stages.{n}.steps" in paths])
@@ -203,11 +220,11 @@ class _Run:
 
     def stage(self, stage: Stage, initial: Params | None, last: bool) -> None:
         """Trains a stage, from where the one before it in this process ended, and scores it."""
-        finished = _finished(self._experiment, self._run_dir, stage)
+        finished = finished_params(self._experiment, self._run_dir, stage)
         if finished is None:
-            if self._params is None or _has_steps(self._run_dir, stage):
+            if self._params is None or has_steps(self._run_dir, stage):
                 self._params = None
-                self._params = _starting_params(self._experiment, self._run_dir, stage, initial)
+                self._params = starting_params(self._experiment, self._run_dir, stage, initial)
             began = time.perf_counter()
             with self._signals.deferred() if self._signals else contextlib.nullcontext():
                 self._params = self._train(stage)
@@ -231,6 +248,9 @@ class _Run:
         params = with_dtypes(_with_extras(experiment, stage, params), stage, experiment.dtypes)
         params = _on_devices(params, experiment)
         peak = config.log.get("peak_tflops", 0.0)
+        watch = self._watch(stage)
+        best_by = "loss" if watch is None else HELD_OUT
+        keep = Keep(config.log.keep, config.log.keep_every, config.log.keep_best, best_by)
         try:
             params = run_stage(
                 stage,
@@ -242,7 +262,7 @@ class _Run:
                 experiment.mesh,
                 save_every=config.log.save_every,
                 save_minutes=config.log.save_minutes,
-                keep=checkpoints.Keep(config.log.keep, config.log.keep_every, config.log.keep_best),
+                keep=keep,
                 log_every=config.log.log_every,
                 sample_every=config.log.sample_every,
                 on_sample=lambda step, p: self._sample(stage, step, p),
@@ -254,10 +274,24 @@ class _Run:
                 meter=Meter(stage, experiment.model, params, experiment.mesh, peak),
                 profiler=self._profiler(stage),
                 before_commit=self._place.push,
+                held_out=watch,
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter
         return handed_on(stage, params)
+
+    def _watch(self, stage: Stage) -> HeldOutWatch | None:
+        """What is seen of held-out data; None where nothing is held out."""
+        config = self._experiment.config
+        loss = HeldOutLoss(self._experiment, stage)
+        if not loss.counts:
+            return None
+        said(stage, loss.counts)
+        every, patience = (
+            config.eval.get("held_out_every", 0),
+            config.log.get("stop_after_worse", 0),
+        )
+        return HeldOutWatch(stage, self._log, loss, every, patience, self._quiet)
 
     def _profiler(self, stage: Stage) -> Profiler:
         place, steps = self._place, profiled_steps(self._experiment.config.get("profile", ""))
@@ -273,6 +307,16 @@ def _on_devices(params: Params, experiment: Experiment) -> Params:
         if any(map(is_shape, jax.tree.leaves(params)))
         else shard_params(params, experiment.mesh)
     )
+
+
+def _say_early(early: StoppedEarly, place: RunPlace) -> None:
+    if is_first():
+        best = place.address / "checkpoints" / early.stage / str(early.best)
+        there = f"; {best} has it" if checkpoints.is_written(best) else ""
+        print(
+            f"{early}{there}; with --config.log.stop_after_worse=0 the same command goes on",
+            file=sys.stderr,
+        )
 
 
 def _setup(experiment: Experiment) -> str:
@@ -318,134 +362,3 @@ def _starts_from_codebook(experiment: Experiment, stage: Stage) -> bool:
         return bool(chosen)
     drawing = [s for s in experiment.stages if DRAW in abilities(s)]
     return stage in drawing[:1] and any(RECONSTRUCT in abilities(s) for s in experiment.stages)
-
-
-def _trains_decoder(stage: Stage) -> bool:
-    return any(fnmatch.fnmatch("decoder", str(p).split("/")[0]) for p in stage.trainable)
-
-
-def _check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
-    """A single stage in the middle needs the end of the one directly before it, or a model."""
-    index = experiment.stages.index(first)
-    if index == 0 or _has_steps(run_dir, first):
-        return
-    earlier = experiment.stages[:index]
-    done = progress(run_dir, [s.name for s in experiment.stages])
-    # More steps than the config has are a change of it, which has its own message.
-    if done.get(earlier[-1].name, 0) >= earlier[-1].steps:
-        return
-    begun = any(s.name in done for s in earlier)
-    if experiment.config.init_from and not begun:
-        return
-    needed = earlier[-1]
-    for stage in reversed(earlier):
-        if done.get(stage.name, 0) >= stage.steps:
-            break
-        needed = stage
-        if stage.name in done:
-            break
-    model = "" if begun else ", or pass --config.init_from=DIR"
-    raise UserError(
-        f"{first.name} starts from {earlier[-1].name}, which has not finished in {run_dir} "
-        f"(step {done.get(earlier[-1].name, 0)} of {earlier[-1].steps}): run "
-        f"--config.only_stage={needed.name} first, or the config without a stage name{model}"
-    )
-
-
-def _check_used(experiment: Experiment, run_dir: Path, stages: list[Stage]) -> None:
-    """Refuses to train a stage from which nothing would go on, as a later one has begun without it.
-
-    One that has steps was there before the later one: what is damaged of it is made again.
-    """
-    names = [s.name for s in experiment.stages]
-    done = progress(run_dir, names)
-    for stage in stages:
-        later = [n for n in names[names.index(stage.name) + 1 :] if n in done]
-        if later and stage.name not in done:
-            last = experiment.stages[names.index(later[-1])]
-            rest = names[names.index(last.name) + (done[last.name] >= last.steps) :]
-            raise UserError(
-                f"{later[0]} has begun in {run_dir} without {stage.name}, so nothing would use what "
-                f"{stage.name} learns: go on with --config.only_stage={(rest or later)[0]}, or move "
-                f"{run_dir / 'checkpoints' / later[0]} away to train both"
-            )
-
-
-def _initial(experiment: Experiment, run_dir: Path, first: Stage) -> Params | None:
-    """The parameters of `init_from`, on the host, if anything will start from them."""
-    config = experiment.config
-    earlier = experiment.stages[: experiment.stages.index(first)]
-    if not config.init_from or _has_steps(run_dir, first):
-        return None
-    if earlier and _is_finished(run_dir, earlier[-1]):
-        return None
-    loaded = checkpoints.load_model(config.init_from, verify=config.log.verify)
-    if loaded.config != experiment.janus_config:
-        raise UserError(
-            f"config.init_from: {config.init_from} holds {loaded.config.name}, but this config is "
-            f"for {experiment.janus_config.name}: "
-            f"{_first_difference(loaded.config.to_dict(), experiment.janus_config.to_dict())}"
-        )
-    return loaded.params
-
-
-def _first_difference(have: Mapping[str, Any], need: Mapping[str, Any], path: str = "") -> str:
-    """The first field that two architectures do not share; but for the name, if there are others."""
-    fields = sorted(have.keys() | need.keys(), key=lambda field: field == "name")
-    field = next(field for field in fields if have.get(field) != need.get(field))
-    one, other = have.get(field), need.get(field)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return _first_difference(one, other, f"{path}{field}.")
-    return f"{path}{field} is {one}, not {other}"
-
-
-def _starting_params(
-    experiment: Experiment, run_dir: Path, stage: Stage, initial: Params | None
-) -> Params:
-    """Where a stage starts: its own checkpoint (then only shapes), the stage before it in this run,
-    `init_from` (on the host), or random numbers."""
-    key = jax.random.key(experiment.config.seed)
-    shapes = jax.eval_shape(lambda k: init_params(experiment.model, k), key)
-    if _has_steps(run_dir, stage):
-        return shapes
-    index = experiment.stages.index(stage)
-    if index and _is_finished(run_dir, earlier := experiment.stages[index - 1]):
-        found = _finished(experiment, run_dir, earlier)
-        if found is not None:
-            return shard_params(found, experiment.mesh)
-        raise UserError(
-            f"{stage.name} starts from the end of {earlier.name}, which is damaged: run {earlier.name} "
-            "again first, as the same command without a stage does"
-        )
-    if initial is not None:
-        return initial
-    if stage.packed and not _trains_decoder(stage) and is_first():
-        print(
-            "warning: no config.init_from, so the adaptors train on a frozen random language model",
-            file=sys.stderr,
-        )
-    if jax.device_count() == 1:
-        return init_params(experiment.model, key)
-    shardings = param_shardings(shapes, experiment.mesh)
-    return jax.jit(lambda k: init_params(experiment.model, k), out_shardings=shardings)(key)
-
-
-def _has_steps(run_dir: Path, stage: Stage) -> bool:
-    """Whether a stage goes on from a checkpoint of its own."""
-    return stage.name in progress(run_dir, [stage.name])
-
-
-def _is_finished(run_dir: Path, stage: Stage) -> bool:
-    return checkpoints.is_written(run_dir / "checkpoints" / stage.name / str(stage.steps))
-
-
-def _finished(experiment: Experiment, run_dir: Path, stage: Stage) -> Params | None:
-    """The parameters a stage ended with, if it is done and they are whole."""
-    directory = run_dir / "checkpoints" / stage.name
-    if not _is_finished(run_dir, stage):
-        return None
-    with checkpoints.StageCheckpoints(directory, verify=experiment.config.log.verify) as saved:
-        newest = saved.restore_newest_params()
-    if newest is None or newest[0] != stage.steps:
-        return None
-    return handed_on(stage, newest[1])

@@ -5,7 +5,8 @@ from janus_jax.param_groups import merge_params, split_params
 from janus_jax.training.additions import add_params, handed_on
 from janus_jax.training.codebook_start import start_from_codebook
 from janus_jax.training.grad_norms import grad_norms
-from janus_jax.training.loop import Stopped, run_stage
+from janus_jax.training.held_out import HeldOutWatch
+from janus_jax.training.loop import Stopped, StoppedEarly, run_stage
 from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog, read_metrics
 from janus_jax.training.objectives import OBJECTIVES, make_objective
@@ -18,12 +19,14 @@ from janus_jax.training.step import make_step
 __all__ = [
     "OBJECTIVES",
     "TRAINABLE",
+    "HeldOutWatch",
     "Meter",
     "MetricsLog",
     "Profiler",
     "SourceSpec",
     "Stage",
     "Stopped",
+    "StoppedEarly",
     "TrainState",
     "add_params",
     "check_trainable",

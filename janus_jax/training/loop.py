@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from janus_jax.models import Params
 from janus_jax.parallel import global_batch, param_shardings, state_shardings
 from janus_jax.param_groups import split_params
 from janus_jax.training.clock import SaveClock
+from janus_jax.training.held_out import HeldOutWatch
 from janus_jax.training.meter import Meter
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.monitor import Monitor
@@ -38,6 +40,21 @@ class Stopped(Exception):
     def __init__(self, stage: str, step: int, by: signal.Signals):
         super().__init__(f"stopped by {by.name}, {stage} step {step} is saved")
         self.stage, self.step, self.by = stage, step, by
+
+
+class StoppedEarly(Exception):
+    """A stage has ended before its last step, as the loss of held-out data no longer falls, and has saved.
+
+    Attributes:
+      stage, step: what is saved.
+      best: step with the lowest loss.
+    """
+
+    def __init__(self, stage: str, step: int, best: int, loss: float):
+        super().__init__(
+            f"{stage} stops at step {step}: its held-out loss was lowest at step {best} ({loss:.4f})"
+        )
+        self.stage, self.step, self.best = stage, step, best
 
 
 def run_stage(
@@ -63,6 +80,7 @@ def run_stage(
     profiler: Profiler | None = None,
     stop_after_skips: int = 1,
     before_commit: Callable[[], None] | None = None,
+    held_out: HeldOutWatch | None = None,
 ) -> Params:
     """Trains one stage, from its newest checkpoint if it has one.
 
@@ -91,6 +109,7 @@ def run_stage(
       stop_after_skips: so many steps in a row that were left out, as they were not finite (metric `skipped`), are
         an error.
       before_commit: of `StageCheckpoints`.
+      held_out: what is to be seen of held-out data; None for nothing. With `keep.best`, at every save, too.
 
     Returns:
       The full tree to evaluate and to hand to the next stage: the averaged weights where the stage
@@ -100,6 +119,7 @@ def run_stage(
       RunError: a loss, gradient or parameter is not finite, or the run has diverged; what is saved is
         sound.
       Stopped: `stop` returned a signal.
+      StoppedEarly: `held_out` is exhausted.
       UserError: the disk is full, or the checkpoints belong to another architecture.
     """
     with StageCheckpoints(directory, keep, verify, before_commit) as checkpoints:
@@ -111,7 +131,13 @@ def run_stage(
         monitor = Monitor(stage, done, log, quiet, stop_when_diverged, skips, meter, rejected)
         clock, recorded = SaveClock(save_minutes), []
         try:
+            if held_out:
+                held_out.start(done, params)
             while done < stage.steps:
+                if held_out and held_out.exhausted:
+                    checkpoints.wait()
+                    loss, best = held_out.best or (math.nan, done)
+                    raise StoppedEarly(stage.name, done, best, loss)
                 # Order matters: fetch, step, record, check, save (after the check: a saved step is
                 # sound).
                 began = time.perf_counter()
@@ -129,15 +155,20 @@ def run_stage(
                 fetch = len(monitor.pending) >= log_every
                 save = done == stage.steps or done % save_every == 0 or asked is not None
                 save = save or (fetch and clock.due())
+                # Who asks to stop waits for a save, not for this.
+                look = held_out is not None and asked is None
+                look = look and (held_out.due(done) or bool(save and keep.best))
                 sample = on_sample is not None and sample_every and done % sample_every == 0
-                if save or sample or fetch:
+                if save or sample or fetch or look:
                     recorded += monitor.record()
+                seen = held_out.look(done, evaluated_params(state, frozen)) if look else {}
+                save = save or (look and held_out.exhausted)
                 if save:
                     params = evaluated_params(state, frozen)
                     saved = _saved_state(state)
                     if reason := unsound(params, saved.get("trainable", {})):
                         raise NumbersError(f"{stage.name} step {done}: {reason}; not saved")
-                    means, recorded = mean_losses(recorded), []
+                    means, recorded = mean_losses(recorded) | seen, []
                     checkpoints.save(done, params, saved, batches, means, wait=False)
                     clock.restart()
                 if asked is not None:

@@ -18,12 +18,14 @@ from tqdm import tqdm
 from janus_jax.errors import NumbersError, UserError
 from janus_jax.files import atomic_write, read_json_lines
 
+HELD_OUT = "held_out"  # of a line that has losses of held-out data, and no step's
 _TASKS = {"loss_und": "understanding", "loss_text": "text", "loss_gen": "generation"}
 
 
 class MetricsLog:
     """One line of JSON a step: {"stage": ..., "step": ..., "loss": ..., ...}.
 
+    And lines of the losses of held-out data after a step: {"stage": ..., "step": ..., "held_out": {"loss": ...}}.
     TensorBoard events go next to it where tensorboardX is installed.
     """
 
@@ -33,7 +35,9 @@ class MetricsLog:
 
     def start_stage(self, stage: str, done: int) -> None:
         """Drops what a killed run wrote after its last checkpoint, so that no step appears twice."""
-        kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= done]
+        # Before the first step there is no checkpoint: what was held out then is computed again.
+        stays = lambda r: r["step"] <= done and (done > 0 or HELD_OUT not in r)
+        kept = [r for r in read_records(self.path) if r["stage"] != stage or stays(r)]
         atomic_write(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def write(self, records: list[Mapping[str, Any]]) -> None:
@@ -58,8 +62,12 @@ class MetricsLog:
             ) from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All records so far, like `read_metrics`."""
+        """All records of steps so far, like `read_metrics`."""
         return read_metrics(self.path)
+
+    def read_held_out(self, stage: str) -> list[dict[str, Any]]:
+        """The lines with losses of held-out data of a stage."""
+        return [r for r in read_records(self.path) if HELD_OUT in r and r["stage"] == stage]
 
     def close(self) -> None:
         if self._board is not None:
@@ -70,6 +78,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl: at least "stage", "step" and "loss"; none if there is no such file.
 
     A last line that a kill cut short is left out. So are damaged ones, with a line on stderr.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return [record for record in read_records(path) if HELD_OUT not in record]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics.jsonl: of steps, and of held-out data, {"stage", "step", "held_out": {"loss": ...}}.
 
     Raises:
       UserError: it cannot be read.
@@ -90,8 +107,12 @@ def _is_record(record: Any) -> bool:
         and isinstance(record.get("stage"), str)
         and isinstance(record.get("step"), int)
         and is_number(record["step"])
-        and is_number(record.get("loss"))
+        and _has_loss(record.get(HELD_OUT, record))
     )
+
+
+def _has_loss(fields: Any) -> bool:
+    return isinstance(fields, dict) and is_number(fields.get("loss"))
 
 
 def check_finite(stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -148,8 +169,7 @@ class _Board:
         self._put(
             {"step": r["step"], "summary": self._scalar(f"{r['stage']}/{name}", value)}
             for r in records
-            for name, value in r.items()
-            if isinstance(value, float)
+            for name, value in _scalars(r).items()
         )
 
     def close(self) -> None:
@@ -165,6 +185,14 @@ class _Board:
         except OSError:
             self.close()  # or Python would try to write the rest at exit
             raise
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The floats of a record, those of held-out data under names of their own."""
+    held_out = record.get(HELD_OUT, {})
+    found = {f"{HELD_OUT}/{name}": value for name, value in held_out.items()}
+    found |= {f"{HELD_OUT}/{name}": x for name, x in held_out.get("sources", {}).items()}
+    return {name: value for name, value in {**record, **found}.items() if isinstance(value, float)}
 
 
 def _board(directory: Path) -> _Board | None:

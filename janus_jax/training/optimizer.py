@@ -1,4 +1,4 @@
-"""AdamW with a clipped gradient, and a constant rate after a linear warm-up."""
+"""AdamW with a clipped gradient, and a rate that is constant after a linear warm-up, or falls as a cosine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,33 @@ from janus_jax.training.stages import Stage
 
 
 def learning_rate(stage: Stage) -> optax.Schedule:
-    """Linear warm-up over `warmup_steps`, then constant (Janus-Pro, Table 2)."""
-    if stage.warmup_steps == 0:
-        return optax.constant_schedule(stage.learning_rate)
+    """Linear warm-up, then constant (Janus-Pro, Table 2), or with `schedule="cosine"` half a cosine.
+
+    The cosine is at the full rate in the last step of the warm-up (or in the first step, where there is none),
+    and at `final_share` of it in the last step of the stage.
+    """
+    options = optimizer_options(stage.options)
+    peak, warmup = stage.learning_rate, warmup_steps(stage)
+    if options.schedule == "cosine":
+        start = max(warmup - 1, 0)
+        fall = optax.cosine_decay_schedule(
+            peak, max(stage.steps - 1 - start, 1), options.final_share
+        )
+        return optax.join_schedules([_rise(peak, warmup), fall], [start])
+    return _rise(peak, warmup)
+
+
+def warmup_steps(stage: Stage) -> int:
+    """Steps of the warm-up: as many as the stage says, or a share of its steps, at least one."""
+    share = optimizer_options(stage.options).warmup_share
+    return max(round(share * stage.steps), 1) if share else stage.warmup_steps
+
+
+def _rise(peak: float, warmup: int) -> optax.Schedule:
+    if warmup == 0:
+        return optax.constant_schedule(peak)
     # Step 0 already moves: the first of n warm-up steps runs at 1/n of the rate.
-    first = stage.learning_rate / stage.warmup_steps
-    return optax.warmup_constant_schedule(
-        first, stage.learning_rate, max(stage.warmup_steps - 1, 1)
-    )
+    return optax.warmup_constant_schedule(peak / warmup, peak, max(warmup - 1, 1))
 
 
 def make_optimizer(stage: Stage) -> optax.GradientTransformation:

@@ -32,6 +32,7 @@ class SourceSpec:
       label: its name in the config, for messages.
       shuffle: False reads the records in their order, again and again.
       epochs: how often it is read at most; its turns are then those of others of its task.
+      held_out: share of its records that is kept from training (`data.held_out`); 0 for none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SourceSpec:
     label: str = ""
     shuffle: bool = True
     epochs: float | None = None
+    held_out: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.shuffle, bool):
@@ -69,7 +71,8 @@ class Stage:
       objective: of `objectives.OBJECTIVES`, such as "vq", "siglip" or "janus": which loss.
       trainable: patterns of parameter paths (see `param_groups`), such as "decoder"; all others are frozen.
       steps: optimizer steps; where a stage is stopped early (Janus-Pro-7B stage 2), the last one done.
-      learning_rate: constant after `warmup_steps` of linear warm-up.
+      epochs: of the data, from which a run counts `steps` when it begins (`run.epochs`); 0 leaves them.
+      learning_rate: after `warmup_steps` of linear warm-up; constant, unless `options` have another `schedule`.
       batch_size: rows per step, over all hosts.
       accumulate: parts of a step's rows, one after the other, whose gradients are summed before the update: the
         same step in less memory.
@@ -90,6 +93,7 @@ class Stage:
     warmup_steps: int
     batch_size: int
     ratio: tuple[float, float, float] = (0, 0, 0)
+    epochs: float = 0.0
     accumulate: int = 1
     ema_decay: float = 0.0
     sources: tuple[SourceSpec, ...] = ()
@@ -104,6 +108,15 @@ class Stage:
             )
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"stage {self.name}: steps and batch_size must be at least 1")
+        number = isinstance(self.epochs, int | float) and not isinstance(self.epochs, bool)
+        if not number or not 0 <= self.epochs < math.inf:
+            raise UserError(
+                f"stage {self.name}: epochs must be a finite number >= 0, not {self.epochs!r}"
+            )
+        if self.epochs and not self.packed:
+            raise UserError(
+                f"stage {self.name}: epochs are of sequences, which {self.objective} does not train on: set steps"
+            )
         count = self.accumulate
         if not isinstance(count, int) or count < 1 or self.batch_size % count:
             raise UserError(
@@ -121,9 +134,14 @@ class Stage:
         if not self.trainable:
             raise UserError(f"stage {self.name}: trainable names no parameters")
         try:
-            optimizer_options(self.options)
+            optimizer = optimizer_options(self.options)
         except UserError as error:
             raise UserError(f"stage {self.name}: options.optimizer: {error}") from None
+        if optimizer.warmup_share and self.warmup_steps:
+            raise UserError(
+                f"stage {self.name}: warmup_steps is {self.warmup_steps} and options.optimizer.warmup_share "
+                f"{optimizer.warmup_share:g}: set one of them to 0"
+            )
         try:
             LoraOptions.of(self.options)
         except UserError as error:

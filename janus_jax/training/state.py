@@ -114,13 +114,29 @@ def check_trainable(model: JanusModel, stages: Iterable[Stage]) -> None:
     """Starts every stage on shapes alone.
 
     Raises:
-      UserError: the parameters that a stage names do not exist, or its objective needs others.
+      UserError: the parameters that a stage names do not exist, its objective needs others, an adapter would not
+        train, or something would train that gets no gradient.
     """
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda key: init_params(model, key), key)
     for stage in stages:
         try:
             params = add_params(model, stage, shapes, key)
-            jax.eval_shape(lambda params, s=stage: init_state(s, params), params)
+            _, frozen = jax.eval_shape(lambda params, s=stage: init_state(s, params), params)
+            _check_groups(stage, frozen)
         except UserError as error:
             raise UserError(f"config.stages.{stage.name}: {error}") from None
+
+
+def _check_groups(stage: Stage, frozen: Params) -> None:
+    """Refuses a freeze set that would train something else than it says."""
+    if stage.objective == "janus" and "vq" not in frozen:
+        raise UserError(
+            "trainable has vq, to which the objective janus gives no gradient: leave the image tokenizer out"
+        )
+    paths = ("/".join(key.key for key in path) for path, _ in jax.tree.leaves_with_path(frozen))
+    factor = next((path for path in paths if path.endswith(("/lora_a", "/lora_b"))), None)
+    if factor is not None:
+        raise UserError(
+            f"options.lora adds {factor}, and trainable leaves it frozen: add '**/lora_a' and '**/lora_b' to it"
+        )

@@ -14,6 +14,7 @@ from janus_jax.data.manifest import TASK_WORDS, read_manifest
 from janus_jax.errors import UserError, nearest
 from janus_jax.processing import Processor
 from janus_jax.run import Experiment, build
+from janus_jax.run.epochs import with_epochs
 from janus_jax.run.stage_data import (
     has_codes,
     make_encoder,
@@ -129,7 +130,7 @@ def open_reading(config: ConfigDict, stage: str = "", checkpoint: str = "") -> R
     config.mesh.update(data=1, fsdp=-1, tensor=1)
     config.policy.attention = "dense"
     config.eval.benchmarks = ()
-    experiment = build(config)
+    experiment = with_epochs(build(config))
     found = next(s for s in experiment.stages if s.name == config.only_stage)
     seed = stage_seed(experiment, found)
     sources = tuple(stage_sources(found, seed))

@@ -53,6 +53,36 @@ def draw_curves(stages: Mapping[str, Steps], path: Path) -> None:
     atomic_write(path, png.getvalue())
 
 
+def draw_held_out(stages: Mapping[str, Steps], path: Path) -> None:
+    """Writes a PNG with one panel a stage: the losses of held-out data by task, and their mean by ratio.
+
+    Args:
+      stages: stage -> dicts of "step", "loss" and "loss_und" and so on.
+      path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * len(stages), 3.1), layout="constrained")
+    for i, (name, seen) in enumerate(stages.items()):
+        axes = figure.add_subplot(1, len(stages), i + 1, title=name, xlabel="step")
+        axes.set_ylabel("held-out loss")
+        for field in [*_fields(seen), "loss"]:
+            label = "all" if field == "loss" else field.removeprefix("loss_")
+            points = [(x["step"], x[field]) for x in seen if field in x]
+            axes.plot(
+                *np.array(points, float).T,
+                color=_COLOURS.get(label, _OTHER),
+                linestyle="--" if field == "loss" else "-",
+                marker=".",
+                label=label,
+            )
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    atomic_write(path, png.getvalue())
+
+
 def _fields(steps: Steps) -> list[str]:
     """The losses by task where there are several, or else the whole loss."""
     names = sorted({f for s in steps for f in s if f.removeprefix("loss_") in _COLOURS})

@@ -16,8 +16,7 @@ from janus_jax.errors import UserError, one_line
 from janus_jax.processing import load_image
 from janus_jax.run.report.curves import Steps
 from janus_jax.run.scores import sound_scores
-from janus_jax.training import read_metrics
-from janus_jax.training.metrics import is_number
+from janus_jax.training.metrics import HELD_OUT, is_number, read_records
 from janus_jax.untrusted import is_file, printable, understanding
 
 _ASKED = ("image", "question", "answer", "truth", "right")
@@ -72,17 +71,40 @@ def read_scores(run_dir: Path) -> dict[str, Any]:
     return scores
 
 
-def read_steps(run_dir: Path) -> dict[str, Steps]:
-    """Stage -> its lines of metrics.jsonl; every field but the stage's name is a number."""
+Evaluations = list[dict[str, Any]]
+
+
+def read_log(run_dir: Path) -> tuple[dict[str, Steps], dict[str, Evaluations]]:
+    """What metrics.jsonl has of each stage.
+
+    Returns:
+      Stage -> its steps: every field but the stage's name is a number. And stage -> its losses of held-out data,
+      by step: dicts of "step", "losses" and "sources", name -> number.
+    """
     path = run_dir / "metrics.jsonl"
     stages: dict[str, Steps] = {}
+    seen: dict[str, Evaluations] = {}
     wrong: set[str] = set()
-    for record in part(path, [], read_metrics, path):
+    for record in part(path, [], read_records, path):
+        if HELD_OUT in record:
+            seen.setdefault(record["stage"], []).append(_evaluation(record))
+            continue
         sound = {k: v for k, v in record.items() if k == "stage" or is_number(v)}
         wrong |= record.keys() - sound.keys()
         stages.setdefault(record["stage"], []).append(sound)
     _warn_of(path, sorted(wrong))
-    return stages
+    return stages, {name: sorted(found, key=lambda x: x["step"]) for name, found in seen.items()}
+
+
+def _evaluation(record: dict[str, Any]) -> dict[str, Any]:
+    found = record[HELD_OUT]
+    sources = found.get("sources")
+    numbers = lambda fields: {k: v for k, v in fields.items() if is_number(v)}
+    return {
+        "step": record["step"],
+        "losses": numbers(found),
+        "sources": numbers(sources if isinstance(sources, dict) else {}),
+    }
 
 
 def read_changes(run_dir: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from janus_jax.files import atomic_write
 from janus_jax.run.report import files
 from janus_jax.run.report.benchmarks import RunScores, highlight, highlights, score_sections
 from janus_jax.run.report.curves import Steps, draw_curves
+from janus_jax.run.report.held_out import PICTURE, held_out
 from janus_jax.run.report.markdown import one_line, table
 from janus_jax.run.report.notes import changes, divergences, left_out
 from janus_jax.run.report.speed import NO_RESULT, speed
@@ -32,7 +33,7 @@ _STAGE_HEADER = ("stage", "steps", "training, s", "tokens/s", "loss", "at the en
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes report.md, and report_losses.png that it shows, into a run directory.
+    """Writes report.md, with report_losses.png and report_held_out.png that it shows, into a run directory.
 
     Reads config.json, changes.jsonl, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
     questions.json: a list of {"image": path from the run directory, "question", "answer", "truth",
@@ -48,7 +49,7 @@ def write_report(run_dir: str | Path) -> Path:
     if not run_dir.is_dir():
         raise UserError(f"no run to report on: {run_dir} is not a directory")
     config, scores = files.read_config(run_dir), files.read_scores(run_dir)
-    stages = files.read_steps(run_dir)
+    stages, seen = files.read_log(run_dir)
     order = [*files.read_order(run_dir), *stages, *scores]
     order = [name for name in dict.fromkeys(order) if name in stages or name in scores]
     stages = {n: stages[n] for n in order if n in stages}
@@ -63,6 +64,7 @@ def write_report(run_dir: str | Path) -> Path:
         _stage_table(order, stages, run_scores, config["stages"]),
         speed(stages),
         files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
+        files.part(run_dir / PICTURE, "", held_out, seen, run_dir / PICTURE),
         files.part(run_dir / "samples", "", _samples, run_dir, order),
         *score_sections(run_scores, run_dir / "scores.json"),
         _asked(files.read_questions(run_dir)),
