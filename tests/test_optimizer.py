@@ -22,7 +22,8 @@ def stage(**fields):
 def test_the_rate_rises_in_equal_parts_and_stays(peak, warmup, step):
     rate = learning_rate(stage(learning_rate=peak, warmup_steps=warmup))
     wanted = peak * min(1.0, (step + 1) / max(warmup, 1))
-    assert float(rate(step)) == pytest.approx(wanted, rel=1e-4)
+    # The first steps of a long warm-up are differences from the peak, in float32.
+    assert float(rate(step)) == pytest.approx(wanted, rel=1e-6, abs=2e-7 * peak)
     assert float(rate(step)) <= float(rate(step + 1)) * (1 + 1e-6)
     assert float(rate(max(warmup - 1, 0))) == pytest.approx(peak, rel=1e-6)
 
