@@ -41,3 +41,22 @@ def test_a_marker_too_many_in_a_later_question_is_counted(tmp_path):
     record = llava("<image> what?", "a cat", "<image> and?", "a dog", image="10.png")
     found = rejected(tmp_path, "llava", "und", record)
     assert (found.reason, found.detail) == (reasons.MORE_MARKERS, "2 for 1")
+
+
+def test_links_may_lead_from_one_of_the_places_to_another(tmp_path):
+    """As a cache of the Hub has its files: snapshots/x.png is a link to blobs/HASH."""
+    write(tmp_path / "blobs" / "0a1b", picture(5))
+    write(tmp_path / "secret.png", picture(9))
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "1.png").symlink_to(tmp_path / "blobs" / "0a1b")
+    (tmp_path / "snapshots" / "2.png").symlink_to(tmp_path / "secret.png")
+    records = [{"image": f"{i}.png", "prompt": "x"} for i in (1, 2)]
+    write(tmp_path / "snapshots" / "a.jsonl", records)
+    places = [str(tmp_path / name) for name in ("snapshots", "blobs")]
+    alone, both = (
+        FileSource("gen", "jsonl", str(tmp_path / "snapshots" / "a.jsonl"), image_root=roots)
+        for roots in (places[0], places)
+    )
+    assert alone[0].reason == alone[1].reason == both[1].reason == reasons.PATH_ESCAPE
+    assert "blobs/0a1b" in alone[0].detail
+    assert int(both[0].picture()[0, 0, 0]) == 5

@@ -159,21 +159,24 @@ def _decoded(text: str, is_base64: bool) -> PictureBytes:
 
 
 def find_file(name: str, roots: Sequence[str]) -> str:
-    """The file of a name, in the first of the directories that has it, and never outside of it.
+    """The file of a name, in the first of the directories that has it, and never outside of all of them.
+
+    A link in one of them may lead to another, as those of a Hub cache do.
 
     Raises:
       Unusable: in none, or outside.
     """
-    outside = False
+    outside = ""
+    within = tuple(root if root.endswith(os.sep) else root + os.sep for root in roots)
     for root in roots:
         try:
             place = os.path.realpath(os.path.join(root, name))
-            inside = place.startswith(root if root.endswith(os.sep) else root + os.sep)
+            inside = place.startswith(within)
             if inside and os.path.isfile(place):
                 return place
         except (OSError, ValueError) as error:  # such as a zero byte, or a very long name
             raise Unusable(reasons.PICTURE_MISSING, f"{name!r}: {error}") from error
-        outside |= not inside
+        outside = outside if inside else place
     if outside:
-        raise Unusable(reasons.PATH_ESCAPE, repr(name))
+        raise Unusable(reasons.PATH_ESCAPE, f"{name!r} is {outside!r}")
     raise Unusable(reasons.PICTURE_MISSING, f"{name!r} in {', '.join(roots) or 'no image_root'}")
