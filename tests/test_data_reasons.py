@@ -60,3 +60,13 @@ def test_links_may_lead_from_one_of_the_places_to_another(tmp_path):
     assert alone[0].reason == alone[1].reason == both[1].reason == reasons.PATH_ESCAPE
     assert "blobs/0a1b" in alone[0].detail
     assert int(both[0].picture()[0, 0, 0]) == 5
+
+
+def test_names_of_pictures_may_be_those_of_windows(tmp_path):
+    write(tmp_path / "a" / "b" / "1.png", picture(3))
+    write(tmp_path / "x.png", picture(9))
+    names = ["a\\b\\1.png", ".\\a\\b\\1.png", "..\\x.png", "a\\none.png"]
+    records = write(tmp_path / "a.jsonl", [{"image": n, "prompt": "x"} for n in names])
+    found = FileSource("gen", "jsonl", records, image_root=str(tmp_path))
+    assert [int(found[i].picture()[0, 0, 0]) for i in (0, 1)] == [3, 3]
+    assert [found[i].reason for i in (2, 3)] == [reasons.PATH_ESCAPE, reasons.PICTURE_MISSING]

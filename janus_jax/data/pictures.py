@@ -115,7 +115,12 @@ def _of_text(text: str, roots: Sequence[str]) -> PictureFile | PictureBytes:
         return _decoded(text, True)
     if any(is_gcs(root) for root in roots):
         return _find_object(text, roots)
-    return PictureFile(find_file(text, roots))
+    try:
+        return PictureFile(find_file(text, roots))
+    except Unusable:
+        if "\\" not in text:
+            raise
+        return PictureFile(find_file(text.replace("\\", "/"), roots))  # written on Windows
 
 
 def _find_object(name: str, roots: Sequence[str]) -> PictureFile | PictureBytes:
