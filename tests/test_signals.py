@@ -167,7 +167,15 @@ def test_a_terminal_that_is_closed_does_not_keep_the_save_from_ending(tmp_path):
     assert saved.read_text() == "SIGHUP"
 
 
-def test_the_handlers_from_before_come_back():
+@pytest.fixture
+def interrupts():
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(INT, signal.default_int_handler)
+    yield
+    signal.signal(INT, before)
+
+
+def test_the_handlers_from_before_come_back(interrupts):
     before = signal.getsignal(TERM), signal.getsignal(INT)
     with StopSignals():
         assert signal.getsignal(TERM) != before[0]
