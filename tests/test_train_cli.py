@@ -102,7 +102,10 @@ def test_help_shows_a_working_example():
     assert done.returncode == 0
     assert "python train.py --config configs/janus_tiny.py" in done.stdout
     assert "python train.py --config janus_tiny:smoke" in done.stdout
-    assert "Configs: finetune, janus_1b, janus_pro_1b, janus_pro_7b, janus_small, janus_tiny" in done.stdout
+    assert (
+        "Configs: finetune, janus_1b, janus_pro_1b, janus_pro_7b, janus_small, janus_tiny"
+        in done.stdout
+    )
 
 
 def test_a_config_has_a_name_or_a_file(tmp_path, monkeypatch):
