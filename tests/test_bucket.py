@@ -15,14 +15,19 @@ from short_run import start
 
 from janus_jax import gcs
 from janus_jax.checkpoints import StageCheckpoints, finished_steps, is_written, load_model
+from janus_jax.configs import finetune
 from janus_jax.errors import RunError, UserError
+from janus_jax.processing import build_word_tokenizer
 from janus_jax.run import bucket as bucket_module
 from janus_jax.run.bucket import Lock, Mirror
+from janus_jax.run.experiment import build
+from janus_jax.run.manifest_config import with_manifest
 
 pytest.importorskip("gcsfs", reason="needs gcsfs")
 pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator")
 import gcs_emulator
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "data" / "manifest.yaml"
 PARAMS = {"w": jnp.arange(24.0).reshape(4, 6), "b": jnp.zeros(3)}
 STATE = {"step": jnp.array(0), "m": jnp.ones((4, 6))}
 
@@ -312,6 +317,21 @@ def test_what_is_no_run_is_left_alone(place, tmp_path):
     ):
         pass
     assert bucket.names(key(address)) == [key(address / "holiday.jpg")]
+
+
+def test_a_fine_tune_takes_the_tokenizer_of_a_model_in_a_bucket(place):
+    bucket, address = place
+    config = finetune.get_config("lora")
+    config.update(init_from=str(address), tokenizer="")
+    config.data.manifest = str(EXAMPLES)
+    config = with_manifest(config)
+    with pytest.raises(UserError, match=r"is no model directory, it has no tokenizer\.json"):
+        build(config)
+    tokenizer = build_word_tokenizer(["heron"])
+    bucket.write(key(address / "tokenizer.json"), tokenizer.to_json().encode())
+    found = build(config).processor.tokenizer
+    assert found.encode("heron") == tokenizer.encode("heron")
+    assert found.unknown_words("heron egret") == ["egret"]
 
 
 # Whole runs

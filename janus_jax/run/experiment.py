@@ -121,10 +121,10 @@ def _tokenizer(config: ConfigDict, stand_in: bool) -> Tokenizer:
 
 
 def _tokenizer_of_model(init_from: str) -> Path | None:
-    """The tokenizer.json of a model directory on this machine."""
-    if not init_from or gcs.is_gcs(init_from):
+    """The tokenizer.json of a model directory or of a run, here or in a bucket."""
+    if not init_from:
         return None
-    file = Path(init_from, TOKENIZER)
+    file = gcs.absolute(init_from) / TOKENIZER
     if not is_file(file):
         raise UserError(
             f"config.init_from: {printable(init_from, 200)} is no model directory, it has no {TOKENIZER}: convert "
