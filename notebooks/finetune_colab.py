@@ -36,14 +36,19 @@
 
 # %%
 import os
+import shutil
 import sys
 from pathlib import Path
 
 REPOSITORY = os.environ.get("JANUS_REPOSITORY", "")
+# Another version of JAX needs its own part for the accelerator, or it would compute on the CPU.
+TPUS = ("/dev/vfio/0", "/dev/accel0")
+KIND = "cuda12" if shutil.which("nvidia-smi") else "tpu" if any(map(os.path.exists, TPUS)) else ""
+JAX = f"jax[{KIND}]" if KIND else "jax"
 
 # %%
 # !if [ -n "$REPOSITORY" ] && [ ! -e train.py ]; then git clone --depth 1 "$REPOSITORY" janus && cp -r janus/* .; fi
-# !if [ -e requirements.txt ]; then pip install -q -r requirements.txt huggingface_hub; fi
+# !if [ -e requirements.txt ]; then pip install -q -r requirements.txt huggingface_hub "$JAX"; fi
 
 # %% [markdown]
 # Commands run as programs of their own, so that each has the device for itself and gives it back. Until the section
@@ -87,8 +92,6 @@ if not (MODEL / "janus.json").exists():
 # has no idea of yet ("a grey cat called Moritz on a sofa"). Without either, twenty little scenes are made here.
 
 # %%
-import shutil
-
 import numpy as np
 from PIL import Image
 
@@ -187,7 +190,8 @@ page
 # %% [markdown]
 # ## Train
 #
-# If the runtime is taken away, the same cell goes on from the last checkpoint (`log.save_every`), value for value.
+# A line at the start says what it computes on ("1 x cpu": see "Install"). If the cell is stopped, it goes on from the last
+# checkpoint, value for value; `RUN` on a mounted Drive outlives the runtime.
 
 # %%
 RUN = Path(os.environ.get("JANUS_RUN", "runs/pictures"))
