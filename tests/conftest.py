@@ -84,6 +84,14 @@ def elsewhere(tmp_path, monkeypatch):
     return place
 
 
+@pytest.fixture(scope="session")
+def smoke_model(tmp_path_factory):
+    """A model directory that `finetune:*_smoke` can start from; nobody may write to it."""
+    from smoke_model import write_smoke_model
+
+    return write_smoke_model(tmp_path_factory.mktemp("smoke") / "model")
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     from janus_jax.processing import build_word_tokenizer

@@ -26,6 +26,7 @@ from janus_jax.interop.adapters import read_adapter
 from janus_jax.models import JanusModel, causal_mask, init_params, stack_layers, unstack_layers
 from janus_jax.param_groups import merge_params, split_params
 from janus_jax.run import build, train
+from janus_jax.training.metrics import read_metrics
 
 SMALL = LoraOptions(rank=2, alpha=4.0)
 MODEL = JanusModel(CONFIG)
@@ -205,6 +206,10 @@ def test_a_run_with_an_adapter_goes_on_as_if_nothing_had_been(tmp_path):
     train(lora_run(stages__stage2__steps=3), parts, quiet=True)
     train(lora_run(), parts, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, saved(whole, 6), saved(parts, 6))
+    losses = lambda run: [(r["step"], r["loss"]) for r in read_metrics(run / "metrics.jsonl")]
+    assert losses(parts) == losses(whole) and [step for step, _ in losses(whole)] == [*range(1, 7)]
+    weights = [run / "adapter" / "stage2" / "adapter_model.safetensors" for run in (whole, parts)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_a_bad_adapter_is_said_before_anything_is_written(tmp_path):
