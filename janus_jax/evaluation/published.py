@@ -50,7 +50,8 @@ class Own:
       benchmark, metric: as in `Published`.
       value: in the unit of the paper.
       done, total: how many questions or prompts were scored, of how many.
-      judge: what judged it, where that is not what the benchmark prescribes; "" where it is.
+      other: what else makes it another measure than the paper's, such as "judged by Janus", "protocol
+        lmms-eval" or `GenEvalScores.incomplete`; "" for nothing.
     """
 
     benchmark: str
@@ -58,7 +59,7 @@ class Own:
     value: float
     done: int
     total: int
-    judge: str = ""
+    other: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +290,9 @@ def beside_paper(own: Own, model: str) -> Beside:
     paper = paper_number(model, own.benchmark, own.metric)
     if reason := _unlike(own):
         raise UserError(
-            f"{own.benchmark}, {own.metric}: a number {reason} must not stand beside the paper's under its name"
+            f"{own.benchmark}, {own.metric}: a number of another measure ({reason}) must not "
+            "stand beside the paper's "
+            "under its name"
         )
     return Beside(
         own.benchmark,
@@ -336,8 +339,8 @@ def _unlike(own: Own) -> str:
     """Why a number is not one of the whole benchmark; "" if it is."""
     whole = WHOLE.get(own.benchmark, own.total)
     if own.done != own.total or own.total != whole or own.done < 1:
-        return f"of {own.done} of {max(own.total, whole)}"
-    return f"judged by {own.judge}" if own.judge else ""
+        return f"{own.done} of {max(own.total, whole)}"
+    return own.other
 
 
 def _check(what: str, name: str | None, options: Iterable[str]) -> None:

@@ -27,22 +27,37 @@ class Journal:
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], key: tuple[str, ...]):
         self._path, self._key = Path(path), key
-        values = read_json_lines(self._path, lambda value: isinstance(value, dict))
-        made_by = values[0].get("header") if values else dict(header)
-        if not values and self._path.is_file() and b"\n" in self._path.read_bytes():
-            made_by = "something else"
-        if made_by != dict(header):
-            raise UserError(
-                f"{untrusted.printable(path, 200)} was made by {untrusted.shown(made_by, 200)}, not by "
-                f"{untrusted.shown(dict(header), 200)}: choose another file"
-            )
-        self.lines: list[dict[str, Any]] = values[1:]
-        self._have = {self._of(line) for line in self.lines}
-        if not values:
+        self.lines: list[dict[str, Any]] = []
+        if not self._begun(dict(header)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text(json.dumps({"header": dict(header)}) + "\n", encoding="utf-8")
         else:
+            # First, as a last line can be whole but for its end.
             _cut_last_line(self._path)
+            self.lines = read_json_lines(self._path, lambda value: isinstance(value, dict))[1:]
+        self._have = {self._of(line) for line in self.lines}
+
+    def _begun(self, header: dict[str, Any]) -> bool:
+        """Whether the file has its first line. Raises UserError if that is another one."""
+        if not untrusted.is_file(self._path):
+            return False
+        with self._path.open("rb") as file:
+            line = file.readline(untrusted.TEXT_BYTES)
+        if not line.endswith(b"\n"):  # a kill cut it short, or it is no file of lines
+            if json.dumps({"header": header}).encode().startswith(line):
+                return False
+            made_by: Any = "something else"
+        else:
+            try:
+                made_by = json.loads(line)["header"]
+            except (*untrusted.SENSELESS, RecursionError):
+                made_by = "something else"
+        if made_by != header:
+            raise UserError(
+                f"{untrusted.printable(self._path, 200)} was made by {untrusted.shown(made_by, 200)}, not by "
+                f"{untrusted.shown(header, 200)}: choose another file"
+            )
+        return True
 
     def has(self, **key: Any) -> bool:
         """Whether there is a line about this."""

@@ -147,14 +147,15 @@ def judge_answers(
         journal.add({"picture": prompt.key, "yes": rows})
     if progress:
         progress(len(wanted), len(wanted))
-    lines = {line["picture"]: line["yes"] for line in journal.lines}
-    return {
-        prompt.key: [
-            {q.number: p >= 0.5 for q, p in zip(questions.of[prompt.key], row, strict=True)}
-            for row in lines[prompt.key]
-        ]
-        for prompt in wanted
-    }
+    with untrusted.understanding(out):
+        lines = {line["picture"]: line["yes"] for line in journal.lines}
+        return {
+            prompt.key: [
+                {q.number: p >= 0.5 for q, p in zip(questions.of[prompt.key], row, strict=True)}
+                for row in lines[prompt.key]
+            ]
+            for prompt in wanted
+        }
 
 
 def _ask(
