@@ -27,7 +27,7 @@ from janus_jax.evaluation.generation.journal import Journal
 from janus_jax.evaluation.generation.rules import Objects
 from janus_jax.processing.image import load_image
 
-PROXY = "janus_jax.interop.mask2former:detector"  # what comes with the package; needs torch and transformers
+PROXY = "janus_jax.evaluation.generation.proxy:Proxy"  # comes with the package; needs torch
 Progress = Callable[[int, int], None]  # (pictures that are judged, pictures in all)
 
 
