@@ -76,7 +76,7 @@ def test_everything_yes_is_100_and_everything_no_is_0(tmp_path, compat):
         assert scores.l1 == {
             name: 100 * flag for name in ("global", "entity", "attribute", "relation")
         }
-        assert scores.incomplete == "2 of 1065 prompts"
+        assert scores.incomplete == "pictures that are not DPG-Bench's: 2"
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -171,6 +171,8 @@ def test_a_whole_run_is_complete(tmp_path):
     scores = score_answers(asked, answers)
     assert (scores.incomplete, scores.overall) == ("", 100.0)
     assert scores.table()["overall"] == {"score": 100.0, "count": 1065}
+    part = dict(list(answers.items())[:7])
+    assert score_answers(asked, part).incomplete == "7 of 1065 prompts"
     answers["0"] = [yes(1)]
     assert score_answers(asked, answers).incomplete == "1 to 4 samples a prompt, not 4"
 
@@ -198,7 +200,10 @@ def test_official_result_files_are_read(tmp_path):
     (tmp_path / "x.txt").write_text(scores + summary)
     pictures = read_picture_scores(tmp_path / "x.txt")
     assert pictures == ours.pictures
-    assert overall_of(pictures) == (pytest.approx(ours.overall), "2 of 1065 prompts")
+    assert overall_of(pictures) == (
+        pytest.approx(ours.overall),
+        "pictures that are not DPG-Bench's: 2",
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +297,7 @@ def test_any_function_can_judge(tmp_path):
         wanted = [bool(crop.mean() > 127.5) for crop in grid_crops(grid)]
         assert [set(crop.values()) for crop in crops] == [{flag} for flag in wanted]
         assert [len(crop) for crop in crops] == [len(asked.of[name])] * 4
-    assert score_answers(asked, answers).incomplete == "2 of 1065 prompts"
+    assert score_answers(asked, answers).incomplete == "pictures that are not DPG-Bench's: 2"
     header = read_header(tmp_path / "answers.jsonl")
     assert header["judge"] == "bright" and header["drawing"]["seed"] == 0
     assert judged_by(header) == "judged by bright, not by the benchmark's own"

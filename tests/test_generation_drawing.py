@@ -378,6 +378,18 @@ def test_a_predictor_that_draws_something_else_is_named(tmp_path, pictures):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_a_prompt_that_the_predictor_refuses_is_told_with_its_place(tmp_path):
+    class Limited(Painter):
+        def draw(self, prompts, **settings):
+            if any(len(prompt) > 3 for prompt in prompts):
+                raise UserError("the prompt is too long")
+            return super().draw(prompts, **settings)
+
+    with pytest.raises(UserError, match="prompts 00002 to 00003: the prompt is too long"):
+        draw(Limited(), texts("a", "b", "c", "long"), tmp_path, samples=1, batch=2)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

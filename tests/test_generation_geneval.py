@@ -276,6 +276,11 @@ def test_a_whole_run_is_complete(tmp_path):
     assert scores.incomplete == "" and (scores.image_count, scores.prompt_count) == (2212, 553)
     path.write_text("\n".join(lines[:-1]))
     assert score_results(read_results(path)).incomplete == "3 to 4 pictures a prompt, not 4"
+    other = PROMPTS[0] | {"prompt": "a photo of another bench"}
+    path.write_text(
+        "\n".join([*lines[:-4], *(official_line(i, other, True) for i in (9998, 9999))])
+    )
+    assert score_results(read_results(path)).incomplete == "prompts that are not GenEval's: 1"
     only = [line for line, m in zip(lines, rows, strict=True) if m["tag"] != "counting"]
     path.write_text("\n".join(only))
     assert score_results(read_results(path)).incomplete == "no pictures of counting"
@@ -304,6 +309,14 @@ GOOD = json.loads(official_line(0, PROMPTS[0], True))
         (
             GOOD | {"metadata": PROMPTS[0] | {"include": [entry("x", position=["above", 0])]}},
             "no cond",
+        ),
+        (
+            GOOD
+            | {
+                "metadata": PROMPTS[-1]
+                | {"include": [entry("x"), entry("y", position=["above", 0.0])]}
+            },
+            "no",
         ),
         (GOOD | {"tag": "colors"}, "the tag 'colors' is not that of its metadata"),
         (GOOD | {"correct": "yes"}, '"correct" must be true or false'),

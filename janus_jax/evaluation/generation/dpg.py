@@ -22,10 +22,10 @@ import numpy as np
 
 from janus_jax import untrusted
 from janus_jax.errors import UserError
-from janus_jax.evaluation.generation.prompts import Prompt, PromptSet
+from janus_jax.evaluation.generation.prompts import Prompt, PromptSet, dpg_prompts
 from janus_jax.evaluation.generation.questions import L1_CATEGORIES, Question, Questions
 
-PROMPTS, SAMPLES = 1065, 4  # of a whole run
+SAMPLES = 4  # of each prompt in a whole run
 # A crop: number of the question -> whether it was answered by yes.
 Crop = Mapping[int, bool]
 _DETAIL = re.compile(
@@ -261,8 +261,12 @@ def _check_crops(name: str, asked: Sequence[Question], crops: Sequence[Crop]) ->
 
 def _incomplete(pictures: Mapping[str, Sequence[float]], dropped: Sequence[str]) -> str:
     """Why a score is not the benchmark's; "" if it is: what the official script drops is not in its numbers."""
-    if len(pictures) + len(dropped) != PROMPTS:
-        return f"{len(pictures)} of {PROMPTS} prompts"
+    whole = {prompt.key for prompt in dpg_prompts().prompts}
+    if strange := len(pictures.keys() - whole):
+        return f"pictures that are not DPG-Bench's: {strange}"
+    there = len(whole & {*pictures, *dropped})
+    if there != len(whole):
+        return f"{there} of {len(whole)} prompts"
     counts = {len(scores) for scores in pictures.values()}
     if counts != {SAMPLES}:
         return f"{min(counts)} to {max(counts)} samples a prompt, not {SAMPLES}"

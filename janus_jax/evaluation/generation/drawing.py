@@ -170,7 +170,10 @@ def _draw_group(
     sample: int,
     options: Mapping[str, Any],
 ) -> None:
-    pictures = np.asarray(predictor.draw([prompt.text for prompt in prompts], **options))
+    try:
+        pictures = np.asarray(predictor.draw([prompt.text for prompt in prompts], **options))
+    except UserError as error:  # such as a prompt that is too long
+        raise UserError(f"prompts {prompts[0].key} to {prompts[-1].key}: {error}") from error
     sound = pictures.dtype == np.uint8 and pictures.ndim == 4 and pictures.shape[-1] == 3
     if not sound or len(pictures) != len(prompts) or 0 in pictures.shape:
         raise UserError(

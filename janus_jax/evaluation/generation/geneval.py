@@ -18,7 +18,7 @@ import numpy as np
 
 from janus_jax import untrusted
 from janus_jax.errors import UserError
-from janus_jax.evaluation.generation.prompts import GENEVAL_TASKS
+from janus_jax.evaluation.generation.prompts import GENEVAL_TASKS, geneval_prompts
 from janus_jax.evaluation.generation.rules import (
     COLORS,
     Objects,
@@ -28,7 +28,7 @@ from janus_jax.evaluation.generation.rules import (
 )
 from janus_jax.evaluation.tables import MEAN
 
-PROMPTS, SAMPLES = 553, 4  # of a whole run
+SAMPLES = 4  # of each prompt in a whole run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def score_results(results: Sequence[Result]) -> GenEvalScores:
         prompts=sum(map(any, of_prompt.values())) / len(of_prompt),
         image_count=len(results),
         prompt_count=len(of_prompt),
-        incomplete=_incomplete(tasks, [len(found) for found in of_prompt.values()]),
+        incomplete=_incomplete(tasks, {key: len(found) for key, found in of_prompt.items()}),
     )
 
 
@@ -285,15 +285,17 @@ def _identity(metadata: Mapping[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True)
 
 
-def _incomplete(tasks: Mapping[str, TaskScore], samples: Sequence[int]) -> str:
-    """Why a score is not the benchmark's; "" if it is."""
+def _incomplete(tasks: Mapping[str, TaskScore], samples: Mapping[str, int]) -> str:
+    """Why a score is not the benchmark's; "" if it is. `samples`: identity of a prompt -> its pictures."""
     missing = [tag for tag in GENEVAL_TASKS if tag not in tasks]
     if missing:
         return f"no pictures of {', '.join(missing)}"
-    if strange := [tag for tag in tasks if tag not in GENEVAL_TASKS]:
-        return f"tasks of its own: {untrusted.printable(', '.join(strange))}"
-    if len(samples) != PROMPTS:
-        return f"{len(samples)} of {PROMPTS} prompts"
-    if set(samples) != {SAMPLES}:
-        return f"{min(samples)} to {max(samples)} pictures a prompt, not {SAMPLES}"
+    whole = {_identity(prompt.metadata) for prompt in geneval_prompts().prompts}
+    if strange := len(samples.keys() - whole):
+        return f"prompts that are not GenEval's: {strange}"
+    if len(samples) != len(whole):
+        return f"{len(samples)} of {len(whole)} prompts"
+    counts = set(samples.values())
+    if counts != {SAMPLES}:
+        return f"{min(counts)} to {max(counts)} pictures a prompt, not {SAMPLES}"
     return ""

@@ -165,7 +165,8 @@ def check_metadata(metadata: Any, where: str) -> None:
             sound = sound and _is_entry(entry) and entry.get("color", "red") in COLORS
             if "position" in entry:
                 relation, number = entry["position"]
-                sound = sound and relation in RELATIONS and number in range(i)
+                sound = sound and relation in RELATIONS and type(number) is int
+                sound = sound and number in range(i)
         sound = sound and all(map(_is_entry, metadata.get("exclude", [])))
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
