@@ -412,6 +412,13 @@ def test_bad_arguments_are_refused_before_anything_is_made(tmp_path, arguments, 
     assert not (tmp_path / "out").exists()
 
 
+def test_buckets_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="a directory of this machine, not into 'gs://bucket/out'"):
+        draw(Painter(), texts("a"), "gs://bucket/out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_dpg_refuses_names_that_its_script_would_cut(tmp_path):
     with pytest.raises(UserError, match=r"'v1\.5' must have no dot"):
         draw(Painter(), dpg("v1.5"), tmp_path / "out")

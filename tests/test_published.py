@@ -63,8 +63,8 @@ def test_a_whole_run_stands_beside_the_paper():
         (Own("geneval", "overall", 0.9, 40, 553), "40 of 553"),
         (Own("geneval", "overall", 0.9, 40, 40), "40 of 553"),
         (Own("dpg", "overall", 90.0, 1064, 1064), "1064 of 1065"),
-        (Own("pope", "f1 random", 90.0, 2999, 3000), "2999 of 3000"),
-        (Own("pope", "f1 random", 0.0, 0, 0), "0 of 0"),
+        (Own("pope", "F1 random", 90.0, 2999, 3000), "2999 of 3000"),
+        (Own("pope", "F1 random", 0.0, 0, 0), "0 of 0"),
         (Own("dpg", "overall", 90.0, 1065, 1065, "judged by Janus"), "judged by Janus"),
     ],
 )
@@ -96,8 +96,8 @@ def test_rows_of_a_table_keep_their_order():
     [
         (("Janus-Pro-1b", "dpg", "overall"), "Did you mean 'Janus-Pro-1B'"),
         (("Janus-Pro-1B", "gen-eval", "overall"), "Did you mean 'geneval'"),
-        (("Janus-Pro-1B", "pope", "f1"), "no metric of pope 'f1' \\(f1 random\\)"),
-        (("Janus-Pro-1B", "pope", "overall"), "no metric of pope"),
+        (("Janus-Pro-1B", "pope", "f1"), "no metric of pope 'f1' \\(F1 random\\)"),
+        (("Janus-Pro-1B", "pope", "F1 overall"), "no metric of pope"),
     ],
 )
 def test_names_that_the_paper_lacks_are_told(arguments, message):

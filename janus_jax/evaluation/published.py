@@ -25,7 +25,7 @@ class Published:
 
     Attributes:
       model: "Janus" (1.3B), "Janus-Pro-1B" or "Janus-Pro-7B".
-      benchmark: "pope", "mme", "mmbench", "seed", "gqa", "mmmu", "mm_vet", "geneval" or "dpg".
+      benchmark: "pope", "mme", "mmbench", "seed", "gqa", "mmmu", "mmvet", "geneval" or "dpg".
       metric: what was measured; all but those of "geneval", which are shares, and "mme", points, are out of 100.
       value: the number as printed.
       protocol: how, as far as it is known.
@@ -77,7 +77,7 @@ class Beside:
 # Table 3's columns: benchmark -> (metric, protocol).
 _UNDERSTANDING = {
     "pope": (
-        "f1 random",
+        "F1 random",
         "random split, as the authors wrote of Janus; that it is F1 is likely (VLMEvalKit's first column)",
     ),
     "mme": (
@@ -85,13 +85,13 @@ _UNDERSTANDING = {
         "sum of accuracy and accuracy+ over the ten tasks of perception, at most 2000",
     ),
     "mmbench": (
-        "accuracy",
+        "vanilla_all",
         "DEV_EN, not circular, as the authors wrote of Janus: every rotation is a row",
     ),
     "seed": ("accuracy", "the questions about images"),
     "gqa": ("accuracy", "testdev balanced; which evaluator is not known"),
     "mmmu": ("accuracy", "validation, 900 questions, as the authors wrote of Janus"),
-    "mm_vet": ("score", "the official evaluator with GPT-4, as the authors wrote of Janus"),
+    "mmvet": ("score", "the official evaluator with GPT-4, as the authors wrote of Janus"),
 }
 _TABLE_3 = {
     "Janus": (87.0, 1338.0, 69.4, 63.7, 59.1, 30.5, 34.3),
@@ -135,14 +135,21 @@ _OTHER_ROLES = (
 )
 _BY_OTHERS = (
     # (model, benchmark, metric, value, protocol, source)
-    ("Janus-Pro-1B", "pope", "overall", 84.11, "VLMEvalKit, exact matching", f"{_JANUS}239"),
-    ("Janus-Pro-1B", "mmbench", "accuracy", 74.2, "VLMEvalKit, exact matching", f"{_JANUS}239"),
+    ("Janus-Pro-1B", "pope", "F1 overall", 84.11, "VLMEvalKit, exact matching", f"{_JANUS}239"),
+    (
+        "Janus-Pro-1B",
+        "mmbench",
+        "accuracy",
+        74.2,
+        "VLMEvalKit, exact matching; circular or not is not said",
+        f"{_JANUS}239",
+    ),
     (
         "Janus-Pro-1B",
         "mmbench",
         "accuracy",
         74.3,
-        "VLMEvalKit, deepseek-v4-flash extracts",
+        "VLMEvalKit, deepseek-v4-flash extracts; circular or not is not said",
         f"{_JANUS}239",
     ),
     ("Janus-Pro-1B", "seed", "accuracy", 67.28, "VLMEvalKit, exact matching", f"{_JANUS}239"),
@@ -155,16 +162,16 @@ _BY_OTHERS = (
         "VLMEvalKit, deepseek-v4-flash extracts",
         f"{_JANUS}239",
     ),
-    ("Janus-Pro-1B", "mm_vet", "score", 36.7, "VLMEvalKit, judged by GPT-4.1", f"{_JANUS}239"),
+    ("Janus-Pro-1B", "mmvet", "score", 36.7, "VLMEvalKit, judged by GPT-4.1", f"{_JANUS}239"),
     (
         "Janus-Pro-1B",
-        "mm_vet",
+        "mmvet",
         "score",
         35.32,
         "VLMEvalKit, judged by deepseek-v4-flash",
         f"{_JANUS}239",
     ),
-    ("Janus-Pro-1B", "mm_vet", "score", 37.52, "VLMEvalKit, judged by GPT-4o", f"{_JANUS}239"),
+    ("Janus-Pro-1B", "mmvet", "score", 37.52, "VLMEvalKit, judged by GPT-4o", f"{_JANUS}239"),
     (
         "Janus-Pro-7B",
         "mme",
@@ -176,17 +183,17 @@ _BY_OTHERS = (
     (
         "Janus-Pro-7B",
         "mmbench",
-        "dev_en",
+        "circular",
         65.81,
-        "lmms-eval, mmbench_en_dev, which is circular",
+        "lmms-eval, mmbench_en_dev",
         f"{_JANUS}205",
     ),
     (
         "Janus-Pro-7B",
         "mmbench",
-        "test_en",
+        "circular",
         65.98,
-        "lmms-eval, mmbench_en_test, which is circular",
+        "lmms-eval, mmbench_en_test",
         f"{_JANUS}205",
     ),
     ("Janus-Pro-1B", "geneval", "two_object", 0.6970, _OTHER_ROLES, f"{_JANUS}210"),
@@ -199,13 +206,13 @@ _BY_OTHERS = (
         "official script, installed as its page says; compared by its author with the paper's 82.63",
         "https://github.com/JiuhaiChen/BLIP3o/issues/46",
     ),
-    ("Janus", "pope", "f1 random", 87.1, "the authors, with VLMEvalKit", f"{_VLMEVAL}pull/541"),
-    ("Janus", "pope", "overall", 85.5, "the authors, with VLMEvalKit", f"{_VLMEVAL}pull/541"),
+    ("Janus", "pope", "F1 random", 87.1, "the authors, with VLMEvalKit", f"{_VLMEVAL}pull/541"),
+    ("Janus", "pope", "F1 overall", 85.5, "the authors, with VLMEvalKit", f"{_VLMEVAL}pull/541"),
     ("Janus", "mme", "perception", 1342.4, "the authors, with VLMEvalKit", f"{_VLMEVAL}pull/541"),
     (
         "Janus",
         "mmbench",
-        "accuracy",
+        "vanilla_all",
         69.8,
         "the authors, with VLMEvalKit, not circular",
         f"{_VLMEVAL}pull/541",
@@ -221,7 +228,7 @@ _BY_OTHERS = (
     ),
     (
         "Janus",
-        "mm_vet",
+        "mmvet",
         "score",
         36.8,
         "the authors, with the official evaluator, GPT-4",

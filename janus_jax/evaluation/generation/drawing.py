@@ -83,6 +83,11 @@ def draw(
     """
     samples = _whole("samples", samples)
     batch = _whole("batch", batch)
+    if "://" in str(directory):
+        raise UserError(
+            f"pictures are drawn into a directory of this machine, not into {untrusted.shown(directory)}: the scorers "
+            "read files"
+        )
     directory = Path(directory)
     settings = {
         "format": FORMAT,
