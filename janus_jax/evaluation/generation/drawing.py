@@ -85,8 +85,8 @@ def draw(
     batch = _whole("batch", batch)
     if "://" in str(directory):
         raise UserError(
-            f"pictures are drawn into a directory of this machine, not into {untrusted.shown(directory)}: the scorers "
-            "read files"
+            f"pictures are drawn into a directory of this machine, not into {untrusted.shown(directory)}: "
+            "the scorers read files"
         )
     directory = Path(directory)
     settings = {
