@@ -419,6 +419,12 @@ def test_buckets_are_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="pictures in .*file cannot be a directory to write in"):
+        draw(Painter(stop_after=0), texts("a"), tmp_path / "file")
+
+
 def test_dpg_refuses_names_that_its_script_would_cut(tmp_path):
     with pytest.raises(UserError, match=r"'v1\.5' must have no dot"):
         draw(Painter(), dpg("v1.5"), tmp_path / "out")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax import untrusted
+from janus_jax import places, untrusted
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Predictor
 from janus_jax.evaluation.generation.layouts import Layout, layout_name, make_layout
@@ -102,6 +102,7 @@ def draw(
         "sampling": _further(sampling or {}),
     }
     place = make_layout(layout, directory, prompts, samples)
+    places.check_directory(directory, "pictures in", [RUN_FILE])
     _check_settings(directory / RUN_FILE, settings)
     # Before anything else is there: without it, what is there is a stranger's.
     directory.mkdir(parents=True, exist_ok=True)
