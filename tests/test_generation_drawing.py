@@ -421,7 +421,7 @@ def test_buckets_are_refused(tmp_path, monkeypatch):
 
 def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="pictures in .*file cannot be a directory to write in"):
+    with pytest.raises(UserError, match=r"pictures in .*file cannot be a directory to write in"):
         draw(Painter(stop_after=0), texts("a"), tmp_path / "file")
 
 
