@@ -1,0 +1,1 @@
+"""Our scores against those of the benchmarks' own scripts, which are read where a user has them."""
