@@ -34,7 +34,9 @@ _QUESTIONS = ("what", "where", "yes_no", "what")
 SEED = 11  # training and scores of the base use others
 
 
-def write_data(directory: Path, what: str, pictures: int, old: int) -> dict[str, Path]:
+def write_data(
+    directory: Path, what: str, pictures: int, old: int, old_drawing: float
+) -> dict[str, Path]:
     """Writes everything to fine-tune on.
 
     Args:
@@ -42,6 +44,7 @@ def write_data(directory: Path, what: str, pictures: int, old: int) -> dict[str,
       what: "objects" or "style".
       pictures: how many with what is new.
       old: how many records of each kind that show only what the model knows.
+      old_drawing: how often the old ones are drawn for each time that a new one is.
 
     Returns:
       "mixture": the manifest with old and new; "alone": the one without old.
@@ -61,7 +64,7 @@ def write_data(directory: Path, what: str, pictures: int, old: int) -> dict[str,
     _lines(directory / "new_draw.jsonl", drawn)
     _lines(directory / "new_describe.jsonl", described)
     _lines(directory / "new_ask.jsonl", asked)
-    known = _write_old(directory, old)
+    known = _write_old(directory, old, old_drawing)
     new = [
         _source("new-draw", "generation", "jsonl", weight=1),
         _source("new-describe", "understanding", "jsonl", weight=1, prompt=list(DESCRIBE)),
@@ -88,7 +91,7 @@ def _questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str]]:
     return list({q.text: q.answer for q in found}.items())
 
 
-def _write_old(directory: Path, count: int) -> list[dict[str, Any]]:
+def _write_old(directory: Path, count: int, drawing_weight: float) -> list[dict[str, Any]]:
     """Records of what the model knows: to draw, to talk about, and words."""
     drawing = EmojiSource("gen", kinds=DRAW, seed=SEED)
     talking = EmojiSource("und", kinds=DRAW, questions=3, describe=0.3, yes_no=0.3, seed=SEED)
@@ -109,7 +112,7 @@ def _write_old(directory: Path, count: int) -> list[dict[str, Any]]:
     _lines(directory / "old_ask.jsonl", asked)
     _lines(directory / "old_words.jsonl", said)
     return [
-        _source("old-draw", "generation", "jsonl", weight=1),
+        _source("old-draw", "generation", "jsonl", weight=drawing_weight),
         _source("old-ask", "understanding", "llava", weight=2),
         _source("old-words", "text", "messages", weight=1),
     ]

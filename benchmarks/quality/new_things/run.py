@@ -152,9 +152,16 @@ def sheet(prompts: Sequence[str], columns: dict[str, np.ndarray]) -> Image.Image
 def compare(args: argparse.Namespace, what: str, found: dict[str, Any]) -> None:
     """Everything of objects or of the style."""
     directory = args.out / what
-    manifests = write_data(args.out / "data" / what, what, args.pictures, args.old)
+    manifests = write_data(
+        args.out / "data" / what, what, args.pictures, args.old, args.old_drawing
+    )
     entry = found.setdefault(what, {})
-    entry |= {"pictures": args.pictures, "old_records": args.old, "steps": args.steps}
+    entry |= {
+        "pictures": args.pictures,
+        "old_records": args.old,
+        "old_drawing": args.old_drawing,
+        "steps": args.steps,
+    }
     arms, columns = entry.setdefault("arms", {}), {}
     runs = {arm: directory / arm.replace(", ", "_").replace(" ", "_") for arm in args.arms}
     models = {"before": args.base, **runs}
@@ -197,8 +204,9 @@ def main() -> None:
     parser.add_argument("--what", default="objects,style")
     parser.add_argument("--arms", default=";".join(ARMS), help="separated by ;")
     parser.add_argument("--pictures", type=int, default=120, help="that show what is new")
-    parser.add_argument("--old", type=int, default=600, help="old records of each kind")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--old", type=int, default=2400, help="old records of each kind")
+    parser.add_argument("--old_drawing", type=float, default=2.0, help="old drawn for each new one")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--count", type=int, default=50, help="pictures and questions of each kind")
     parser.add_argument("--again", action="store_true", help="removes what is in OUT first")
     parser.add_argument("flags", nargs="*", help="more flags of train.py, after --")
