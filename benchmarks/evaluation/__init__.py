@@ -1,0 +1,1 @@
+"""Evaluation beside the tools of others: the same answers, the same readings."""
