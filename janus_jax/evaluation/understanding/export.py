@@ -14,7 +14,7 @@ from typing import Any
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.understanding.benchmarks import benchmark_facts
-from janus_jax.evaluation.understanding.items import Item
+from janus_jax.evaluation.understanding.items import Item, TableRow
 from janus_jax.evaluation.understanding.layouts import text_of
 from janus_jax.files import atomic_write
 from janus_jax.untrusted import shown
@@ -81,7 +81,7 @@ def write_predictions(
 
 
 def _row(benchmark: str, item: Item) -> dict[str, str]:
-    """VLMEvalKit's columns of an item, then others of its file that are plain."""
+    """VLMEvalKit's columns of an item; a row of its own table stays as it is."""
     row = {"index": item.index, "question": item.question}
     if item.hint:
         row["hint"] = item.hint
@@ -95,7 +95,7 @@ def _row(benchmark: str, item: Item) -> dict[str, str]:
         row["l2-category"] = item.groups[0]
     if item.split:
         row["split"] = item.split
-    if "index" in item.fields:  # the file is a table of VLMEvalKit: its values are as there
+    if isinstance(item.fields, TableRow):
         row |= {name: text_of(value) for name, value in item.fields.items()}
     return row
 

@@ -75,6 +75,10 @@ class Item:
             object.__setattr__(self, "answers", (self.answer,))
 
 
+class TableRow(dict[str, Any]):
+    """The fields of a row of a table of VLMEvalKit, which its own scorer takes as they are."""
+
+
 class Rows(Protocol):
     """The rows of a benchmark's files: what a reader gives."""
 

@@ -151,7 +151,7 @@ def _seed(row: Row, pictures: Pictures) -> Item:
 def _gqa(row: Row, pictures: Pictures) -> Item:
     kinds = row.get("types")
     return Item(
-        index=_first(row, "index", "id"),
+        index=_first(row, "index", "id", "question_id"),
         question=_required(row, "question", "question"),
         answer=_first(row, "answer"),
         pictures=pictures,

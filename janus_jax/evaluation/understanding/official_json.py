@@ -93,7 +93,7 @@ def _questions(benchmark: str, path: str) -> Iterator[Mapping[str, Any]]:
                 f"{shown}: {untrusted.shown(index)} must be an object with a question, not "
                 f"{untrusted.shown(question)}"
             )
-        yield {**question, "index": index}
+        yield {**question, "question_id": index}
 
 
 def _pope(path: str) -> Iterator[Mapping[str, Any]]:

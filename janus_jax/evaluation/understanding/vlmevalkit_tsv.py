@@ -20,7 +20,7 @@ import numpy as np
 from janus_jax import untrusted
 from janus_jax.errors import UserError
 from janus_jax.evaluation.understanding.benchmarks import BenchmarkFacts
-from janus_jax.evaluation.understanding.items import Picture
+from janus_jax.evaluation.understanding.items import Picture, TableRow
 from janus_jax.evaluation.understanding.literals import NOTHING, is_list, quoted_texts
 from janus_jax.evaluation.understanding.picture_files import picture_file
 
@@ -63,7 +63,7 @@ class TsvRows:
         return len(self._ends)
 
     def fields(self, position: int) -> dict[str, Any]:
-        return self._small(position)[0]
+        return TableRow(self._small(position)[0])
 
     def pictures(self, position: int) -> tuple[Picture, ...]:
         fields, count, other = self._small(position)
