@@ -127,3 +127,13 @@ def test_unknown_names_have_the_nearest():
         get_protocol("vlmeval", "pope")
     with pytest.raises(UserError, match=r"unknown benchmark 'mmm'.*Did you mean 'mm"):
         get_protocol("paper", "mmm")
+
+
+def test_pictures_are_read_together_or_not_at_all():
+    protocol = get_protocol("paper", "gqa")
+    prompt = make_prompt(GQA, protocol)
+    assert prompt.question == f"{IMAGE}What colour is it?\n{WORD}"
+    with pytest.raises(UserError, match="cannot read the image file"):
+        prompt.load_pictures()
+    with pytest.raises(UserError, match="the row has no picture"):
+        make_prompt(Item("1", "q", "a"), protocol).load_pictures()

@@ -4,12 +4,16 @@ from janus_jax.evaluation.understanding import get_protocol, make_prompt, open_b
 
 protocol = get_protocol("paper", "pope")
 items = open_benchmark("pope", "POPE.tsv", split=protocol.split)
-answers = {}
+answers, unreadable = {}, {}
 for item in items:
     prompt = make_prompt(item, protocol)
-    pictures = [picture() for picture in prompt.pictures]  # uint8 [H, W, 3]; UserError if one cannot be read
-    answers[item.index] = ask(pictures, prompt)
-scores = score_answers(items, answers, protocol)
+    try:
+        pictures = prompt.load_pictures()  # each uint8 [H, W, 3]
+    except UserError as error:
+        unreadable[item.index] = str(error)
+        continue
+    answers[item.index] = ask(pictures, prompt.pieces, prompt.max_new_tokens)
+scores = score_answers(items, answers, protocol, unreadable=unreadable)
 print(scores.headline, scores.beside, scores.counts)
 
 Importing this needs neither jax nor pyarrow.

@@ -10,6 +10,9 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+import numpy as np
+
+from janus_jax.errors import UserError
 from janus_jax.evaluation.understanding.items import Item, Picture
 from janus_jax.evaluation.understanding.protocols import Protocol
 from janus_jax.processing.chat import get_template, render_pieces
@@ -51,6 +54,11 @@ class Prompt:
         return [*picture * len(self.pictures), self.text]
 
     @property
+    def question(self) -> str:
+        """The joined string of `turn`, with an `<image_placeholder>` a picture, as `Janus.answer_batch` takes it."""
+        return "".join(self.turn)
+
+    @property
     def pieces(self) -> list[str]:
         """The whole prompt in pieces, as `Tokenizer` takes them, up to where the model goes on."""
         return render_pieces(get_template(self.template), [self.turn, []], self.system_prompt)
@@ -59,6 +67,17 @@ class Prompt:
     def rendered(self) -> str:
         """The joined string of `pieces`."""
         return "".join(self.pieces)
+
+    def load_pictures(self) -> list[np.ndarray]:
+        """The pictures, uint8 [H, W, 3].
+
+        Raises:
+          UserError: one cannot be read, or there is none: the item is then wrong whatever is answered
+            (`score_answers(unreadable=)`).
+        """
+        if not self.pictures:
+            raise UserError("the row has no picture")
+        return [picture() for picture in self.pictures]
 
 
 def make_prompt(item: Item, protocol: Protocol) -> Prompt:
