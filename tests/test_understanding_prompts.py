@@ -6,6 +6,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.understanding import PROTOCOLS, Item, Picture, get_protocol, make_prompt
 from janus_jax.evaluation.understanding.parsers import PARSERS
 from janus_jax.evaluation.understanding.prompts import PROMPTS
+from janus_jax.processing.chat import get_template, understanding_prompt
 from janus_jax.processing.tokenizer import Control
 
 ONE = (Picture("one", lambda: b""),)
@@ -83,6 +84,15 @@ def test_lmms_eval(name):
     placeholders = f"{IMAGE}\n" * len(item.pictures)
     expected = f"<|User|>: {placeholders}{body}\n\n<|Assistant|>:"
     assert make_prompt(item, get_protocol("lmms-eval", name)).rendered == expected
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_processor_of_this_template_and_system_prompt_renders_the_same(protocol):
+    for name, (item, _) in BODIES.items():
+        prompt = make_prompt(item, get_protocol(protocol, name))
+        template = get_template(prompt.template)
+        asked = prompt.question, prompt.system_prompt, len(prompt.pictures)
+        assert understanding_prompt(template, *asked) == prompt.rendered
 
 
 def test_questions_without_options_and_hints():

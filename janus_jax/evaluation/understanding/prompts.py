@@ -55,7 +55,7 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """The joined string of `turn`, with an `<image_placeholder>` a picture, as `Janus.answer_batch` takes it."""
+        """The joined string of `turn`: an `<image_placeholder>` a picture, as `Janus.answer_batch` takes it."""
         return "".join(self.turn)
 
     @property
