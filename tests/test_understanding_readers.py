@@ -24,8 +24,9 @@ from benchmark_files import (
 )
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation.understanding import open_benchmark
+from janus_jax.evaluation.understanding import BENCHMARK_FACTS, open_benchmark
 from janus_jax.evaluation.understanding.literals import parse_list, quoted_texts
+from janus_jax.evaluation.understanding.vlmevalkit_tsv import _md5
 
 # What files say in their own way, or one of them alone.
 MORE = {"fields", "pictures", "picture_key"}
@@ -87,6 +88,16 @@ def test_a_split_is_chosen_and_a_wrong_one_named(tmp_path):
     with pytest.raises(UserError, match=r"dev \(3\), validation \(9\)\. Did you mean 'validation'"):
         open_benchmark("mmmu", paths, split="validatoin")
     assert len(opened("pope", "tsv", tmp_path / "pope", split="test")) == 12  # it has no splits
+
+
+def test_two_splits_may_use_one_index(tmp_path):
+    rows = tsv_rows("mmbench")
+    other = [dict(row, split="test", answer="") for row in rows]
+    path = write_tsv(tmp_path / "m.tsv", [*rows, *other])
+    items = open_benchmark("mmbench", path, split="dev")
+    assert len(items) == 12 and all(item.answer for item in items)
+    with pytest.raises(UserError, match=r"row 13: its index '0' is also that of .*row 1;"):
+        open_benchmark("mmbench", path)
 
 
 def test_a_short_image_is_the_index_of_another_row(tmp_path):
@@ -199,6 +210,21 @@ def test_a_file_that_is_not_vlmevalkits_has_a_warning(tmp_path):
     assert opened("mmbench", "parquet", tmp_path / "p").warnings == ()
 
 
+@pytest.mark.parametrize("name", ["pope", "mme", "mmbench", "seed", "mmmu", "mmvet"])
+def test_another_benchmarks_table_is_refused(tmp_path, name, monkeypatch):
+    others = {other for other, _ in LAYOUTS} - {name, "gqa"}
+    if name in ("mmbench", "seed"):  # multiple-choice questions of any kind are like MMBench's
+        others -= {"mmbench", "seed"}
+    for other in others:
+        path = write_tsv(tmp_path / f"{other}.tsv", tsv_rows(other))
+        with pytest.raises(UserError):
+            open_benchmark(name, path)
+    facts = dataclasses.replace(BENCHMARK_FACTS["gqa"], md5=_md5(path))
+    monkeypatch.setitem(BENCHMARK_FACTS, "gqa", facts)
+    with pytest.raises(UserError, match=r"is VLMEvalKit's GQA_TestDev_Balanced\.tsv, not"):
+        open_benchmark(name, path)
+
+
 def test_what_pandas_reads_as_nothing_is_no_option(tmp_path):
     rows = tsv_rows("seed")
     rows[0].update(A="None", C="N/A", question="NA")
@@ -221,9 +247,13 @@ def test_pope_subsets_come_from_the_names_of_files(tmp_path):
 
 def test_the_second_opening_reads_no_pictures(tmp_path, monkeypatch):
     path = write_layout("pope", "tsv", tmp_path)[0]
-    first = [plain(item) for item in open_benchmark("pope", path)]
+    shown = []
+    items = open_benchmark("pope", path, progress=lambda rows: shown.extend(rows) or rows)
+    assert shown == list(range(12))
+    first = [plain(item) for item in items]
     monkeypatch.setattr(
-        "janus_jax.evaluation.understanding.vlmevalkit_tsv._small_columns", lambda table: 1 / 0
+        "janus_jax.evaluation.understanding.vlmevalkit_tsv._small_columns",
+        lambda table, progress: 1 / 0,
     )
     items = open_benchmark("pope", path)
     assert [plain(item) for item in items] == first

@@ -70,6 +70,14 @@ MMMU_DISCIPLINE_OF = {
 }
 MMVET_ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
+# Of the benchmarks whose files all call them the same.
+CATEGORIES = {
+    "pope": frozenset(POPE_SUBSETS),
+    "mme": frozenset(PERCEPTION + COGNITION),
+    "mmmu": frozenset(MMMU_DISCIPLINE_OF),
+    "mmvet": frozenset(MMVET_ABILITIES),
+}
+
 
 def benchmark_facts(name: str) -> BenchmarkFacts:
     """The benchmark called `name`; UserError if there is none."""

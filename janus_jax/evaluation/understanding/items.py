@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +79,10 @@ class TableRow(dict[str, Any]):
     """The fields of a row of a table of VLMEvalKit, which its own scorer takes as they are."""
 
 
+# Wraps the positions of rows while they are read for the first time, such as tqdm.
+Progress = Callable[[range], Iterable[int]]
+
+
 class Rows(Protocol):
     """The rows of a benchmark's files: what a reader gives."""
 
@@ -106,11 +110,11 @@ class Items(Sequence[Item]):
       make: (fields, pictures) -> item.
       split: only the items of this split, and of none; None: all.
       warnings: what a person should know about the files.
-      progress: wraps the positions that are read while opening.
 
     Attributes:
       benchmark, warnings: as given.
       indices: of the items, in order.
+      categories: of the items -> how many.
 
     Raises:
       UserError: a row without an index, or with one that another row has; a row that is no question of this
@@ -124,26 +128,26 @@ class Items(Sequence[Item]):
         make: Callable[[Mapping[str, Any], tuple[Picture, ...]], Item],
         split: str | None = None,
         warnings: Sequence[str] = (),
-        progress: Callable[[range], Iterator[int]] | None = None,
     ):
         self.benchmark, self.warnings = benchmark, tuple(warnings)
         self._rows, self._make = rows, make
         self._positions: dict[str, int] = {}
+        self.categories: dict[str, int] = {}
         splits: dict[str, int] = {}
-        seen: dict[str, int] = {}
-        for position in progress(range(len(rows))) if progress else range(len(rows)):
+        for position in range(len(rows)):
             item = self._read(position, ())
             if not item.index:
                 raise UserError(f"{rows.describe(position)}: it has no index")
-            if item.index in seen:
+            splits[item.split] = splits.get(item.split, 0) + 1
+            if split is not None and item.split not in ("", split):
+                continue
+            if item.index in self._positions:
                 raise UserError(
                     f"{rows.describe(position)}: its index {untrusted.shown(item.index)} is also that of "
-                    f"{rows.describe(seen[item.index])}; every question needs one of its own"
+                    f"{rows.describe(self._positions[item.index])}; every question needs one of its own"
                 )
-            seen[item.index] = position
-            splits[item.split] = splits.get(item.split, 0) + 1
-            if split is None or item.split in ("", split):
-                self._positions[item.index] = position
+            self._positions[item.index] = position
+            self.categories[item.category] = self.categories.get(item.category, 0) + 1
         self.indices = list(self._positions)
         if not self.indices:
             found = ", ".join(f"{untrusted.printable(name)} ({n})" for name, n in splits.items())

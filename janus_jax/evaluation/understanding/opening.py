@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from janus_jax import untrusted
 from janus_jax.errors import UserError, nearest
-from janus_jax.evaluation.understanding.benchmarks import benchmark_facts
-from janus_jax.evaluation.understanding.items import Items, Picture, Rows
+from janus_jax.evaluation.understanding.benchmarks import (
+    CATEGORIES,
+    BenchmarkFacts,
+    benchmark_facts,
+)
+from janus_jax.evaluation.understanding.items import Items, Picture, Progress, Rows
 from janus_jax.evaluation.understanding.layouts import SUBSET, make_item
 
 FORMATS = ("tsv", "parquet", "json")
@@ -21,7 +25,7 @@ def open_benchmark(
     image_root: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     split: str | None = None,
     file_format: str | None = None,
-    progress: Callable[[range], Iterator[int]] | None = None,
+    progress: Progress | None = None,
 ) -> Items:
     """The questions of a benchmark, from the files as they are distributed.
 
@@ -33,7 +37,8 @@ def open_benchmark(
       image_root: where the pictures are that the files name; by default beside the files.
       split: only its questions, such as MMMU's "validation"; None: all.
       file_format: one of `FORMATS`, where it should not be seen from the files.
-      progress: wraps the positions that are read, such as tqdm: the first time a large table takes a while.
+      progress: wraps the positions of rows that are read the first time a table is opened, such as tqdm: one of
+        several GB takes half a minute or more.
 
     Raises:
       UserError: an unknown benchmark or format; files that are missing, damaged, of another format or benchmark;
@@ -55,9 +60,22 @@ def open_benchmark(
             f"{untrusted.printable(found[kinds.index(_other(kinds))], 200)} is {_other(kinds)}: give files "
             "of one format"
         )
-    rows, warnings = _rows(facts, kinds[0], found, roots)
-    items = Items(name, rows, make_item(name), split, warnings, progress)
+    rows, warnings = _rows(facts, kinds[0], found, roots, progress)
+    items = Items(name, rows, make_item(name), split, warnings)
+    _check_categories(items, found[0])
     return items
+
+
+def _check_categories(items: Items, path: str) -> None:
+    """Raises UserError where most categories are unknown: the files are of another benchmark."""
+    known = CATEGORIES.get(items.benchmark)
+    given = {part for category in items.categories for part in category.split(",") if part}
+    if known and given and 2 * len(given & known) <= len(given):
+        raise UserError(
+            f"{untrusted.printable(path, 200)} is no {items.benchmark}: its categories "
+            f"({untrusted.printable(', '.join(sorted(given - known)), 80)}) are not those of that benchmark, such as "
+            f"{sorted(known)[0]}"
+        )
 
 
 def recognised(path: str) -> str:
@@ -85,7 +103,9 @@ def recognised(path: str) -> str:
     )
 
 
-def _rows(facts: Any, kind: str, paths: list[str], roots: list[str]) -> tuple[Rows, list[str]]:
+def _rows(
+    facts: BenchmarkFacts, kind: str, paths: list[str], roots: list[str], progress: Progress | None
+) -> tuple[Rows, list[str]]:
     if kind == "tsv":
         from janus_jax.evaluation.understanding.vlmevalkit_tsv import TsvRows, md5_warning
 
@@ -95,7 +115,7 @@ def _rows(facts: Any, kind: str, paths: list[str], roots: list[str]) -> tuple[Ro
                 f"{untrusted.printable(paths[1], 200)} are two"
             )
         warning = md5_warning(paths[0], facts)
-        return TsvRows(paths[0], roots), [warning] if warning else []
+        return TsvRows(paths[0], roots, progress), [warning] if warning else []
     if kind == "parquet":
         from janus_jax.evaluation.understanding.hub_parquet import ParquetRows
 

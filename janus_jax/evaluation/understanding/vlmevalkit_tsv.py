@@ -19,8 +19,8 @@ import numpy as np
 
 from janus_jax import untrusted
 from janus_jax.errors import UserError
-from janus_jax.evaluation.understanding.benchmarks import BenchmarkFacts
-from janus_jax.evaluation.understanding.items import Picture, TableRow
+from janus_jax.evaluation.understanding.benchmarks import BENCHMARK_FACTS, BenchmarkFacts
+from janus_jax.evaluation.understanding.items import Picture, Progress, TableRow
 from janus_jax.evaluation.understanding.literals import NOTHING, is_list, quoted_texts
 from janus_jax.evaluation.understanding.picture_files import picture_file
 
@@ -38,12 +38,13 @@ class TsvRows:
     Args:
       path: of the file.
       roots: directories of pictures, for a table that has their names in `image_path` instead of pictures.
+      progress: wraps the positions of rows that are not in the cache.
 
     Raises:
       UserError: no such file, no such table, or a row that is cut off.
     """
 
-    def __init__(self, path: str, roots: Sequence[str]):
+    def __init__(self, path: str, roots: Sequence[str], progress: Progress | None = None):
         from janus_jax.data.containers.index_cache import cached_index
         from janus_jax.data.containers.table import Table
 
@@ -55,7 +56,9 @@ class TsvRows:
                 f"{untrusted.printable(path, 200)} is no table of VLMEvalKit: it has no column {missing[0]!r}, "
                 f"only {untrusted.printable(', '.join(self._table.columns), 200)}"
             )
-        index = cached_index("benchmark table 1", path, lambda: _small_columns(self._table))
+        index = cached_index(
+            "benchmark table 1", path, lambda: _small_columns(self._table, progress)
+        )
         self._text, self._ends = index.arrays["text"], index.arrays["ends"]
         self._with_picture: dict[str, int] | None = None
 
@@ -143,12 +146,13 @@ def _no_such_row(where: str, other: str) -> bytes:
     )
 
 
-def _small_columns(table: Any) -> Any:
+def _small_columns(table: Any, progress: Progress | None = None) -> Any:
     """Of each row: fields, number of pictures (None: `image_path` names them), index of the row that has them."""
     from janus_jax.data.containers.index_cache import Index
 
     pieces, ends, total = [], [], 0
-    for position in range(len(table)):
+    positions = range(len(table))
+    for position in progress(positions) if progress else positions:
         row = table[position]
         if not isinstance(row, Mapping):
             raise UserError(f"{untrusted.printable(table.describe(position), 200)}: {row}")
@@ -176,12 +180,21 @@ def _small_columns(table: Any) -> Any:
 
 
 def md5_warning(path: str, facts: BenchmarkFacts) -> str:
-    """What is to be said where a table is not the file that VLMEvalKit's numbers are of; "" where it is."""
+    """What is to be said where a table is not the file that VLMEvalKit's numbers are of; "" where it is.
+
+    Raises:
+      UserError: it is the file of another benchmark.
+    """
     from janus_jax.data.containers.index_cache import Index, cached_index
 
     found = cached_index("md5 1", path, lambda: Index({}, _md5(path))).meta
     if found == facts.md5:
         return ""
+    other = next((known for known in BENCHMARK_FACTS.values() if known.md5 == found), None)
+    if other:
+        raise UserError(
+            f"{untrusted.printable(path, 200)} is VLMEvalKit's {other.vlmevalkit}.tsv, not {facts.title}"
+        )
     return (
         f"{untrusted.printable(os.path.basename(path))} is not the {facts.vlmevalkit}.tsv that VLMEvalKit uses "
         f"(MD5 {str(found)[:8]}..., expected {facts.md5[:8]}...): its numbers cannot be "
