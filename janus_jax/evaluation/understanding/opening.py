@@ -73,8 +73,8 @@ def _check_categories(items: Items, path: str) -> None:
     if known and given and 2 * len(given & known) <= len(given):
         raise UserError(
             f"{untrusted.printable(path, 200)} is no {items.benchmark}: its categories "
-            f"({untrusted.printable(', '.join(sorted(given - known)), 80)}) are not those of that benchmark, such as "
-            f"{sorted(known)[0]}"
+            f"({untrusted.printable(', '.join(sorted(given - known)), 80)}) are not those of that "
+            f"benchmark, such as {sorted(known)[0]}"
         )
 
 
