@@ -240,7 +240,7 @@ def test_a_judge_is_asked_where_nothing_can_be_read():
     assert (
         parse_answer("choice_vlmevalkit", "I can't process this file.", item, judge).how == REFUSED
     )
-    for nonsense in (None, "Z", "Q", "b", 3):
+    for nonsense in (None, "Z", "Q", "b", 3, ["B"]):
         reading = parse_answer("choice_vlmevalkit", "kitties", item, lambda *given: nonsense)  # noqa: B023
         assert (reading.said, reading.right, reading.how) == ("", False, UNREAD)
     yes = Item("1", "Is it?", "Yes")

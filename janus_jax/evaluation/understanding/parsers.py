@@ -49,7 +49,7 @@ def _chosen(
     """The reading of an answer that must be one of `options`; a judge is asked where `said` is None."""
     if said is None and judge is not None:
         decided = judge(item.question, dict(options), answer)
-        if decided in options:
+        if isinstance(decided, str) and decided in options:
             return Reading(decided, decided == truth, JUDGED)
     if said is None:
         return Reading("", False, UNREAD)
