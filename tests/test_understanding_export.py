@@ -36,7 +36,7 @@ def table(path):
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_the_table_can_be_opened_and_scored_again(tmp_path, name, layout):
     paths, root = write_layout(name, layout, tmp_path / "in")
-    items = open_benchmark(name, paths, root)
+    items = open_benchmark(name, paths, root, split="image" if name == "seed" else None)
     answers = {item.index: item.answer for item in items}
     path = write_predictions(tmp_path, "Janus-Pro-1B", name, items, answers)
     rows = table(path)
@@ -70,7 +70,12 @@ def test_names_and_columns_are_those_of_vlmevalkit(tmp_path):
         *("m_GQA_TestDev_Balanced.tsv", "m_MMMU_DEV_VAL.tsv", "m_MMVet.tsv"),
     }
     assert names["m_POPE.tsv"] == ["index", "question", "answer", "category", "prediction"]
-    assert "image_path" in names["m_MME.tsv"]
+    assert names["m_MME.tsv"] == [
+        *("index", "question", "answer", "image_path", "category", "prediction")
+    ]
+    assert names["m_SEEDBench_IMG.tsv"] == [
+        *("index", "question", "A", "B", "C", "D", "answer", "category", "prediction")
+    ]
 
 
 def test_any_answer_can_be_written(tmp_path):

@@ -121,7 +121,9 @@ def test_what_protocols_ask_of_the_run():
     paper, lmms = PROTOCOLS["paper"], PROTOCOLS["lmms-eval"]
     assert {p.max_new_tokens for p in paper.values()} == {2048}
     assert [lmms[n].max_new_tokens for n in lmms] == [128, 16, 1024, 1024, 16, 128, 1024]
-    assert paper["mmmu"].split == "validation" and paper["mmbench"].split == "dev"
+    for protocols in PROTOCOLS.values():
+        splits = {name: p.split for name, p in protocols.items() if p.split}
+        assert splits == {"mmmu": "validation", "mmbench": "dev", "seed": "image"}
     assert paper["pope"].headline == ("pope", "random", "f1")
     assert PROTOCOLS["vlmevalkit"]["pope"].headline == ("pope", "overall", "f1")
     assert paper["mmbench"].headline == ("mmbench", "vanilla_all", "accuracy")

@@ -53,7 +53,8 @@ def plain(item):
 @pytest.mark.parametrize("name", sorted({name for name, _ in LAYOUTS}))
 def test_every_layout_gives_the_same_items(tmp_path, name):
     layouts = [layout for other, layout in LAYOUTS if other == name]
-    found = {layout: opened(name, layout, tmp_path / layout) for layout in layouts}
+    split = "image" if name == "seed" else None
+    found = {layout: opened(name, layout, tmp_path / layout, split=split) for layout in layouts}
     first = [plain(item) for item in found["tsv"]]
     assert len(first) == 12
     assert all(pixels for item in first for pixels in [item["pixels"]])
@@ -243,6 +244,28 @@ def test_pope_subsets_come_from_the_names_of_files(tmp_path):
     items = open_benchmark("pope", tmp_path)
     assert sorted({item.groups for item in items}) == [("popular",), ("random",)]
     assert items.find("popular/6").answer == "No"
+
+
+def test_gqas_questions_may_have_their_pictures_in_a_folder(tmp_path):
+    questions = parquet_files("gqa")["testdev_balanced_instructions/testdev-00000-of-00001.parquet"]
+    path = write_parquet(tmp_path / "q.parquet", questions)
+    _, root = write_layout("gqa", "json", tmp_path / "official")
+    items = open_benchmark("gqa", path, root)
+    assert items[2].pictures[0]()[0, 0, 0] == SHADES[1]
+    pictures = write_parquet(
+        tmp_path / "p.parquet", [{"id": "n0", "image": {"bytes": png(4), "path": None}}]
+    )
+    items = open_benchmark("gqa", [path, pictures])
+    assert items[0].pictures[0]()[0, 0, 0] == 4
+    with pytest.raises(UserError, match="none of the files has the picture 'n1'"):
+        items[2].pictures[0]()
+
+
+def test_videos_of_seed_bench_are_a_split(tmp_path):
+    paths, root = write_layout("seed", "json", tmp_path)
+    assert len(open_benchmark("seed", paths, root)) == 13
+    (video,) = open_benchmark("seed", paths, root, split="video")
+    assert (video.index, video.category) == ("900", "Action Recognition")
 
 
 def test_the_second_opening_reads_no_pictures(tmp_path, monkeypatch):

@@ -91,10 +91,9 @@ def _row(benchmark: str, item: Item) -> dict[str, str]:
         row["image_path"] = item.picture_key
     if item.category:
         row["category"] = item.category
-    if item.groups and benchmark in ("mmbench", "mmmu"):
-        row["l2-category"] = item.groups[0]
-    if item.split:
-        row["split"] = item.split
+    if benchmark in ("mmbench", "mmmu"):
+        row |= {"l2-category": item.groups[0]} if item.groups else {}
+        row |= {"split": item.split} if item.split else {}
     if isinstance(item.fields, TableRow):
         row |= {name: text_of(value) for name, value in item.fields.items()}
     return row

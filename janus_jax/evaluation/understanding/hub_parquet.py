@@ -66,6 +66,8 @@ class ParquetRows:
                 return (Picture(where, partial(_not_there, where, key)),)
             file, at = self._joined[key]
             row = file.row(at)
+        elif not file.columns_of_pictures and row.get("imageId") is not None:
+            return (picture_file(str(row["imageId"]), self._roots),)
         return tuple(
             Picture(where, partial(self._fetch, file, at, column, nth, where))
             for column in file.columns_of_pictures

@@ -52,7 +52,7 @@ class Item:
         question, MMMU's subject, MM-Vet's abilities with commas between.
       groups: what the category belongs to: POPE's subsets, "perception" or "cognition", MMBench's l2-category,
         MMMU's discipline, MM-Vet's abilities.
-      split: of the data set, such as "validation"; "" where there is one alone.
+      split: of the data set, such as "validation"; of SEED-Bench "image" or "video"; "" where there is one alone.
       picture_key: the same for questions about the same picture; MME counts them together.
       fields: the row as the file has it, without its pictures.
     """
@@ -151,9 +151,11 @@ class Items(Sequence[Item]):
         self.indices = list(self._positions)
         if not self.indices:
             found = ", ".join(f"{untrusted.printable(name)} ({n})" for name, n in splits.items())
+            if split is None:
+                raise UserError(f"{benchmark}: there is no question in the files")
             raise UserError(
                 f"{benchmark}: no question is of the split {split!r}; the file has {found or 'none'}."
-                + nearest(split or "", splits)
+                + nearest(split, splits)
             )
 
     def __len__(self) -> int:

@@ -144,6 +144,7 @@ def _seed(row: Row, pictures: Pictures) -> Item:
         options=options,
         pictures=pictures,
         category=kind,
+        split=_first(row, "data_type") or "image",
         fields=row,
     )
 

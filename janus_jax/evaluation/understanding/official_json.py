@@ -108,7 +108,6 @@ def _pope(path: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _seed(value: Mapping[str, Any], shown: str) -> Iterator[Mapping[str, Any]]:
-    """The questions about single pictures; those about videos are left out."""
     questions, kinds = value.get("questions"), value.get("question_type")
     if not isinstance(questions, list) or not all(isinstance(q, dict) for q in questions):
         raise UserError(f"{shown} must hold a list 'questions' of objects")
@@ -116,6 +115,5 @@ def _seed(value: Mapping[str, Any], shown: str) -> Iterator[Mapping[str, Any]]:
     if isinstance(kinds, dict):
         names = {number: name for name, number in kinds.items() if isinstance(number, int)}
     for question in questions:
-        if question.get("data_type", "image") == "image":
-            kind = names.get(question.get("question_type_id"))
-            yield {**question, "category": kind} if kind else question
+        kind = names.get(question.get("question_type_id"))
+        yield {**question, "category": kind} if kind else question

@@ -93,6 +93,7 @@ _JANUS = dict(
         parser="choice_vlmevalkit",
         headline=("seed", "overall", "accuracy"),
         beside={},
+        split="image",
     ),
     gqa=dict(
         prompt="word_or_phrase",
@@ -162,6 +163,7 @@ _LMMS_EVAL = dict(
         parser="first_letter",
         headline=("seed", "overall", "accuracy"),
         beside={},
+        split="image",
         max_new_tokens=1024,
         stop=("ASSISTANT:",),
         note="the task sets no limit on the length of answers; 1024 is what most adapters take then",
