@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from dummies_data import PROCESSOR, TOKENIZER, DummySource
 
+from janus_jax import data
 from janus_jax.data import (
     TASKS,
     PackedShape,
@@ -263,3 +264,11 @@ def test_a_restored_unpacked_iterator_goes_on_with_the_same_batches():
 def test_reading_threads_do_not_change_the_order():
     one, many = (batches((2.0, 3.0, 5.0), batch_size=4, threads=n) for n in (1, 4))
     assert all(same(next(one), next(many)) for _ in range(3))
+
+
+def test_what_is_offered_is_imported_when_it_is_used():
+    assert set(data.__all__) == set(data._MODULE_OF)
+    for name in data.__all__:
+        assert getattr(data, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'packs'"):
+        data.packs  # noqa: B018

@@ -40,6 +40,19 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(lines, "_CHUNK", 7)
 
 
+def test_a_file_is_closed_at_the_end_of_a_program(tmp_path, monkeypatch):
+    """Modules may be gone by then."""
+    path = tmp_path / "a"
+    path.write_text("abc")
+    file = PositionedFile(path)
+    assert file.read(1, 2) == b"bc"
+    number = file._descriptor.number
+    monkeypatch.setattr("janus_jax.data.containers.base.os", None)
+    file._descriptor.__del__()
+    with pytest.raises(OSError):
+        os.fstat(number)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

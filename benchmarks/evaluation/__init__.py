@@ -1,1 +1,1 @@
-"""Our scores against those of the benchmarks' own scripts, which are read where a user has them."""
+"""Readers, rules and scores beside those of the official packages and scripts, which are no part of this."""

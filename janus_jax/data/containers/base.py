@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import os
 import threading
@@ -72,9 +71,11 @@ class _Descriptor:
     def __init__(self, path: str):
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
-    def __del__(self):
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self.number)
+    def __del__(self, close=os.close):  # bound here: at the end of a program modules may be gone
+        try:  # noqa: SIM105
+            close(self.number)
+        except (AttributeError, OSError):
+            pass
 
 
 class PositionedFile:
