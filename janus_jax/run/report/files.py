@@ -51,7 +51,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             stages[name] = stage
         else:
             wrong.append(f"stages.{name}")
-    _warn_of(path, wrong)
+    warn_of(path, wrong)
     return config | {"eval": config.get("eval") or {}, "stages": stages}
 
 
@@ -59,7 +59,7 @@ def read_order(run_dir: Path) -> list[str]:
     """stages.json."""
     path = run_dir / "stages.json"
     names = _json(path, list)
-    _warn_of(path, [i for i, name in enumerate(names) if not isinstance(name, str)])
+    warn_of(path, [i for i, name in enumerate(names) if not isinstance(name, str)])
     return [name for name in names if isinstance(name, str)]
 
 
@@ -67,7 +67,7 @@ def read_scores(run_dir: Path) -> dict[str, Any]:
     """scores.json, as `sound_scores` leaves it."""
     path = run_dir / "scores.json"
     scores, wrong = sound_scores(_json(path, dict))
-    _warn_of(path, wrong)
+    warn_of(path, wrong)
     return scores
 
 
@@ -92,7 +92,7 @@ def read_log(run_dir: Path) -> tuple[dict[str, Steps], dict[str, Evaluations]]:
         sound = {k: v for k, v in record.items() if k == "stage" or is_number(v)}
         wrong |= record.keys() - sound.keys()
         stages.setdefault(record["stage"], []).append(sound)
-    _warn_of(path, sorted(wrong))
+    warn_of(path, sorted(wrong))
     return stages, {name: sorted(found, key=lambda x: x["step"]) for name, found in seen.items()}
 
 
@@ -118,7 +118,7 @@ def read_questions(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "questions.json"
     questions = _json(path, list)
     sound = [isinstance(q, dict) and q.keys() >= set(_ASKED) for q in questions]
-    _warn_of(path, [i for i, fine in enumerate(sound) if not fine])
+    warn_of(path, [i for i, fine in enumerate(sound) if not fine])
     return [q for q, fine in zip(questions, sound, strict=True) if fine]
 
 
@@ -127,8 +127,13 @@ def read_prompts(path: Path) -> list[str]:
     prompts = _json(path, dict).get("prompts", [])
     if isinstance(prompts, list) and all(isinstance(p, str) for p in prompts):
         return prompts
-    _warn_of(path, ["prompts"])
+    warn_of(path, ["prompts"])
     return []
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one if it is damaged."""
+    return _json(path, dict)
 
 
 def picture_shape(path: Path) -> float | None:
@@ -154,7 +159,7 @@ def _is_change(record: Any) -> bool:
     )
 
 
-def _warn_of(path: Path, wrong: list[Any]) -> None:
+def warn_of(path: Path, wrong: list[Any]) -> None:
     """Says which entries of a file are not in the report; nothing if all are."""
     if wrong:
         shown = ", ".join(printable(w, 60) for w in wrong[:5]) + (" ..." if len(wrong) > 5 else "")

@@ -23,6 +23,7 @@ from janus_jax.run.report.held_out import PICTURE, held_out
 from janus_jax.run.report.markdown import one_line, table
 from janus_jax.run.report.notes import changes, divergences, left_out
 from janus_jax.run.report.speed import NO_RESULT, speed
+from janus_jax.run.report.watched import ROWS, what_it_answers, what_it_draws
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
@@ -33,7 +34,7 @@ _STAGE_HEADER = ("stage", "steps", "training, s", "tokens/s", "loss", "at the en
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes report.md, with report_losses.png and report_held_out.png that it shows, into a run directory.
+    """Writes report.md, and the pictures report_*.png that it shows, into a run directory.
 
     Reads config.json, changes.jsonl, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
     questions.json: a list of {"image": path from the run directory, "question", "answer", "truth",
@@ -65,6 +66,10 @@ def write_report(run_dir: str | Path) -> Path:
         speed(stages),
         files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
         files.part(run_dir / PICTURE, "", held_out, seen, run_dir / PICTURE),
+        *(
+            files.part(run_dir / "samples", "", make, run_dir, order, config["stages"])
+            for make in (what_it_draws, what_it_answers)
+        ),
         files.part(run_dir / "samples", "", _samples, run_dir, order),
         *score_sections(run_scores, run_dir / "scores.json"),
         _asked(files.read_questions(run_dir)),
@@ -167,6 +172,9 @@ def _samples(run_dir: Path, order: Sequence[str]) -> str:
     index, step, path, shape = next((found for found in shapes if found[-1]), (None,) * 4)
     if path is None:
         return ""
+    record = files.read_object(path.with_suffix(".json"))
+    if record.get("columns") and len(files.read_prompts(path.with_suffix(".json"))) <= ROWS:
+        return ""  # all of it is in `what_it_draws`
     stage = order[index]
     text = f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
     prompts = files.read_prompts(path.with_suffix(".json"))
