@@ -4,8 +4,9 @@ They are given, by `eval.watch_prompts` or in the file `eval.watch`:
 
     prompts: [a cat on the moon, two cups of tea]
     questions:
-      - {image: pictures/1.png, question: What is this?}       # relative to the file
-      - {image: pictures/2.png, question: How many?, answer: three}    # the true answer, shown beside the model's
+      - image: pictures/1.png      # relative to the file
+        question: What is this?
+        answer: a cat              # the true one, shown beside the model's; may be left out
 
 Of the two kinds, one that is not given is taken from the first records of the stage's files: from those that are
 held out, or where nothing is, from those that it trains on. Without files, prompts are those of a benchmark.

@@ -63,18 +63,17 @@ class Watching:
     def say(self, stage: Stage, every: int) -> None:
         """One line of what will be looked at."""
         watched = self.list_of(stage)
-        parts = [f"{len(watched.prompts)} prompts ({watched.prompts_are})"] * bool(watched.prompts)
-        parts += [f"{len(watched.questions)} questions ({watched.questions_are})"] * bool(
-            watched.questions
+        kinds = (
+            ("prompt", watched.prompts, watched.prompts_are),
+            ("question", watched.questions, watched.questions_are),
         )
-        if not parts or not is_first():
+        some = " and ".join(f"{_count(name, found)} ({are})" for name, found, are in kinds if found)
+        if not some or not is_first() or not (every or self._given != Given()):
             return
-        when = f"before the first step, every {every} steps and at the end, to samples/"
+        when = f"before the first step, every {_count('step', every)} and at the end"
         if not every:
             when = "never, as config.log.sample_every is 0"
-            if self._given == Given():
-                return
-        print(f"{stage.name}: {' and '.join(parts)} are drawn or answered {when}", file=sys.stderr)
+        print(f"{stage.name}: {some} go to samples/ {when}", file=sys.stderr)
 
     def look(self, stage: Stage, step: int, params: Params, keep: bool = False) -> None:
         """Draws and answers after a step.
@@ -208,6 +207,11 @@ class Watching:
                 f"(config.stages.{stage.name}.accumulate), and config.log.sample_every=0 asks for none",
                 file=sys.stderr,
             )
+
+
+def _count(name: str, things: Sequence[Any] | int) -> str:
+    count = things if isinstance(things, int) else len(things)
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _read(path: Path) -> dict[str, Any]:
