@@ -122,18 +122,19 @@ def read_questions(run_dir: Path) -> list[dict[str, Any]]:
     return [q for q, fine in zip(questions, sound, strict=True) if fine]
 
 
-def read_prompts(path: Path) -> list[str]:
-    """ "prompts" of the .json next to a grid."""
-    prompts = _json(path, dict).get("prompts", [])
-    if isinstance(prompts, list) and all(isinstance(p, str) for p in prompts):
-        return prompts
-    warn_of(path, ["prompts"])
-    return []
+Samples = dict[str, dict[str, Any]]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if it is damaged."""
-    return _json(path, dict)
+def read_samples(run_dir: Path) -> Samples:
+    """The objects in samples/*.json by the name of the file; "prompts", if there are some, are a list of texts."""
+    found = {}
+    for path in sorted((run_dir / "samples").glob("*.json")):
+        record = found[path.name] = dict(_json(path, dict))
+        prompts = record.get("prompts", [])
+        if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+            warn_of(path, ["prompts"])
+            del record["prompts"]
+    return found
 
 
 def picture_shape(path: Path) -> float | None:

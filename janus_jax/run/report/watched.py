@@ -35,13 +35,17 @@ _ARE = {
 Settings = Mapping[str, Any]  # `stages` of the config
 
 
-def what_it_draws(run_dir: Path, order: Sequence[str], settings: Settings) -> str:
+def what_it_draws(
+    run_dir: Path, samples: files.Samples, order: Sequence[str], settings: Settings
+) -> str:
     """A section with a picture of each stage, report_drawn_STAGE.png, which is written; "" where nothing is drawn.
 
     A row is a prompt, a column a step, the first one the true picture where it is known. Of other prompts than
     those of the newest step nothing is shown.
     """
-    parts = [files.part(run_dir / "samples", "", _drawn, run_dir, s, settings) for s in order]
+    parts = [
+        files.part(run_dir / "samples", "", _drawn, run_dir, samples, s, settings) for s in order
+    ]
     parts = [part for part in parts if part]
     if not parts:
         return ""
@@ -51,98 +55,106 @@ def what_it_draws(run_dir: Path, order: Sequence[str], settings: Settings) -> st
     return "\n\n".join(["## What it draws", note, *parts])
 
 
-def what_it_answers(run_dir: Path, order: Sequence[str], settings: Settings) -> str:
+def what_it_answers(
+    run_dir: Path, samples: files.Samples, order: Sequence[str], settings: Settings
+) -> str:
     """A section with a table of each stage; "" where nothing was asked."""
-    parts = [files.part(run_dir / "samples", "", _answered, run_dir, s, settings) for s in order]
+    parts = [
+        files.part(run_dir / "samples", "", _answered, run_dir, samples, s, settings) for s in order
+    ]
     parts = [part for part in parts if part]
     return "\n\n".join(["## What it answers", *parts]) if parts else ""
 
 
-def _drawn(run_dir: Path, stage: str, settings: Settings) -> str:
-    found: dict[int, dict[str, Image.Image]] = {}
-    are, steps = "", []
-    for step, path in _of_steps(run_dir, stage, ".json"):
-        record = files.read_object(path)
-        if (tiles := _tiles(path.with_suffix(".png"), record)) is not None:
-            found[step], are, steps = tiles, _ARE.get(record.get("are"), ""), [*steps, step]
-    if not found:
+def _drawn(run_dir: Path, samples: files.Samples, stage: str, settings: Settings) -> str:
+    directory, png = run_dir / "samples", io.BytesIO()
+    grids = {
+        step: (path, record)
+        for step, record in _of_steps(samples, stage, ".json")
+        if _has_layout(record) and is_file(path := directory / f"{stage}_{step:06d}.png")
+    }
+    if not grids:
         return ""
-    prompts = list(found[steps[-1]])[:ROWS]
-    steps = _spread([s for s in steps if any(p in found[s] for p in prompts)], STEPS)
-    columns = [(_said(step, steps, stage, settings), found[step]) for step in steps]
-    truth = run_dir / "samples" / f"{stage}_true.json"
-    if is_file(truth):
-        true = _tiles(truth.with_suffix(".png"), files.read_object(truth)) or {}
-        if any(prompt in true for prompt in prompts):
-            columns.insert(0, ("true", true))
+    _, newest = grids[max(grids)]
+    asked = list(dict.fromkeys(newest["prompts"]))
+    prompts = asked[:ROWS]
+    # Chosen before any is read: there may be hundreds.
+    steps = [step for step, (_, record) in grids.items() if set(prompts) & set(record["prompts"])]
+    steps = _spread(steps, STEPS)
+    columns = {_said(step, steps, stage, settings): _tiles(*grids[step]) for step in steps}
+    true = samples.get(f"{stage}_true.json", {})
+    if _has_layout(true) and set(prompts) & set(true["prompts"]):
+        columns = {"true": _tiles(directory / f"{stage}_true.png", true), **columns}
+    columns = {name: tiles for name, tiles in columns.items() if tiles}
+    if not columns:
+        return ""
+    rows = [[tiles.get(prompt) for tiles in columns.values()] for prompt in prompts]
+    _sheet(rows, list(columns)).save(png, format="PNG")
     picture = run_dir / f"report_drawn_{stage}.png"
-    png = io.BytesIO()
-    _sheet([[tiles.get(p) for _, tiles in columns] for p in prompts], [c for c, _ in columns]).save(
-        png, format="PNG"
-    )
     atomic_write(picture, png.getvalue())
     lines = "\n".join(f"{number}. {_text(prompt)}" for number, prompt in enumerate(prompts, 1))
-    more = len(found[steps[-1]]) - len(prompts)
-    lines += f"\n\nAnd {more} more in samples/." if more > 0 else ""
-    shown = " | ".join(column for column, _ in columns)
-    return (
-        f"{_heading(stage, 'prompts', are)} Columns: {shown}.\n\n"
-        f"![{shown}]({picture.name})\n\n{lines}"
-    )
+    if more := len(asked) - len(prompts):
+        lines += f"\n\nAnd {more} more in samples/."
+    heading, shown = _heading(stage, "prompts", newest), ", ".join(columns)
+    return f"{heading} Columns: {shown}.\n\n![{shown}]({picture.name})\n\n{lines}"
 
 
-def _answered(run_dir: Path, stage: str, settings: Settings) -> str:
+def _answered(run_dir: Path, samples: files.Samples, stage: str, settings: Settings) -> str:
     found: dict[int, dict[tuple[str, str], Mapping[str, Any]]] = {}
-    are = ""
-    for step, path in _of_steps(run_dir, stage, "_answers.json"):
-        record = files.read_object(path)
-        entries = record.get("answers")
+    newest: dict[str, Any] = {}
+    for step, record in _of_steps(samples, stage, "_answers.json"):
+        if "answers" not in record:  # it is damaged, which has been said
+            continue
+        entries = record["answers"]
         sound = isinstance(entries, list) and all(map(_is_answer, entries))
         if not sound:
-            files.warn_of(path, ["answers"])
+            files.warn_of(run_dir / "samples" / f"{stage}_{step:06d}_answers.json", ["answers"])
             continue
         found[step] = {(e["image"], e["question"]): e for e in entries}
-        are = _ARE.get(record.get("are"), "")
+        newest = record
     if not found:
         return ""
-    newest = found[max(found)]
-    steps = _spread(sorted(s for s in found if newest.keys() & found[s].keys()), ANSWERED)
-    has_truth = any(entry["truth"] for entry in newest.values())
+    asked = found[max(found)]
+    steps = _spread(sorted(s for s in found if asked.keys() & found[s].keys()), ANSWERED)
+    has_truth = any(entry["truth"] for entry in asked.values())
     header = ["picture", "question", *(["true answer"] if has_truth else [])]
     header += [_said(step, steps, stage, settings) for step in steps]
     rows = []
-    for key, entry in newest.items():
+    for key, entry in asked.items():
         row = [f'<img src="{key[0]}" width="96">', _text(key[1])]
         row += [_text(entry["truth"] or "-")] if has_truth else []
         answers = (found[step].get(key) for step in steps)
         rows.append([*row, *("-" if a is None else _text(a["answer"]) for a in answers)])
-    return f"{_heading(stage, 'questions', are)}\n\n{table(header, rows)}"
+    return f"{_heading(stage, 'questions', newest)}\n\n{table(header, rows)}"
 
 
-def _heading(stage: str, kind: str, are: str) -> str:
+def _heading(stage: str, kind: str, record: Mapping[str, Any]) -> str:
     """Which stage, and whose prompts or questions."""
+    are = _ARE.get(str(record.get("are")))
     return f"Stage {_text(stage)}, {kind} {are}." if are else f"Stage {_text(stage)}."
 
 
-def _of_steps(run_dir: Path, stage: str, end: str) -> list[tuple[int, Path]]:
-    """(step, file) of samples/STAGE_STEP and an end of the name, by step."""
-    name = re.compile(rf"{re.escape(stage)}_([0-9]{{1,18}}){re.escape(end)}", re.ASCII)
-    paths = run_dir.joinpath("samples").glob(f"*{end}")
-    return sorted((int(m[1]), path) for path in paths if (m := name.fullmatch(path.name)))
+def _of_steps(samples: files.Samples, stage: str, end: str) -> list[tuple[int, dict[str, Any]]]:
+    """(step, object) of samples/STAGE_STEP and an end of the name, by step."""
+    name = re.compile(rf"{re.escape(stage)}_([0-9]{{6,18}}){re.escape(end)}", re.ASCII)
+    found = ((name.fullmatch(file), record) for file, record in samples.items())
+    return sorted(((int(m[1]), record) for m, record in found if m), key=lambda x: x[0])
 
 
-def _tiles(path: Path, record: Mapping[str, Any]) -> dict[str, Image.Image] | None:
-    """Prompt -> picture of a grid; None where it does not say how it is laid out, as those of old runs."""
-    prompts, columns = record.get("prompts"), record.get("columns")
-    sound = isinstance(prompts, list) and all(isinstance(p, str) for p in prompts)
-    if not sound or not prompts or type(columns) is not int or columns < 1 or not is_file(path):
-        return None
+def _has_layout(record: Mapping[str, Any]) -> bool:
+    """Whether the .json of a grid says how it is laid out; those of old runs do not."""
+    columns = record.get("columns")
+    return bool(record.get("prompts")) and type(columns) is int and columns > 0
+
+
+def _tiles(path: Path, record: Mapping[str, Any]) -> dict[str, Image.Image]:
+    """Prompt -> picture of a grid; nothing where that cannot be read."""
     sheet = files.part(path, None, load_image, path)
     if sheet is None:
-        return None
-    columns = min(columns, len(prompts))
-    side = sheet.width // columns
-    tiles = {}
+        return {}
+    prompts = record["prompts"]
+    columns = min(record["columns"], len(prompts))
+    side, tiles = sheet.width // columns, {}
     for i, prompt in enumerate(prompts):
         x, y = i % columns * side, i // columns * side
         tiles.setdefault(prompt, sheet.crop((x, y, x + side, y + side)))
@@ -186,7 +198,7 @@ def _is_answer(entry: Any) -> bool:
     return (
         isinstance(entry, dict)
         and all(isinstance(entry.get(k), str) for k in ("image", "question", "answer"))
-        and isinstance(entry.get("truth"), str | None)
+        and isinstance(entry.get("truth", 0), str | None)
         and _PICTURE.fullmatch(entry["image"]) is not None
     )
 
