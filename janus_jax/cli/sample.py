@@ -253,7 +253,7 @@ def main() -> None:
     enable_compilation_cache()
     janus = Janus.load(
         flags.checkpoint,
-        flags.step,
+        step=flags.step,
         policy=Policy.auto(flags.dtype),
         int8=[part for part in flags.int8.split(",") if part],
         mesh=parse_mesh(flags.mesh, "--mesh"),
