@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from smoke import tiny
 from test_multihost import free_port
 
@@ -37,6 +38,7 @@ def recipe(name="lora_smoke", manifest=MANIFEST, **fields):
     """A recipe on the examples, with fields of its stage changed."""
     config = finetune.get_config(name)
     config.data.manifest, config.mesh.fsdp = manifest, 1
+    config.log.sample_every = 0  # tests that look at samples say so
     with config.unlocked():
         config.stages.finetune.update(fields)
     return config
@@ -273,7 +275,7 @@ def test_an_adapter_of_a_trained_model_learns_the_examples(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.multidevice
 def test_two_processes_see_the_same_of_held_out_data(tmp_path):
-    found = {}
+    found, drawn = {}, {}
     for count in (1, 2):
         run, jobs = tmp_path / str(count), []
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // count)}
@@ -304,5 +306,20 @@ def test_two_processes_see_the_same_of_held_out_data(tmp_path):
             if "held_out" in r
         ]
         found[count] = [[s["loss"], *s["sources"].values()] for s in seen]
+        # Both draw and answer, and the first one writes.
+        samples = run / "samples"
+        drawn[count] = [
+            [
+                json.loads(path.read_text())
+                for path in sorted(samples.glob("finetune_00000?*.json"))
+            ],
+            np.asarray(Image.open(samples / "finetune_000000.png"), int),
+        ]
+        assert [path.stem for path in sorted(samples.glob("finetune_00000*.png"))] == [
+            "finetune_000000",
+            "finetune_000004",
+        ]
+    assert drawn[1][0] == drawn[2][0] and len(drawn[1][0]) == 4
+    assert np.abs(drawn[1][1] - drawn[2][1]).max() <= 1
     assert len(found[1]) == 3 and found[1][0][0] > found[1][-1][0]
     np.testing.assert_allclose(found[2], found[1], rtol=1e-5)

@@ -109,7 +109,7 @@ def test_the_loop_records_every_step_and_saves_the_last(tmp_path):
     sums = [4.0 + 4 * total for total in itertools.accumulate(range(1, 11))]
     assert losses_of(tmp_path) == [("lm", i + 1, s) for i, s in enumerate(sums)]
     np.testing.assert_array_equal(params["decoder"]["final_norm"]["scale"], np.full(4, 56.0))
-    assert samples == [5, 10] and steps_saved(tmp_path) == 10
+    assert samples == [0, 5, 10] and steps_saved(tmp_path) == 10
     record = MetricsLog(tmp_path).read()[0]
     assert record["tokens_per_s"] > 0 and 0 <= record["data_wait"] <= 1
     # Done: nothing more happens, and the result is the same.

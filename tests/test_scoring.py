@@ -42,7 +42,7 @@ class Painter:
             for p in make_prompts(world, task, 8, **options)
         }
 
-    def generate_arrays(self, texts, cfg_weight=None):
+    def generate_arrays(self, texts, cfg_weight=None, seed=0):
         self.asked.append((cfg_weight, tuple(texts)))
         right = cfg_weight == 2.0
         blank = np.zeros((48, 48, 3), np.uint8)

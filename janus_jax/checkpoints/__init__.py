@@ -1,5 +1,6 @@
 """Models and training runs on disk."""
 
+from janus_jax.checkpoints.best import BEST, best_step
 from janus_jax.checkpoints.lazy import LazyArray, load_leaves
 from janus_jax.checkpoints.manager import StageCheckpoints
 from janus_jax.checkpoints.marks import tokenizer_mark
@@ -16,11 +17,13 @@ from janus_jax.checkpoints.model_dir import (
 from janus_jax.checkpoints.retention import Keep
 
 __all__ = [
+    "BEST",
     "Keep",
     "LazyArray",
     "LoadedModel",
     "StageCheckpoints",
     "abridged",
+    "best_step",
     "finished_steps",
     "foreign_parts",
     "is_written",

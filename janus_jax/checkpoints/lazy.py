@@ -25,7 +25,7 @@ class LazyArray:
 
     Attributes:
       shape, dtype: of what `load` returns.
-      load: makes the array; called once.
+      load: makes the array, of numpy or on a device; called once.
       turn: arrays are made in the order of their turns, e.g. (file, position in the file).
       load_part: makes the part of an index; None where the whole is loaded for it.
     """
@@ -151,6 +151,8 @@ def _read_part(store: ts.TensorStore, index: int) -> np.ndarray:
 
 def _owned(value: np.ndarray) -> np.ndarray:
     """A copy of what is a view of a mapped file, which JAX would otherwise keep on a CPU; else itself."""
+    if not isinstance(value, np.ndarray):  # on a device
+        return value
     base: Any = value
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from janus_jax.cli.parser import Parser
+from janus_jax.cli.parser import Parser, step_of_run
 from janus_jax.console import printable
 from janus_jax.errors import RunError, UserError, run_main
 from janus_jax.files import write_json
@@ -47,7 +47,12 @@ def parse_flags() -> argparse.Namespace:
         help="its format; peft: the adapter of a run alone",
     )
     add("--adapter", metavar="DIR|ID", help="a LoRA adapter to add to the weights")
-    add("--step", type=int, metavar="N", help="of --to peft; default: the newest with an adapter")
+    add(
+        "--step",
+        type=step_of_run,
+        metavar="N|best",
+        help="of --to peft; best: with the lowest held-out loss; default: the newest with an adapter",
+    )
     add("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead of the one in --src")
     add("--parity", metavar="FILE", help="compute again what this .npz recorded, and compare")
     add(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from janus_jax.errors import UserError
+from janus_jax.untrusted import shown
 
 # Script at the root of the source tree, or module -> the command that an installation has instead.
 COMMANDS = {
@@ -39,6 +40,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message} (see {program()} --help)")
+
+
+def step_of_run(text: str) -> int | str:
+    """The value of a flag --step: a number, or "best"."""
+    if text != "best" and not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise argparse.ArgumentTypeError(f"must be the number of a step or best, not {shown(text)}")
+    return text if text == "best" else int(text)
 
 
 def program() -> str:

@@ -4,6 +4,7 @@
   python sample.py --checkpoint runs/janus_tiny --image out/image_000.png --question "what is it?"
   python sample.py --checkpoint models/janus-pro-1b --prompt "a fox in the snow" --num_images 16 --preview
   python sample.py --checkpoint models/janus-pro-1b --interactive --warmup
+  python sample.py --checkpoint runs/mine --step best --prompt "my dog"
   python sample.py --checkpoint models/janus-pro-1b --adapter runs/mine/adapter/stage3 --prompt "my dog"
 
 A checkpoint is a model or run directory, or PyTorch weights (a directory or a hub id).
@@ -21,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from janus_jax.cli.parser import Parser
+from janus_jax.cli.parser import Parser, step_of_run
 from janus_jax.console import printable
 from janus_jax.errors import UserError, run_main
 from janus_jax.files import atomic_write
@@ -41,6 +42,12 @@ def parse_flags() -> argparse.Namespace:
         "--adapter",
         metavar="DIR|ID",
         help="a LoRA adapter for it, as PEFT writes it, and a run to RUN/adapter/STAGE",
+    )
+    add(
+        "--step",
+        type=step_of_run,
+        metavar="N|best",
+        help="of a training run; best: that with the lowest held-out loss; default: the newest",
     )
     add("--prompt", action="append", default=[], help="what to draw; may be repeated")
     add("--num_images", type=int, default=1, metavar="N", help="pictures of each prompt")
@@ -223,7 +230,8 @@ def earlier_calls(path: Path, files: list[str]) -> list[dict]:
             if images:
                 fields = ("checkpoint", "seed", "settings")
                 known = {name: call.get(name) for name in fields}
-                known |= {"adapter": call["adapter"]} if "adapter" in call else {}
+                extra = ("adapter", "stage", "step")
+                known |= {name: call[name] for name in extra if name in call}
                 found.append(known | {"images": images})
     except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # a person, or another program, wrote it
@@ -245,12 +253,16 @@ def main() -> None:
     enable_compilation_cache()
     janus = Janus.load(
         flags.checkpoint,
+        step=flags.step,
         policy=Policy.auto(flags.dtype),
         int8=[part for part in flags.int8.split(",") if part],
         mesh=parse_mesh(flags.mesh, "--mesh"),
         memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
         adapter=flags.adapter,
     )
+    at = {name: janus.origin[name] for name in ("stage", "step") if name in janus.origin}
+    if flags.step is not None:
+        print(f"step {at['step']} of {printable(at['stage'])}", file=sys.stderr)
     seen = flags.preview or sys.stderr.isatty()
     if flags.warmup:
         warm_up(janus, flags, seen)
@@ -264,7 +276,7 @@ def main() -> None:
         print(f"warning: the model does not know: {words}", file=sys.stderr)
 
     # Every result is on disk before anything is printed about it.
-    record = {"checkpoint": flags.checkpoint, "seed": flags.seed}
+    record = {"checkpoint": flags.checkpoint, "seed": flags.seed, **at}
     record |= {"adapter": flags.adapter} if flags.adapter else {}
     earlier = earlier_calls(out / "samples.json", files)
     kept = {"earlier": earlier} if earlier else {}

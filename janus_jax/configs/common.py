@@ -95,7 +95,7 @@ def base(name: str, preset: str) -> ConfigDict:
                 keep_best=0,  # and so many with the lowest loss: of held-out data, or else the mean of training
                 stop_after_worse=0,  # held-out losses in a row that are no new best end the stage; 0: never
                 log_every=10,
-                sample_every=1000,
+                sample_every=1000,  # steps between sample grids and answers; 0: none
                 verify=True,
                 stop_when_diverged=False,
                 peak_tflops=0.0,  # of one device in bfloat16, for MFU; 0: what is known of its kind
@@ -104,6 +104,8 @@ def base(name: str, preset: str) -> ConfigDict:
             eval=dict(
                 after_stages=False,
                 benchmarks=standin.benchmarks(),
+                watch_prompts=(),  # that are drawn while it trains; without them, of records
+                watch="",  # a YAML file of prompts, and of questions about pictures, to look at while it trains
                 held_out_every=500,  # steps between losses of what is held out; 0: before and after alone
                 note="",
             ),

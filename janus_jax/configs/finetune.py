@@ -103,13 +103,13 @@ def _released() -> ConfigDict:
     config.data.update(
         row=dict(tokens=2048, targets=1024, und_images=3, gen_images=3), streams=4, lookahead=32
     )
-    config.log.update(save_every=100, keep=2, keep_best=1, sample_every=0)
+    config.log.update(save_every=100, keep=2, keep_best=1, sample_every=100)
     return config
 
 
 def _tiny(size: str) -> ConfigDict:
     """The network, tokenizer and rows of `janus_tiny`."""
     config = janus_tiny.get_config("smoke" if size == "smoke" else "")
-    config.log.update(save_every=20, keep=2, keep_best=1, log_every=10, sample_every=0)
+    config.log.update(save_every=20, keep=2, keep_best=1, log_every=10, sample_every=20)
     config.eval.note = ""
     return config

@@ -79,21 +79,30 @@ def read_manifest(path: str | Path) -> tuple[ManifestSource, ...]:
       UserError: it cannot be read, or is no manifest; one line that names the source.
     """
     path = Path(path)
-    text = untrusted.read_text(path)
-    try:
-        found = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: no YAML: {one_line(Exception(error.problem))}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no YAML: {one_line(error)[:200]}") from error
+    found = read_yaml(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: a manifest has the key sources, with a list of them")
     for key in found:
         if key != "sources":
             raise UserError(f"{path}: no key {key!r}.{nearest(str(key), ('sources',))}")
     return parse_sources(found.get("sources"), Path(os.path.abspath(path)).parent, str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file; a key that is there twice is an error.
+
+    Raises:
+      UserError: it cannot be read or parsed; one line that names the file.
+    """
+    text = untrusted.read_text(path)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{place}: no YAML: {one_line(Exception(error.problem))}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no YAML: {one_line(error)[:200]}") from error
 
 
 def parse_sources(entries: Any, base: Path, where: str) -> tuple[ManifestSource, ...]:

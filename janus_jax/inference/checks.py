@@ -13,10 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from janus_jax.checkpoints import BEST
 from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
 from janus_jax.parallel import AXES
 from janus_jax.processing import Processor, ProcessorConfig
+from janus_jax.untrusted import shown
 
 _SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
 
@@ -203,7 +205,9 @@ def check_source(id_or_dir: Any, step: Any) -> None:
     """Raises UserError if what to load is of another type."""
     if not isinstance(id_or_dir, str | os.PathLike):
         raise UserError(f"a model directory is a path, not {type(id_or_dir).__name__}")
-    if step is not None:
+    if step is not None and step != BEST:
+        if isinstance(step, str):
+            raise UserError(f"step must be a whole number or {BEST!r}, not {shown(step)}")
         whole("step", step, least=0)
 
 

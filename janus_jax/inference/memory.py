@@ -20,6 +20,10 @@ _VQ_COPIES = 3
 _CACHE_COPIES = 1.5
 
 
+class TooLittleMemory(UserError):
+    """Not even the smallest batch fits into what is free."""
+
+
 def picture_bytes(
     config: JanusConfig, prompt_length: int, guided: bool, cache_dtype: jnp.dtype
 ) -> int:
@@ -109,7 +113,7 @@ def _budget(limit: int | None) -> int:
 
 
 def _too_little(what: str, needed: int, budget: int, limit: int | None) -> UserError:
-    return UserError(
+    return TooLittleMemory(
         f"not enough memory for {what} {needed / 2**30:.2f} GiB, {budget / 2**30:.2f} GiB may be used"
         f"{'; raise memory_limit (of sample.py: --memory_gb)' if limit is not None else ''}"
     )

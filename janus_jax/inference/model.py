@@ -50,6 +50,7 @@ class InferenceModel:
       limits: positions of the model.
       image_engine, text_engine, scorer: compiled functions.
       num_params: parameters of the model.
+      origin: where `load` found them; of a training run "stage" and "step" are in it.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class InferenceModel:
         self.int8 = checks.check_options(policy, max_batch, mesh, int8, memory_limit)
         self.config = config.replace(scan_layers=False)
         self.processor = processor
+        self.origin: dict[str, Any] = {}
         self.max_batch = max_batch
         self.memory_limit = memory_limit
         self.policy = policy or Policy()
@@ -104,7 +106,7 @@ class InferenceModel:
     def load(
         cls,
         id_or_dir: str | Path,
-        step: int | None = None,
+        step: int | str | None = None,
         *,
         dtype: str = "auto",
         mesh: Mesh | None = None,
@@ -125,7 +127,8 @@ class InferenceModel:
 
         Args:
           id_or_dir: what to read.
-          step: of a training run.
+          step: of a training run; "best" is the one with the lowest held-out loss (or else the lowest training
+            loss) of those that are there.
           dtype: of parameters and arithmetic: "float32", "bfloat16" or "auto", which is float32 on a CPU.
           mesh: from `parallel.make_mesh`: pictures over `data` x `fsdp`, heads over `tensor`.
           int8: "weights", "cache" or both: smaller and, where memory is the limit, faster; not exact.
@@ -165,7 +168,7 @@ class InferenceModel:
             if added is not None:
                 loaded = with_adapter(loaded, added)
             tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
-            return cls(
+            model = cls(
                 loaded.config,
                 loaded.params,
                 Processor(ProcessorConfig.from_dict(loaded.processor), tokenizer),
@@ -176,6 +179,8 @@ class InferenceModel:
                 memory_limit=memory_limit,
                 donate_params=True,
             )
+            model.origin = dict(loaded.origin)
+            return model
 
         opened = open_checkpoint(id_or_dir, **where)
         with contextlib.suppress(DamagedError):

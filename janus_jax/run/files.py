@@ -10,9 +10,9 @@ from janus_jax import files
 # What is written to a run directory and its samples/.
 _FILES = (
     r"(config|stages|janus|tokenizer|checksums|scores|questions)\.json|metrics\.jsonl|report\.md"
-    r"|report_(losses|held_out)\.png"
+    r"|report_(losses|held_out|drawn_.+)\.png"
 )
-_SAMPLES = r".+_[0-9]+\.(json|png)"
+_SAMPLES = r".+_([0-9]+(_answers)?|true)\.(json|png)"
 
 
 def remove_leftovers(run_dir: Path) -> None:

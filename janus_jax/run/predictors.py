@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from janus_jax.checkpoints import LazyArray
 from janus_jax.config import JanusConfig
 from janus_jax.evaluation import ModelPredictor
 from janus_jax.inference import Janus, memory
 from janus_jax.models import Params
+from janus_jax.models.stacking import REPEATED
 from janus_jax.parallel import AXES, BATCH_AXES, batch_sharding, first_only, to_host
 from janus_jax.processing import to_float, to_uint8
 from janus_jax.run.experiment import Experiment
@@ -49,6 +51,11 @@ class Predictors:
         """Draws and answers with `params`, a full tree on the run's mesh; see `ModelPredictor`."""
         return ModelPredictor(self._model(params), drawing, answering)
 
+    def let_go(self) -> None:
+        """Frees the weights that were sampled with; what is compiled stays. Predictors of `of` are void then."""
+        if self._janus is not None:
+            self._janus.weights, self._janus.generation_params = {}, {}
+
     def of_tokenizer(self, params: Params) -> ModelPredictor:
         """Only reconstructs, so that nothing of the language model is made ready."""
         return ModelPredictor(reconstruct=lambda pictures: self.reconstruct(params, pictures))
@@ -84,6 +91,23 @@ class Predictors:
             memory_limit=limit,
         )
         return self._janus
+
+
+def layer_by_layer(params: Params) -> Params:
+    """The tree with its stacked layers as `LazyArray`s, of which one layer is taken at a time.
+
+    Sampling wants other dtypes, and the adapter in the kernels: made of whole stacks, that would be another copy
+    or two of the language model beside the training's.
+    """
+
+    def lazy(x: jax.Array) -> LazyArray:
+        return LazyArray(x.shape, x.dtype, lambda: x, (), lambda index: x[index])
+
+    out = dict(params)
+    for module, name in REPEATED.items():
+        if name in out.get(module, {}):
+            out[module] = {**out[module], name: jax.tree.map(lazy, out[module][name])}
+    return out
 
 
 def sampling_mesh(mesh: Mesh, config: JanusConfig) -> Mesh | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ def write_grid(
     pictures: Sequence[np.ndarray],
     columns: int,
     prompts: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes samples/NAME.png with `prompts` in a .json next to it, in the first process.
 
@@ -32,27 +34,28 @@ def write_grid(
       pictures: uint8 [h, w, 3] each.
       columns: of the grid.
       prompts: one a picture, or one for the whole grid.
+      settings: what else its .json has.
     """
     if not is_first():
         return
-    path = _directory(run_dir) / f"{name}.png"
+    path = sample_directory(run_dir) / f"{name}.png"
     tiles = [Image.fromarray(p) for p in pictures]
     side = max(TILE, tiles[0].width)
     tiles = [t.resize((side, side), Image.Resampling.NEAREST) for t in tiles]
-    _save_png(grid(tiles, columns), path)
-    write_json(path.with_suffix(".json"), {"prompts": list(prompts)})
+    save_png(grid(tiles, columns), path)
+    write_json(path.with_suffix(".json"), {"prompts": list(prompts), **(settings or {})})
 
 
 def write_gallery(run_dir: Path, items: Sequence[GalleryItem]) -> None:
     """Writes questions.json and the pictures that it shows, in the first process."""
     if not is_first():
         return
-    directory = _directory(run_dir)
+    directory = sample_directory(run_dir)
     shown = []
     for item in items:
         path = directory / f"{item.name}.png"
         tile = Image.fromarray(item.picture).resize((TILE, TILE), Image.Resampling.NEAREST)
-        _save_png(tile, path)
+        save_png(tile, path)
         shown.append(
             {
                 "image": f"{directory.name}/{path.name}",
@@ -65,13 +68,15 @@ def write_gallery(run_dir: Path, items: Sequence[GalleryItem]) -> None:
     write_json(run_dir / "questions.json", shown)
 
 
-def _directory(run_dir: Path) -> Path:
+def sample_directory(run_dir: Path) -> Path:
+    """samples/ of a run, which is made."""
     directory = run_dir / "samples"
     directory.mkdir(exist_ok=True)
     return directory
 
 
-def _save_png(picture: Image.Image, path: Path) -> None:
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
     png = io.BytesIO()
     picture.save(png, format="PNG")
     atomic_write(path, png.getvalue())

@@ -25,9 +25,11 @@ from janus_jax.run.experiment import Experiment
 from janus_jax.run.predictors import Predictors
 from janus_jax.run.samples import write_gallery, write_grid
 from janus_jax.run.scores import ScoreStore, is_scored
-from janus_jax.training import Stage, Stopped
+from janus_jax.run.watch_list import Given
+from janus_jax.run.watching import Watching
+from janus_jax.training import Stage, Stopped, handed_on
 
-DRAWN_COLUMNS, RECONSTRUCTED_COLUMNS = 6, 8  # of the grids
+RECONSTRUCTED_COLUMNS = 8  # of the grids
 
 StopFn = Callable[[], signal.Signals | None]
 
@@ -60,35 +62,47 @@ class Evaluator:
       experiment: the run's objects; its benchmarks say what is drawn and asked.
       run_dir: where samples/ and scores.json go.
       stop: asked before every batch of scoring, in all processes; a signal raises `Stopped`.
+      given: what the config asks to look at.
+
+    Attributes:
+      watching: of prompts and questions.
     """
 
-    def __init__(self, experiment: Experiment, run_dir: Path, stop: StopFn | None = None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        run_dir: Path,
+        stop: StopFn | None = None,
+        given: Given = Given(),  # noqa: B008, it is frozen
+    ):
         self._experiment, self._run_dir, self._stop = experiment, run_dir, stop
         self._store = ScoreStore(run_dir)
         self._predictors = Predictors(experiment)
+        self.watching = Watching(experiment, run_dir, self._predictors, given)
 
-    def sample(self, stage: Stage, step: int, params: Params) -> None:
-        """Writes samples/STAGE_STEP.png with its prompts in a .json next to it.
+    def sample(self, stage: Stage, step: int, params: Params, keep: bool = False) -> None:
+        """Writes samples/STAGE_STEP.png with its prompts in a .json next to it, and answers: see `Watching`.
 
-        Nothing where no benchmark has previews of what the stage trains.
+        Of an image tokenizer, pictures beside their reconstructions, where a benchmark has some.
+
+        Args:
+          stage: what trains.
+          step: that was done.
+          params: a full tree on the mesh, with or without an adapter.
+          keep: what is there of this step stays, if it is what would be drawn now.
         """
-        name, benchmarks = f"{stage.name}_{step:06d}", self._experiment.benchmarks
-        can = abilities(stage)
-        if RECONSTRUCT in can:
-            shown = (b.preview_pictures() for b in benchmarks)
+        if RECONSTRUCT in abilities(stage):
+            shown = (b.preview_pictures() for b in self._experiment.benchmarks)
             pictures = next((p for p in shown if p is not None), None)
-            if pictures is None:
+            if pictures is None or step == 0:  # of random weights there is nothing to see
                 return
+            params, name = handed_on(stage, params), f"{stage.name}_{step:06d}"
             predictor = self._predictors.of_tokenizer(params)
             both = np.stack([pictures, predictor.reconstruct(pictures)], 1)
             both = both.reshape(-1, *pictures.shape[1:])
             write_grid(self._run_dir, name, both, RECONSTRUCTED_COLUMNS, ["true, VQ"])
-        elif DRAW in can:
-            prompts = next((p for p in (b.preview_prompts(stage) for b in benchmarks) if p), None)
-            if prompts is None:
-                return
-            pictures = self._predictors.of(params).draw(prompts)
-            write_grid(self._run_dir, name, pictures, DRAWN_COLUMNS, prompts)
+        else:
+            self.watching.look(stage, step, params, keep)
 
     def score(self, stage: Stage, params: Params, final: bool, quiet: bool = False) -> None:
         """Scores a stage and adds the result to scores.json under its name.
@@ -131,7 +145,7 @@ class Evaluator:
             shown = [item for b in benchmarks for item in b.gallery(predictor)]
             if shown:
                 write_gallery(self._run_dir, shown)
-        self.sample(stage, stage.steps, params)
+        self.sample(stage, stage.steps, params, keep=True)
         return entry
 
     def _stopping(self, stage: Stage) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Run directory, or bucket:
   metrics.jsonl           one line a step
   rejected.jsonl          records of the data that were left out, and why
   profile/STAGE           traces of the steps that `config.profile` asked for
-  samples/STAGE_STEP.png  grids, prompts in the .json next to each
+  samples/STAGE_STEP.png  grids, prompts in the .json next to each; answers in STAGE_STEP_answers.json
   scores.json             after each stage, and at the end
   adapter/STAGE           the adapter of a stage that trained one, for PEFT
   report.md               everything for people
@@ -51,6 +51,7 @@ from janus_jax.run.claim import (
     init_or_verify_run_dir,
     jsonable,
     outdates_scores,
+    progress,
 )
 from janus_jax.run.codes_check import check_codes
 from janus_jax.run.epochs import with_epochs
@@ -74,6 +75,7 @@ from janus_jax.run.starting import (
     is_finished,
     starting_params,
 )
+from janus_jax.run.watch_list import read_given
 from janus_jax.signals import StopSignals
 from janus_jax.training import (
     HeldOutWatch,
@@ -137,6 +139,7 @@ def _train(
     first_only(lambda: check_start(experiment, run_dir, stages[0]))
     check_allowed(allow_change, config)
     check_trainable(experiment.model, stages)
+    given = read_given(experiment)
     check_stages(experiment, [s for s in stages if not is_finished(run_dir, s)])
     initial = initial_params(experiment, run_dir, stages[0])
     check_codes(experiment, stages, initial)
@@ -146,7 +149,8 @@ def _train(
             check_shared(run_dir)
         stop = _stop(signals)
         # A process that is alone needs no asking: it ends at once where nothing is to save.
-        evaluator = Evaluator(experiment, place.files, stop if jax.process_count() > 1 else None)
+        stop_scoring = stop if jax.process_count() > 1 else None
+        evaluator = Evaluator(experiment, place.files, stop_scoring, given)
         first_only(lambda: _prepare(place, experiment, stages, allow_change))
         if is_first():
             print(_setup(experiment), file=sys.stderr)
@@ -231,14 +235,23 @@ class _Run:
             ScoreStore(self._place.files).record_time(stage.name, time.perf_counter() - began)
         else:
             self._params = shard_params(finished, self._experiment.mesh)
+            if self._experiment.config.log.sample_every:
+                self._evaluator.watching.complete(stage, self._params)
         export_adapter(self._place, stage, again=finished is None)
         if scored_after(self._experiment, stage, last):
             self._evaluator.score(stage, self._params, final=last, quiet=self._quiet)
         self._place.push()
 
-    def _sample(self, stage: Stage, step: int, params: Params) -> None:
-        self._evaluator.sample(stage, step, handed_on(stage, params))
-        self._place.push()
+    def _sampler(self, stage: Stage) -> Callable[[int, Params], None]:
+        """What draws and answers after a step. Up to the newest checkpoint, what is there is of these weights."""
+        # An earlier run of the same steps may have gone on with another rate, so what came later is drawn again.
+        done = first_only(lambda: progress(self._run_dir, [stage.name]).get(stage.name, 0))
+
+        def sample(step: int, params: Params) -> None:
+            self._evaluator.sample(stage, step, params, keep=step <= done)
+            self._place.push()
+
+        return sample
 
     def _train(self, stage: Stage) -> Params:
         experiment, config = self._experiment, self._experiment.config
@@ -249,6 +262,7 @@ class _Run:
         params = _on_devices(params, experiment)
         peak = config.log.get("peak_tflops", 0.0)
         watch = self._watch(stage)
+        self._evaluator.watching.say(stage, config.log.sample_every)
         best_by = "loss" if watch is None else HELD_OUT
         keep = Keep(config.log.keep, config.log.keep_every, config.log.keep_best, best_by)
         try:
@@ -265,7 +279,7 @@ class _Run:
                 keep=keep,
                 log_every=config.log.log_every,
                 sample_every=config.log.sample_every,
-                on_sample=lambda step, p: self._sample(stage, step, p),
+                on_sample=self._sampler(stage),
                 quiet=self._quiet,
                 stop=self._stop,
                 stop_when_diverged=config.log.stop_when_diverged,

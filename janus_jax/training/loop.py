@@ -99,7 +99,8 @@ def run_stage(
         metrics are fetched; 0 for none.
       keep: which checkpoints stay; their metrics are the mean losses of the steps since the one before.
       log_every: steps between fetches of the metrics (every step is recorded).
-      sample_every: steps between calls of `on_sample(step, params)`; 0 for never.
+      sample_every: steps between calls of `on_sample(step, params)`, which is also called before the first step
+        and at the end; 0 for never.
       verify: compare the checkpoint with its checksums before going on from it.
       stop: called after every step; a signal means to save and stop.
       stop_when_diverged: whether a loss far above its own history for many steps is an error; else it
@@ -130,12 +131,25 @@ def run_stage(
         rejected = getattr(batches, "rejected_share", lambda: 0.0)
         monitor = Monitor(stage, done, log, quiet, stop_when_diverged, skips, meter, rejected)
         clock, recorded = SaveClock(save_minutes), []
+        draws, drawn = on_sample is not None and sample_every > 0, None
+        due = lambda step: draws and (step % sample_every == 0 or step == stage.steps)
+
+        def draw(step: int, params: Params) -> None:
+            nonlocal drawn
+            with monitor.doing("drawing samples"):
+                on_sample(step, params)
+            drawn = step
+
         try:
             if held_out:
                 held_out.start(done, params)
+            if due(done):
+                draw(done, params)
             while done < stage.steps:
                 if held_out and held_out.exhausted:
                     checkpoints.wait()
+                    if draws and drawn != done:
+                        draw(done, params)
                     loss, best = held_out.best or (math.nan, done)
                     raise StoppedEarly(stage.name, done, best, loss)
                 # Order matters: fetch, step, record, check, save (after the check: a saved step is
@@ -158,7 +172,7 @@ def run_stage(
                 # Who asks to stop waits for a save, not for this.
                 look = held_out is not None and asked is None
                 look = look and (held_out.due(done) or bool(save and keep.best))
-                sample = on_sample is not None and sample_every and done % sample_every == 0
+                sample = due(done)
                 if save or sample or fetch or look:
                     recorded += monitor.record()
                 seen = held_out.look(done, evaluated_params(state, frozen)) if look else {}
@@ -175,7 +189,7 @@ def run_stage(
                     checkpoints.wait()
                     raise Stopped(stage.name, done, asked)
                 if sample:
-                    on_sample(done, evaluated_params(state, frozen))
+                    draw(done, evaluated_params(state, frozen))
             checkpoints.wait()
         except RunError as error:
             with contextlib.suppress(UserError):  # that is the lesser trouble

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,6 +95,13 @@ class Monitor:
             self._compiling = False
         fill, flops = self._meter.step(batch) if self._meter else ({}, None)
         self.pending.append(_Step(done, began, waited, metrics, fill, flops))
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """The bar says what takes a while, between two steps."""
+        self._bar.set_postfix_str(what)
+        yield
+        self._bar.set_postfix_str("compiling the step" if self._compiling else "")
 
     def record(self) -> list[dict[str, float]]:
         """Fetches the metrics of the steps since the last time, checks, writes and returns them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.adapters import LORA_PARAMS, has_lora, split_lora
-from janus_jax.checkpoints import finished_steps, load_leaves, load_model, storage
+from janus_jax.checkpoints import BEST, best_step, finished_steps, load_leaves, load_model, storage
 from janus_jax.checkpoints.lazy import read_lazily
 from janus_jax.checkpoints.model_dir import CHECKPOINTS, METADATA, PARAMS, find_steps
 from janus_jax.config import JanusConfig
@@ -44,13 +44,13 @@ class TrainedAdapter:
 
 
 def trained_adapter(
-    run: str | Path, step: int | None = None, stage: str | None = None, verify: bool = True
+    run: str | Path, step: int | str | None = None, stage: str | None = None, verify: bool = True
 ) -> TrainedAdapter:
     """Reads the adapter of a run, and nothing else of its parameters.
 
     Args:
       run: the directory of a run, or gs://bucket/run.
-      step: which checkpoint; by default the newest.
+      step: which checkpoint; by default the newest; "best": that with the lowest loss.
       stage: which stage; by default the last one that has an adapter, and such a step.
       verify: compare the files of the checkpoint with their checksums.
 
@@ -70,6 +70,8 @@ def trained_adapter(
             "--to hf, official or janus_jax write the whole model"
         )
     have = [s for s in find_steps(run, stage) if s[0] in with_adapter]
+    if step == BEST and have:
+        stage, step = best_step(run, have[0][0])
     chosen = [s for s in have if step in (None, s[1])]
     if not chosen:
         some = ", ".join(f"{number} of {name}" for name, number in have[:8]) or "none yet"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from janus_jax.checkpoints import LoadedModel, load_model
+from janus_jax.checkpoints import BEST, LoadedModel, best_step, load_model
 from janus_jax.console import printable
 from janus_jax.errors import UserError, one_line
 from janus_jax.interop.conversion.convert import nest
@@ -39,7 +39,7 @@ def cache_directory() -> Path | None:
 
 def load_checkpoint(
     src: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -53,7 +53,7 @@ def load_checkpoint(
     Args:
       src: a native model directory; a training run, or a directory of its checkpoints, such as
         RUN/checkpoints/STAGE/STEP; PyTorch weights in either format, or a hub id.
-      step: of a training run; by default the newest.
+      step: of a training run; by default the newest. "best": that with the lowest loss (`checkpoints.best_step`).
       revision: branch, tag or commit of a hub id; by default its newest state.
       token: of the hub.
       cache_dir: where conversions are kept; by default `cache_directory()`.
@@ -86,7 +86,7 @@ def load_checkpoint(
 
 def open_checkpoint(
     src: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -162,7 +162,7 @@ def part_of_run(src: str | Path) -> tuple[Path, str | None, int | None] | None:
 
 
 def _load_native(
-    src: str | Path, step: int | None, revision: str | None, options: dict[str, Any]
+    src: str | Path, step: int | str | None, revision: str | None, options: dict[str, Any]
 ) -> LoadedModel | None:
     """The model of a native directory or of a part of a run; None for PyTorch weights."""
     part = part_of_run(src)
@@ -170,14 +170,24 @@ def _load_native(
         run, stage, own = part
         if None not in (step, own) and step != own:
             raise UserError(f"{src} is step {own} of {run}, but step {step} is asked for")
-        return load_model(run, step=own if step is None else step, stage=stage, **options)
+        step = own if step is None else step
+        return load_model(run, **_numbered(run, step, stage), **options)
     name = str(src)
     if revision is not None and not is_hub_id(name):
         raise UserError(f"revision is of a model of the hub, but {name} is none")
-    return None if _is_foreign(name) else load_model(name, step=step, **options)
+    if _is_foreign(name):
+        return None
+    return load_model(name, **options | _numbered(name, step, options.get("stage")))
 
 
-def _check_no_step(name: str, step: int | None, options: dict[str, Any]) -> None:
+def _numbered(run: str | Path, step: int | str | None, stage: str | None) -> dict[str, Any]:
+    """The stage and the number of a step, which may be "best"."""
+    if step == BEST:
+        stage, step = best_step(run, stage)
+    return {"step": step, "stage": stage}
+
+
+def _check_no_step(name: str, step: int | str | None, options: dict[str, Any]) -> None:
     if step is not None or options.get("stage") is not None:
         raise UserError(f"{name} is a model, not a training run: it has no stages or steps")
 

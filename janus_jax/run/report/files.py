@@ -51,7 +51,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             stages[name] = stage
         else:
             wrong.append(f"stages.{name}")
-    _warn_of(path, wrong)
+    warn_of(path, wrong)
     return config | {"eval": config.get("eval") or {}, "stages": stages}
 
 
@@ -59,7 +59,7 @@ def read_order(run_dir: Path) -> list[str]:
     """stages.json."""
     path = run_dir / "stages.json"
     names = _json(path, list)
-    _warn_of(path, [i for i, name in enumerate(names) if not isinstance(name, str)])
+    warn_of(path, [i for i, name in enumerate(names) if not isinstance(name, str)])
     return [name for name in names if isinstance(name, str)]
 
 
@@ -67,7 +67,7 @@ def read_scores(run_dir: Path) -> dict[str, Any]:
     """scores.json, as `sound_scores` leaves it."""
     path = run_dir / "scores.json"
     scores, wrong = sound_scores(_json(path, dict))
-    _warn_of(path, wrong)
+    warn_of(path, wrong)
     return scores
 
 
@@ -92,7 +92,7 @@ def read_log(run_dir: Path) -> tuple[dict[str, Steps], dict[str, Evaluations]]:
         sound = {k: v for k, v in record.items() if k == "stage" or is_number(v)}
         wrong |= record.keys() - sound.keys()
         stages.setdefault(record["stage"], []).append(sound)
-    _warn_of(path, sorted(wrong))
+    warn_of(path, sorted(wrong))
     return stages, {name: sorted(found, key=lambda x: x["step"]) for name, found in seen.items()}
 
 
@@ -118,17 +118,23 @@ def read_questions(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "questions.json"
     questions = _json(path, list)
     sound = [isinstance(q, dict) and q.keys() >= set(_ASKED) for q in questions]
-    _warn_of(path, [i for i, fine in enumerate(sound) if not fine])
+    warn_of(path, [i for i, fine in enumerate(sound) if not fine])
     return [q for q, fine in zip(questions, sound, strict=True) if fine]
 
 
-def read_prompts(path: Path) -> list[str]:
-    """ "prompts" of the .json next to a grid."""
-    prompts = _json(path, dict).get("prompts", [])
-    if isinstance(prompts, list) and all(isinstance(p, str) for p in prompts):
-        return prompts
-    _warn_of(path, ["prompts"])
-    return []
+Samples = dict[str, dict[str, Any]]
+
+
+def read_samples(run_dir: Path) -> Samples:
+    """The objects in samples/*.json by the name of the file; "prompts", if there are some, are a list of texts."""
+    found = {}
+    for path in sorted((run_dir / "samples").glob("*.json")):
+        record = found[path.name] = dict(_json(path, dict))
+        prompts = record.get("prompts", [])
+        if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+            warn_of(path, ["prompts"])
+            del record["prompts"]
+    return found
 
 
 def picture_shape(path: Path) -> float | None:
@@ -154,7 +160,7 @@ def _is_change(record: Any) -> bool:
     )
 
 
-def _warn_of(path: Path, wrong: list[Any]) -> None:
+def warn_of(path: Path, wrong: list[Any]) -> None:
     """Says which entries of a file are not in the report; nothing if all are."""
     if wrong:
         shown = ", ".join(printable(w, 60) for w in wrong[:5]) + (" ..." if len(wrong) > 5 else "")

@@ -23,6 +23,7 @@ from janus_jax.run.report.held_out import PICTURE, held_out
 from janus_jax.run.report.markdown import one_line, table
 from janus_jax.run.report.notes import changes, divergences, left_out
 from janus_jax.run.report.speed import NO_RESULT, speed
+from janus_jax.run.report.watched import ROWS, what_it_answers, what_it_draws
 
 REPORT, CURVES = "report.md", "report_losses.png"
 LAST = 20  # steps that a stage's last loss is the mean of
@@ -33,7 +34,7 @@ _STAGE_HEADER = ("stage", "steps", "training, s", "tokens/s", "loss", "at the en
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes report.md, with report_losses.png and report_held_out.png that it shows, into a run directory.
+    """Writes report.md, and the pictures report_*.png that it shows, into a run directory.
 
     Reads config.json, changes.jsonl, stages.json, metrics.jsonl, scores.json, samples/*.png with their .json, and
     questions.json: a list of {"image": path from the run directory, "question", "answer", "truth",
@@ -50,6 +51,7 @@ def write_report(run_dir: str | Path) -> Path:
         raise UserError(f"no run to report on: {run_dir} is not a directory")
     config, scores = files.read_config(run_dir), files.read_scores(run_dir)
     stages, seen = files.read_log(run_dir)
+    samples = files.part(run_dir / "samples", {}, files.read_samples, run_dir)
     order = [*files.read_order(run_dir), *stages, *scores]
     order = [name for name in dict.fromkeys(order) if name in stages or name in scores]
     stages = {n: stages[n] for n in order if n in stages}
@@ -65,7 +67,11 @@ def write_report(run_dir: str | Path) -> Path:
         speed(stages),
         files.part(run_dir / CURVES, "", _losses, stages, run_dir / CURVES),
         files.part(run_dir / PICTURE, "", held_out, seen, run_dir / PICTURE),
-        files.part(run_dir / "samples", "", _samples, run_dir, order),
+        *(
+            files.part(run_dir / "samples", "", make, run_dir, samples, order, config["stages"])
+            for make in (what_it_draws, what_it_answers)
+        ),
+        files.part(run_dir / "samples", "", _samples, run_dir, samples, order),
         *score_sections(run_scores, run_dir / "scores.json"),
         _asked(files.read_questions(run_dir)),
         _changes(run_dir),
@@ -155,7 +161,7 @@ def _is_result(field: str) -> bool:
     return field not in _NO_RESULT and not field.startswith("grad_norm")
 
 
-def _samples(run_dir: Path, order: Sequence[str]) -> str:
+def _samples(run_dir: Path, samples: files.Samples, order: Sequence[str]) -> str:
     """The last grid of the last stage that has one, and what was asked for, laid out the same way."""
     grids = []
     for path in sorted((run_dir / "samples").glob("*_*.png")):
@@ -167,9 +173,12 @@ def _samples(run_dir: Path, order: Sequence[str]) -> str:
     index, step, path, shape = next((found for found in shapes if found[-1]), (None,) * 4)
     if path is None:
         return ""
+    record = samples.get(f"{path.stem}.json", {})
+    prompts = record.get("prompts", [])
+    if record.get("columns") and len(prompts) <= ROWS:
+        return ""  # all of it is in `what_it_draws`
     stage = order[index]
     text = f"## Samples\n\nAfter step {step} of {stage}.\n\n![Samples](samples/{path.name})"
-    prompts = files.read_prompts(path.with_suffix(".json"))
     if len(prompts) < 2:  # one for the whole grid
         return "\n\n".join([text, *map(one_line, prompts)])
     # The tiles are square, so the grid's shape says how many are in a row.
