@@ -31,22 +31,25 @@ class Recipe:
     Attributes:
       ratio: understanding : text : generation; all tasks stay in it, or the model would lose them.
       rate: of a released model.
-      tiny_rate: of the tiny one, whose layers are so narrow that it takes and needs larger ones.
       weight_decay: an adapter is small enough without.
     """
 
     ratio: tuple[float, float, float]
     rate: float
-    tiny_rate: float
     weight_decay: float
 
 
 RECIPES = {
-    "lora": Recipe((2.0, 1.0, 2.0), 1e-4, 2e-3, 0.0),
-    "full": Recipe((2.0, 1.0, 2.0), 1e-5, 2e-4, 0.05),
-    "generation": Recipe((1.0, 1.0, 3.0), 1e-5, 2e-4, 0.05),
-    "understanding": Recipe((3.0, 1.0, 1.0), 1e-5, 2e-4, 0.05),
+    "lora": Recipe((2.0, 1.0, 2.0), 1e-4, 0.0),
+    "full": Recipe((2.0, 1.0, 2.0), 1e-5, 0.05),
+    "generation": Recipe((1.0, 1.0, 3.0), 1e-5, 0.05),
+    "understanding": Recipe((3.0, 1.0, 1.0), 1e-5, 0.05),
 }
+TINY_RATE = 1e-3  # layers so narrow take larger steps, and need them
+# By size: steps, and rows of a batch.
+STEPS = {"": 500, "tiny": 800, "smoke": 60}
+ROWS = {"": 16, "tiny": 8, "smoke": 4}
+EVERY = {"": 100, "tiny": 100, "smoke": 20}  # steps from one look at the model to the next
 SIZES = ("", "_tiny", "_smoke")
 VARIANTS = tuple(f"{name}{size}" for size in SIZES for name in RECIPES)
 
@@ -60,7 +63,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config = _tiny(size) if size else _released()
     config.name = f"finetune_{arg}"
     config.init_required = True
-    config.eval.update(benchmarks=(), after_stages=False, held_out_every=20 if size else 50)
+    config.eval.update(benchmarks=(), after_stages=False, held_out_every=EVERY[size])
+    config.log.update(save_every=EVERY[size], sample_every=EVERY[size])
     config.data.update(too_long="reject", held_out=0.02)
     options = dict(
         optimizer=dict(
@@ -80,10 +84,10 @@ def get_config(arg: str = "lora") -> ConfigDict:
             "janus",
             name,
             sources={},
-            steps=60 if size else 500,
+            steps=STEPS[size],
             epochs=0.0,  # of the data; 0: as many steps as `steps` says
-            learning_rate=recipe.tiny_rate if size else recipe.rate,
-            batch_size=4 if size else 16,
+            learning_rate=TINY_RATE if size else recipe.rate,
+            batch_size=ROWS[size],
             accumulate=1 if size else 4,
             ratio=recipe.ratio,
             condition_dropout=0.1,
@@ -103,13 +107,13 @@ def _released() -> ConfigDict:
     config.data.update(
         row=dict(tokens=2048, targets=1024, und_images=3, gen_images=3), streams=4, lookahead=32
     )
-    config.log.update(save_every=100, keep=2, keep_best=1, sample_every=100)
+    config.log.update(keep=2, keep_best=1)
     return config
 
 
 def _tiny(size: str) -> ConfigDict:
     """The network, tokenizer and rows of `janus_tiny`."""
     config = janus_tiny.get_config("smoke" if size == "smoke" else "")
-    config.log.update(save_every=20, keep=2, keep_best=1, log_every=10, sample_every=20)
+    config.log.update(keep=2, keep_best=1, log_every=10)
     config.eval.note = ""
     return config

@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=120, help="that show what is new")
     parser.add_argument("--old", type=int, default=2400, help="old records of each kind")
     parser.add_argument("--old_drawing", type=float, default=2.0, help="old drawn for each new one")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--count", type=int, default=50, help="pictures and questions of each kind")
     parser.add_argument("--again", action="store_true", help="removes what is in OUT first")
     parser.add_argument("flags", nargs="*", help="more flags of train.py, after --")
