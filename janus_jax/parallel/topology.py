@@ -112,7 +112,8 @@ def topology_devices(topology: str, name: str = "topology") -> list[Any]:
         )
     except (jax.errors.JaxRuntimeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{name} {topology}: {str(error).splitlines()[0]}; take one chip (v5e:1x1) or whole hosts (v5e:2x2, v5p:2x2x1)"
+            f"{name} {topology}: {str(error).splitlines()[0]}; take one chip (v5e:1x1) or whole hosts "
+            "(v5e:2x2, v5p:2x2x1)"
         ) from None
 
 
