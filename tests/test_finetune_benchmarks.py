@@ -100,7 +100,7 @@ def test_flags_of_the_cost(flags, message):
 @pytest.mark.slow
 def test_the_cost_of_a_small_model(tmp_path):
     out = tmp_path / "cost.json"
-    command = [sys.executable, "-m", "benchmarks.train.lora_cost", "--layers=1", "--vocab=512"]
+    command = [sys.executable, "-m", "benchmarks.train.lora_cost", "--layers=1", "--vocab=2048"]
     command += ["--row_tokens=64", "--content=text", "--rounds=1", "--json", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     found = json.loads(out.read_text())

@@ -1,7 +1,7 @@
 """A step of fine-tuning with an adapter against one with full weights: time and memory on this machine's CPU.
 
     python -m benchmarks.train.lora_cost --json /tmp/lora_cost.json       # 2 layers of the 1B width, some minutes
-    python -m benchmarks.train.lora_cost --layers 1 --vocab 512 --row_tokens 64 --content text     # a check
+    python -m benchmarks.train.lora_cost --layers 1 --vocab 2048 --row_tokens 64 --content text     # a check
 
 The recipes `finetune:full`, `finetune:lora`, and `finetune:lora` over an int8 base, with fewer layers, a smaller
 vocabulary and random weights. All get the same packed rows, and take turns in one process: A B C A B C. A ratio
@@ -113,7 +113,7 @@ def in_own_process(name: str) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RunError(f"{name}: {lines[-1]}")
+        raise RunError(f"{name}: {lines[-1].removeprefix('error: ')}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -167,7 +167,8 @@ def parse_flags() -> argparse.Namespace:
     add("--json", type=Path)
     add("--alone", choices=RECIPES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    for name, least in (("layers", 1), ("vocab", 64), ("rows", 1), ("row_tokens", 64), ("rounds", 1)):  # fmt: skip
+    least_of = {"layers": 1, "vocab": 2048, "rows": 1, "row_tokens": 64, "rounds": 1}
+    for name, least in least_of.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be {least} or more, got {getattr(args, name)}")
     if args.content == "codes" and args.row_tokens < 1024:
