@@ -50,17 +50,22 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
 # Name -> flags. The 16 rows of a step are 2 for each of 8 chips, which cannot be cut in 4 parts.
 SLICES = {
     "v5e_1": ["--aot=v5e:1x1"],
+    "v6e_1": ["--aot=v6e:1x1"],
     "v5p_1": ["--aot=v5p:1x1x1"],
     "v5e_4": ["--aot=v5e:2x2"],
     "v5e_8": ["--aot=v5e:2x4", "--config.stages.finetune.accumulate=2"],
+    "v5e_16": ["--aot=v5e:4x4", "--config.stages.finetune.accumulate=1"],
 }
+CHIPS = ("v5e", "v6e", "v5p")  # single ones: 16, 32 and 95 GiB
 _CHOSEN = {
     "v5e_1": ("lora_1b", "lora_1b_int8", "lora_7b_int8_small"),
+    "v6e_1": ("full_1b", "lora_7b"),
     "v5p_1": (
         "full_1b", "full_1b_small", "lora_7b", "lora_7b_int8", "full_7b_small", "full_7b"
     ),
     "v5e_4": ("lora_7b", "full_1b", "lora_1b", "lora_7b_int8"),
-    "v5e_8": ("full_7b", "lora_7b", "full_1b", "lora_1b"),
+    "v5e_8": ("lora_7b", "full_1b", "lora_1b", "full_7b"),
+    "v5e_16": ("full_7b",),
 }  # fmt: skip
 # Name -> (recipe, slice).
 ROWS = {
@@ -71,6 +76,11 @@ _QUICK = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 # GiB of devices that one can have, and the share that stays free (`janus_jax.run.fit`).
 DEVICES = (16, 24, 40, 80, 140)
 _FREE = 0.03
+# What the compiler says of a step that it refuses: of all, or of temporaries alone where these are too large.
+_REFUSALS = {
+    "used_gib": r"Used ([\d.]+)G of",
+    "temporary_gib": r"HLO temporaries \(([\d.]+)G\)",
+}
 
 
 def compile_one(name: str, directory: Path) -> dict[str, Any]:
@@ -84,9 +94,9 @@ def compile_one(name: str, directory: Path) -> dict[str, Any]:
         write_json(out, {"finetune": {"problem": record["problem"]}})
     record = {"command": f"train.py --config {' '.join(flags)}", "quick": not exact} | record
     if "problem" in record:
-        used = re.search(r"Used ([\d.]+)([GM]) of", record["problem"])
-        if used:
-            record["used_gib"] = float(used[1]) / (1 if used[2] == "G" else 1024)
+        for key, message in _REFUSALS.items():
+            if said := re.search(message, record["problem"]):
+                record[key] = float(said[1])
     else:
         record["used_gib"] = record["memory_gib"]["total"]
     return record
@@ -99,24 +109,33 @@ def smallest_device(gib: float) -> str:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown, a recipe a line: GiB a device, of which parameters and moments."""
-    places = ["one device", "v5e 2x2", "v5e 2x4"]
+    places = ["one device", "v5e 2x2", "v5e 2x4", "v5e 4x4"]
     lines = [
         f"| | {' | '.join(places)} | one device of |",
         "|" + " --- |" * (len(places) + 2),
     ]
     for recipe, (what, _) in RECIPES.items():
         of = {place: found.get(f"{recipe}_{place}") for place in SLICES}
-        one = of["v5e_1"] or of["v5p_1"]
-        cells = [_cell(one), _cell(of["v5e_4"]), _cell(of["v5e_8"])]
+        one, chip = _smallest_chip(of)
+        cells = [_cell(one) + chip, *(_cell(of[place]) for place in ("v5e_4", "v5e_8", "v5e_16"))]
         device = smallest_device(one["used_gib"]) if one and "used_gib" in one else ""
         if set(cells) != {""}:
             lines.append(f"| {what} | {' | '.join(cells)} | {device} |")
     return "\n".join(lines) + "\n"
 
 
+def _smallest_chip(of: dict[str, dict[str, Any] | None]) -> tuple[dict[str, Any] | None, str]:
+    """(record, " on" which): of the single chips the first that a step fits, else the last that was tried."""
+    tried = [(of[f"{chip}_1"], f" on {chip}") for chip in CHIPS if of[f"{chip}_1"] is not None]
+    fitting = [pair for pair in tried if pair[0].get("fits")]
+    return (fitting or tried[::-1] or [(None, "")])[0]
+
+
 def _cell(record: dict[str, Any] | None) -> str:
     if record is None:
         return ""
+    if "temporary_gib" in record:
+        return f"refused, temporaries {record['temporary_gib']:.1f}"
     if "used_gib" not in record:
         return record["problem"]
     if "problem" in record:
