@@ -39,14 +39,14 @@ def test_a_row_that_the_compiler_refuses_is_kept_with_what_it_would_use(tmp_path
         return subprocess.CompletedProcess(command, 1, "", REFUSED + "\n")
 
     monkeypatch.setattr(steps.subprocess, "run", refuse)
-    first = finetune.compile_one("full_7b_v5p_1", tmp_path)
-    again = finetune.compile_one("full_7b_v5p_1", tmp_path)
+    first = finetune.compile_one("full_7b_small_v5p_1", tmp_path)
+    again = finetune.compile_one("full_7b_small_v5p_1", tmp_path)
     assert first == again and len(calls) == 1
     assert first["used_gib"] == 131.36 and first["quick"]
     command, environment = calls[0]
     assert "--config.model.preset=janus-pro-7b" in command and "--aot=v5p:1x1x1" in command
     assert environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] == "-1.0"
-    assert "| 131.4, refused on v5p |  |  |  | 140 |" in finetune.table({"full_7b_v5p_1": first})
+    assert "| 131.4, refused on v5p |  |  |  |  | 140 |" in finetune.table({"full_7b_small_v5p_1": first})
 
 
 def test_of_temporaries_alone_the_compiler_says_another_thing(tmp_path):
@@ -76,19 +76,19 @@ def test_the_table_has_a_line_for_each_recipe_that_was_compiled(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({"finetune": record}))
     names = ("lora_1b_v5e_1", "lora_1b_v5e_4", "full_1b_v5e_4")
     text = finetune.table({name: finetune.compile_one(name, tmp_path) for name in names})
-    assert "| 1B lora | **7.6** (4.2) on v5e | **5.0** (4.2) |  |  | 16 |" in text
-    assert "| 1B full |  | **15.9** (4.2), does not fit |  |  |  |" in text
+    assert "| 1B lora | **7.6** (4.2) on v5e | **5.0** (4.2) |  |  |  | 16 |" in text
+    assert "| 1B full |  | **15.9** (4.2), does not fit |  |  |  |  |" in text
     assert len(text.splitlines()) == 4
 
 
 def test_of_single_chips_the_smallest_that_a_step_fits_is_in_the_table():
     found = {
         "full_1b_v5p_1": compiled(40.8) | {"used_gib": 40.8},
-        "full_1b_v6e_1": compiled(30.2) | {"used_gib": 30.2},
+        "full_1b_v5e_1": compiled(30.2) | {"used_gib": 30.2},
     }
-    assert "| **30.2** (4.2) on v6e |  |  |  | 40 |" in finetune.table(found)
-    found["full_1b_v6e_1"] |= {"used_gib": 31.5, "fits": False}
-    assert "| **40.8** (4.2) on v5p |  |  |  | 80 |" in finetune.table(found)
+    assert "| **30.2** (4.2) on v5e |  |  |  |  | 40 |" in finetune.table(found)
+    found["full_1b_v5e_1"] |= {"used_gib": 31.5, "fits": False}
+    assert "| **40.8** (4.2) on v5p |  |  |  |  | 80 |" in finetune.table(found)
 
 
 @pytest.mark.parametrize(

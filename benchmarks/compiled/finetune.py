@@ -47,26 +47,26 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
         ["finetune:full", _7B, *_MOMENTS, _ROW],
     ),
 }
-# Name -> flags. The 16 rows of a step are 2 for each of 8 chips, which cannot be cut in 4 parts.
+# Name -> flags, which come after those of a recipe. The 16 rows of a step are 2 for each of 8 chips, which cannot
+# be cut in 4 parts.
 SLICES = {
     "v5e_1": ["--aot=v5e:1x1"],
-    "v6e_1": ["--aot=v6e:1x1"],
     "v5p_1": ["--aot=v5p:1x1x1"],
     "v5e_4": ["--aot=v5e:2x2"],
     "v5e_8": ["--aot=v5e:2x4", "--config.stages.finetune.accumulate=2"],
     "v5e_16": ["--aot=v5e:4x4", "--config.stages.finetune.accumulate=1"],
+    "v5p_4": ["--aot=v5p:2x2x1"],
 }
-CHIPS = ("v5e", "v6e", "v5p")  # single ones: 16, 32 and 95 GiB
+CHIPS = ("v5e", "v5p")  # single ones: 16 and 95 GiB
+SEVERAL = ("v5e_4", "v5e_8", "v5e_16", "v5p_4")
 _CHOSEN = {
     "v5e_1": ("lora_1b", "lora_1b_int8", "lora_7b_int8_small"),
-    "v6e_1": ("full_1b", "lora_7b"),
-    "v5p_1": (
-        "full_1b", "full_1b_small", "lora_7b", "lora_7b_int8", "full_7b_small", "full_7b"
-    ),
-    "v5e_4": ("lora_7b", "full_1b", "lora_1b", "lora_7b_int8"),
-    "v5e_8": ("lora_7b", "full_1b", "lora_1b", "full_7b"),
-    "v5e_16": ("full_7b",),
-}  # fmt: skip
+    "v5p_1": ("full_1b", "full_1b_small", "lora_7b", "lora_7b_int8", "full_7b_small"),
+    "v5e_4": ("lora_7b", "full_1b", "lora_1b"),
+    "v5e_8": ("lora_7b", "full_7b"),
+    "v5e_16": ("full_7b", "full_7b_small"),
+    "v5p_4": ("full_7b",),
+}
 # Name -> (recipe, slice).
 ROWS = {
     f"{recipe}_{place}": (recipe, place) for place, names in _CHOSEN.items() for recipe in names
@@ -109,7 +109,7 @@ def smallest_device(gib: float) -> str:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown, a recipe a line: GiB a device, of which parameters and moments."""
-    places = ["one device", "v5e 2x2", "v5e 2x4", "v5e 4x4"]
+    places = ["one device", "v5e 2x2", "v5e 2x4", "v5e 4x4", "v5p 2x2x1"]
     lines = [
         f"| | {' | '.join(places)} | one device of |",
         "|" + " --- |" * (len(places) + 2),
@@ -117,7 +117,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for recipe, (what, _) in RECIPES.items():
         of = {place: found.get(f"{recipe}_{place}") for place in SLICES}
         one, chip = _smallest_chip(of)
-        cells = [_cell(one) + chip, *(_cell(of[place]) for place in ("v5e_4", "v5e_8", "v5e_16"))]
+        cells = [_cell(one) + chip, *(_cell(of[place]) for place in SEVERAL)]
         device = smallest_device(one["used_gib"]) if one and "used_gib" in one else ""
         if set(cells) != {""}:
             lines.append(f"| {what} | {' | '.join(cells)} | {device} |")
