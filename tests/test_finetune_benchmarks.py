@@ -46,7 +46,9 @@ def test_a_row_that_the_compiler_refuses_is_kept_with_what_it_would_use(tmp_path
     command, environment = calls[0]
     assert "--config.model.preset=janus-pro-7b" in command and "--aot=v5p:1x1x1" in command
     assert environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] == "-1.0"
-    assert "| 131.4, refused on v5p |  |  |  |  | 140 |" in finetune.table({"full_7b_small_v5p_1": first})
+    assert "| 131.4, refused on v5p |  |  |  |  | 140 |" in finetune.table(
+        {"full_7b_small_v5p_1": first}
+    )
 
 
 def test_of_temporaries_alone_the_compiler_says_another_thing(tmp_path):
