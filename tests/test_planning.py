@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from benchmarks.paths import ROOT
-from janus_jax.configs import janus_pro_1b, janus_tiny
+from janus_jax.configs import finetune, janus_pro_1b, janus_tiny
 from janus_jax.errors import UserError
 from janus_jax.parallel import topology
 from janus_jax.parallel.hlo import collectives, parse
@@ -139,6 +139,40 @@ def test_advice_goes_from_harmless_to_hard():
     assert "shorter rows" in said[-1]
     large = {"arguments": 9, "total": 100}
     assert "frozen_dtype=bfloat16" in fit.advice(experiment, stage, large, 10)
+
+
+def finetune_of(name, frozen_dtype="bfloat16"):
+    """A fine-tune of the smoke model that nothing is given to read."""
+    config = finetune.get_config(f"{name}_smoke")
+    config.policy.frozen_dtype = frozen_dtype
+    config.mesh.fsdp = 1
+    experiment = build(config, jax.devices()[:1], weights=False)
+    return experiment, experiment.stages[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen_dtype", "said"),
+    [
+        ("lora", "float32", "frozen_dtype=bfloat16"),
+        ("lora", "bfloat16", "frozen_dtype=int8"),
+        ("lora", "int8", "take more devices"),
+        ("full", "bfloat16", "mu_dtype=bfloat16"),
+    ],
+)
+def test_advice_where_parameters_are_too_large_for_what_trains(name, frozen_dtype, said):
+    experiment, stage = finetune_of(name, frozen_dtype)
+    line = fit.advice(experiment, stage, {"arguments": 9, "total": 100}, 10)
+    assert said in line and line.count("--config") <= 1
+
+
+def test_what_a_step_does_not_read_is_on_the_device_all_the_same():
+    experiment, stage = finetune_of("lora", "int8")
+    memory = compile_step(experiment, stage, codes=True).memory
+    _, frozen, _ = abstract_arguments(experiment, stage)
+    tokenizer = fit.device_bytes(frozen["vq"])
+    assert tokenizer <= memory["unread"] < 1.1 * tokenizer
+    held = memory["arguments"] + memory["unread"]
+    assert held == fit.resident(experiment, stage, codes=True).total + 4  # the step, an int32
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ Every row is a command `train.py ... --aot`, some minutes long; a row whose JSON
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.paths import ROOT
@@ -68,17 +71,24 @@ _HEADER = (
 )
 
 
-def compile_row(name: str, directory: Path) -> dict[str, Any]:
+def compile_row(
+    flags: Sequence[str], out: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """One row, from its JSON or compiled now.
+
+    Args:
+      flags: of train.py; the first is the config.
+      out: the JSON.
+      environment: variables to set, beside those of this process.
 
     Returns:
       What `train.py --aot --out` writes of its stage, or {"problem": its last line}.
     """
-    out = directory / f"{name}.json"
     if not out.exists():
-        config, *flags = ROWS[name][1]
-        command = [sys.executable, "train.py", "--config", config, *flags, "--out", str(out)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        command = [sys.executable, "train.py", "--config", *flags, "--out", str(out.resolve())]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+        )
         if not out.exists():
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             return {"problem": lines[-1]}
@@ -118,7 +128,7 @@ def main() -> None:
     found = {}
     for number, name in enumerate(names, 1):
         print(f"{number} of {len(names)}: {name}", file=sys.stderr, flush=True)
-        found[name] = compile_row(name, args.out)
+        found[name] = compile_row(ROWS[name][1], args.out / f"{name}.json")
         atomic_write(args.out / "steps.md", table(found))
     print(table(found), end="")
 

@@ -88,7 +88,7 @@ def chip_of(topology: str, name: str = "topology") -> Chip:
 
 
 def topology_devices(topology: str, name: str = "topology") -> list[Any]:
-    """Devices of a TPU topology such as "v5e:2x2", none of which need to be here.
+    """Devices of a TPU topology such as "v5e:2x2" or "v5e:1x1", none of which need to be here.
 
     Raises:
       UserError: libtpu is not installed, or there is no such topology; `name` is the option's.
@@ -103,11 +103,17 @@ def topology_devices(topology: str, name: str = "topology") -> list[Any]:
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
+    alone = set(topology.partition(":")[2].split("x")) == {"1"}
+    # libtpu counts in hosts of 2x2 chips unless it is told that a host has one.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=topology, **host).devices
+        )
     except (jax.errors.JaxRuntimeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{name} {topology}: {str(error).splitlines()[0]}; take whole hosts, such as v5e:2x2 or v5p:2x2x1"
+            f"{name} {topology}: {str(error).splitlines()[0]}; take one chip (v5e:1x1) or whole hosts "
+            "(v5e:2x2, v5p:2x2x1)"
         ) from None
 
 

@@ -7,6 +7,7 @@ are those that `train` would run.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,8 @@ class Compiled:
       program: of JAX.
       seconds: that compiling took.
       memory: bytes of one device: "arguments", "temporary", "output", "aliased" (outputs that take the place of
-        arguments), "code" and "total".
+        arguments), "code", "unread" (parameters that are on the device though the step does not read them, such as
+        the decoder of the image tokenizer) and "total".
       collectives: by kind, "count" and "bytes" of one device and step.
     """
 
@@ -71,7 +73,8 @@ def compile_step(
             raise
         raise RunError(f"does not fit: {str(error).splitlines()[0]}") from None
     seconds = time.perf_counter() - began
-    return Compiled(program, seconds, _memory(program), collectives(parse(program.as_text())))
+    memory = _memory(program, device_bytes((state, frozen, batch)))
+    return Compiled(program, seconds, memory, collectives(parse(program.as_text())))
 
 
 def abstract_arguments(
@@ -125,7 +128,14 @@ def batch_shapes(
     return batch | {"gen_images": picture(row.gen_images, config.vq.image_size)}
 
 
-def _memory(program: Any) -> dict[str, int]:
+def device_bytes(tree: Any) -> int:
+    """Of one device, without padding, of arrays or shapes that know where they lie."""
+    local = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(map(local, jax.tree.leaves(tree)))
+
+
+def _memory(program: Any, held: int) -> dict[str, int]:
+    """`held`: bytes of all that the step is called with; the compiler counts what it reads, padded."""
     stats = program.memory_analysis()
     parts = {
         "arguments": stats.argument_size_in_bytes,
@@ -133,6 +143,7 @@ def _memory(program: Any) -> dict[str, int]:
         "output": stats.output_size_in_bytes,
         "aliased": stats.alias_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
+        "unread": max(0, held - stats.argument_size_in_bytes),
     }
     total = sum(parts.values()) - 2 * parts["aliased"]
     return parts | {"total": total}

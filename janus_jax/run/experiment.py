@@ -59,7 +59,8 @@ def build(
       config: of the run.
       devices: of the mesh, all of this job by default; others, such as those of a TPU that is not here, do
         to compile.
-      weights: there are, or will be, some. False needs no tokenizer: the model's table has its full size.
+      weights: there are, or will be, some. False needs no tokenizer (the model's table has its full size), and
+        no data for a config that leaves its data to whoever uses it.
 
     Raises:
       UserError: a value of the config is impossible; the message names its field.
@@ -94,7 +95,7 @@ def build(
         processor=Processor(processor_config, tokenizer),
         mesh=mesh,
         stages=tuple(
-            _stage(name, config.stages[name], config.data.get("held_out", 0.0))
+            _stage(name, config.stages[name], config.data.get("held_out", 0.0), weights)
             for name in config.stage_order
         ),
         benchmarks=build_benchmarks(config.eval.benchmarks),
@@ -166,7 +167,8 @@ def _architecture(config: ConfigDict, tokenizer: Tokenizer) -> JanusConfig:
     return janus_config
 
 
-def _stage(name: str, fields: ConfigDict, held_out: float) -> Stage:
+def _stage(name: str, fields: ConfigDict, held_out: float, reads: bool) -> Stage:
+    """`reads`: it must have something to read for each of its tasks."""
     where, values = f"config.stages.{name}", dict(fields)
     values["trainable"] = tuple(values["trainable"])
     values["ratio"] = tuple(values["ratio"])
@@ -182,7 +184,7 @@ def _stage(name: str, fields: ConfigDict, held_out: float) -> Stage:
                 f"before the last of the {values['steps']} steps"
             )
     stage = Stage(name=name, **values)
-    for task in tasks_of(stage):
+    for task in tasks_of(stage) if reads or stage.sources else ():
         has = [spec for spec in stage.sources if spec.task == task and spec.weight > 0]
         if not has:
             # A config that leaves its data to whoever uses it has no source at all.

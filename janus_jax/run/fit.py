@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
 from janus_jax.errors import RunError, UserError
 from janus_jax.parallel import BATCH_AXES
-from janus_jax.run.aot import Compiled, abstract_arguments, compile_step
+from janus_jax.run.aot import Compiled, abstract_arguments, compile_step, device_bytes
 from janus_jax.run.experiment import Experiment
 from janus_jax.training import Stage, merge_params
 from janus_jax.training.flops import StepFlops
+from janus_jax.training.state import INT8
 
 GIB = 2**30
 MOST_ROWS = 1024  # that are looked for, of one device
@@ -54,12 +54,6 @@ def resident(experiment: Experiment, stage: Stage, codes: bool = False) -> Parts
     )
 
 
-def device_bytes(tree: Any) -> int:
-    """Of one device, without padding, of arrays or shapes that know where they lie."""
-    local = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(map(local, jax.tree.leaves(tree)))
-
-
 def step_flops(experiment: Experiment, stage: Stage) -> StepFlops:
     """Counts a stage's operations."""
     state, frozen, _ = abstract_arguments(experiment, stage)
@@ -86,8 +80,12 @@ def advice(experiment: Experiment, stage: Stage, memory: Mapping[str, int], limi
         if sizes["data"] > 1:
             shards = sizes["data"] * sizes["fsdp"]
             return f"split the parameters further: --config.mesh.data=1 --config.mesh.fsdp={shards}"
-        if config.policy.frozen_dtype != "bfloat16":
+        if config.policy.frozen_dtype not in ("bfloat16", INT8):
             return "keep frozen weights in bfloat16: --config.policy.frozen_dtype=bfloat16"
+        if "lora" in stage.options:  # its moments are small
+            if config.policy.frozen_dtype != INT8:
+                return "keep frozen layers in int8: --config.policy.frozen_dtype=int8"
+            return "parameters alone are too large: take more devices"
         return (
             "parameters and optimizer alone are too large: take more devices, or moments in bfloat16: "
             f"--config.stages.{name}.options.optimizer.mu_dtype=bfloat16, and .nu_dtype"
