@@ -62,8 +62,8 @@ SEVERAL = ("v5e_4", "v5e_8", "v5e_16", "v5p_4")
 _CHOSEN = {
     "v5e_1": ("lora_1b", "lora_1b_int8", "lora_7b_int8_small"),
     "v5p_1": ("full_1b", "full_1b_small", "lora_7b", "lora_7b_int8", "full_7b_small"),
-    "v5e_4": ("lora_7b", "full_1b", "lora_1b"),
-    "v5e_8": ("lora_7b", "full_7b"),
+    "v5e_4": ("lora_7b", "lora_7b_int8", "full_1b", "lora_1b"),
+    "v5e_8": ("lora_7b", "lora_7b_int8", "full_1b", "lora_1b", "full_7b"),
     "v5e_16": ("full_7b", "full_7b_small"),
     "v5p_4": ("full_7b",),
 }

@@ -33,6 +33,7 @@ _ARE = {
     "of a benchmark": "of a benchmark",
 }
 Settings = Mapping[str, Any]  # `stages` of the config
+_PLACEHOLDER = "<image_placeholder>"
 
 
 def what_it_draws(
@@ -121,7 +122,9 @@ def _answered(run_dir: Path, samples: files.Samples, stage: str, settings: Setti
     header += [_said(step, steps, stage, settings) for step in steps]
     rows = []
     for key, entry in asked.items():
-        row = [f'<img src="{key[0]}" width="96">', _text(key[1])]
+        # The picture stands beside the question, where else its place would be named.
+        question = key[1].removeprefix(_PLACEHOLDER).lstrip()
+        row = [f'<img src="{key[0]}" width="96">', _text(question)]
         row += [_text(entry["truth"] or "-")] if has_truth else []
         answers = (found[step].get(key) for step in steps)
         rows.append([*row, *("-" if a is None else _text(a["answer"]) for a in answers)])
