@@ -172,6 +172,7 @@ def main(argv: Sequence[str]) -> None:
 
     janus, model = evaluate_model.load(flags)
     predictor = ModelPredictor(janus)
+    with_bars = {"progress": lambda b: tqdm(b, unit="batch", disable=True if flags.quiet else None)}
     judge = make_complete(flags.judge, predictor) if flags.judge else (None, "")
     model_of_paper = evaluate_model.paper_model(janus)
     with tqdm(unit="question", disable=True if flags.quiet else None) as bar:
@@ -192,6 +193,7 @@ def main(argv: Sequence[str]) -> None:
             data=data,
             paper_model=model_of_paper,
             named=named,
+            named_predictor=ModelPredictor(janus, with_bars, with_bars),
             batch_size=flags.batch_size,
             complete=judge[0],
             judge_name=judge[1],

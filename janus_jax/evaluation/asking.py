@@ -85,11 +85,20 @@ def ask(
     done: Mapping[str, tuple[str, str]],
     batch_size: int,
     add: Callable[[list[Line]], None],
+    agree: Callable[[list[str]], None] = lambda unreadable: None,
 ) -> None:
-    """Asks what is not `done` (`Predictions.done`), greedily; after each batch `add` gets its lines of `Predictions`.
+    """Asks what is not `done` (`Predictions.done`), greedily; `add` gets the lines of each batch (`Predictions`).
 
     Questions of about the same length are asked together, the shortest first. While a batch is answered the
     pictures of the next one are read, so two batches of pictures are in memory.
+
+    Args:
+      predictor, task: what is asked what.
+      done: index -> what is known; those are not asked.
+      batch_size: questions at once.
+      add: called with the lines of a batch.
+      agree: called before a batch is asked with the indices whose pictures cannot be read: several processes must
+        ask alike.
 
     Raises:
       UserError: the model cannot be asked even the shortest questions, or none in this template.
@@ -99,6 +108,7 @@ def ask(
     answered = any(kind == ANSWER for kind, _ in done.values())
     with ThreadPoolExecutor(1) as reader:
         for batch in _ahead(reader, batches, lambda indices: _read(task, indices)):
+            agree([question.index for question in batch if question.unreadable])
             kinds, texts = _answers(predictor, task.protocol.max_new_tokens, batch, answered)
             answered = answered or ANSWER in kinds
             add(

@@ -15,7 +15,7 @@ from janus_jax.evaluation.tables import NO_SCORE, Grid
 from janus_jax.files import read_json
 
 SCORES = "scores.json"
-_WIDEST = 44  # letters of a cell in a terminal
+_WIDEST = 72  # letters of a cell in a terminal
 
 
 def scores_json(

@@ -72,7 +72,6 @@ def page(
             '<p class="warning">Questions are missing: they count as wrong. Run the same command '
             "again to go on.</p>"
         )
-    parts += [f'<p class="warning">{text(w, 400)}</p>' for r in results for w in r.warnings]
     if numbers:
         parts.append(_grid(numbers_grid(numbers, model.get("paper_model")), 4))
     parts += [_task(result) for result in results]
@@ -94,9 +93,11 @@ def _task(result: TaskResult) -> str:
         f"<h2>{text(title)} <small class='soft'>protocol {text(protocol.name)}</small></h2>",
         f"<p>{of} questions"
         + (f", split {text(protocol.split)}" if protocol.split else "")
-        + (f". {text(protocol.note)}" if protocol.note else "")
         + ".</p>",
     ]
+    if protocol.note:
+        lines.append(f'<p class="soft">Of the protocol: {text(protocol.note)}.</p>')
+    lines += [f'<p class="warning">{text(warning, 400)}</p>' for warning in result.warnings]
     if result.scores:
         for name, table in result.scores.tables.items():
             lines += [f"<h3>{text(name)}</h3>", _bars(table)]

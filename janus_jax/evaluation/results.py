@@ -228,7 +228,9 @@ def _numbers(
     total, least = len(task.items), LEAST.get(protocol.benchmark, 0)
     done = len(task.indices) - missing
     parts = [f"{total} of at least {least}"] if total < least else []
-    others = parts + [] if protocol.name == OWN_PROTOCOL else [f"protocol {protocol.name}"]
+    others = list(parts)
+    if protocol.name != OWN_PROTOCOL:
+        others.append(f"protocol {protocol.name}")
     if judge and scores.counts.get(JUDGED):
         others.append(f"judged by {judge.name}")
     numbers = []

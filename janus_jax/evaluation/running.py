@@ -94,6 +94,7 @@ def run(
     data: Mapping[str, Any] | None = None,
     paper_model: str | None = None,
     named: Sequence[Named] = (),
+    named_predictor: Any = None,
     batch_size: int = 16,
     complete: Complete | None = None,
     judge_name: str = "",
@@ -102,13 +103,14 @@ def run(
     """Asks what was not asked yet, scores everything, and writes the files of the directory.
 
     Args:
-      predictor: see `asking.Asked`; of `named` also a `Predictor`.
+      predictor: see `asking.Asked`.
       tasks: no two of the same benchmark and protocol.
       out: made if need be.
       model: what the answers depend on (`settings.model_settings`).
       data: name of a task -> what its answers depend on, such as a fingerprint of its files.
       paper_model: of `published.MODELS`, whose numbers may stand beside.
       named: benchmarks of the registry.
+      named_predictor: a `ModelPredictor` for `named`; by default `predictor`.
       batch_size: questions at once.
       complete: a language model as a judge, called `judge_name`; see `judging`.
       progress: called at the start and after each batch.
@@ -141,7 +143,7 @@ def run(
             judge = LanguageJudge(complete, judge_name, out / JUDGED)
             stack.callback(judge.close)
         asked = _ask_all(predictor, tasks, predictions, batch_size, progress)
-        tables = _run_named(predictor, named, out / NAMED)
+        tables = _run_named(named_predictor or predictor, named, out / NAMED)
         results = [
             task_result(task, predictions.done(*task.name.split("/")), paper_model, judge)
             for task in tasks
