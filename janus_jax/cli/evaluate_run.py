@@ -51,7 +51,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--images", metavar="DIR", help="pictures that the files name; default: beside them")
     add("--out", metavar="DIR", help="default: results/ and the name of the checkpoint")
-    add("--limit", type=int, metavar="N", help="questions of each --data, spread evenly")
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="questions of each --data, at random but always the same",
+    )
     add("--batch_size", type=int, default=16, metavar="N", help="default: %(default)s")
     add(
         "--judge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -55,10 +56,11 @@ class Task:
 
 
 def make_task(items: Items, protocol: Rules, limit: int | None = None) -> Task:
-    """A task of all questions, or of at most `limit`, spread evenly.
+    """A task of all questions, or of at most `limit`, drawn at random but always the same.
 
-    Questions that are counted together, as MME's two about a picture and MMBench's rotations, stay together; one
-    such group is always asked.
+    A regular distance would meet what repeats in a file: POPE's questions are yes and no by turns. Those of a
+    smaller limit are among those of a larger one. Questions that are counted together, as MME's two about a
+    picture and MMBench's rotations, stay together; one such group is always asked.
 
     Raises:
       UserError: no number of questions.
@@ -70,12 +72,13 @@ def make_task(items: Items, protocol: Rules, limit: int | None = None) -> Task:
     groups: dict[str, list[str]] = {}
     for index in items.indices:
         groups.setdefault(_group(items, index), []).append(index)
-    keys = list(groups)
-    count = max(1, limit * len(keys) // len(items))
-    chosen = [groups[keys[i * len(keys) // count]] for i in range(count)]
-    while len(chosen) > 1 and sum(map(len, chosen)) > limit:
-        chosen.pop()
-    kept = {index for group in chosen for index in group}
+    order = list(groups.values())
+    random.Random(0).shuffle(order)
+    kept = set(order[0])
+    for group in order[1:]:
+        if len(kept) + len(group) > limit:
+            break
+        kept.update(group)
     return Task(items, protocol, tuple(index for index in items.indices if index in kept))
 
 
@@ -189,15 +192,14 @@ def _answers(
         if asked:
             answers = put(asked)
             found |= {q.index: (ANSWER, a) for q, a in zip(asked, answers, strict=True)}
-    except UserError as error:
-        last = error
+    except UserError:
         for question in asked:  # one of them cannot be asked, such as one that is too long
             try:
                 found[question.index] = (ANSWER, put([question])[0])
             except UserError as error:
-                found[question.index], last = (FAILED, printable(error, _REASON)), error
+                found[question.index] = (FAILED, printable(error, _REASON))
         if not answered and all(found[q.index][0] == FAILED for q in asked):
-            raise last from error
+            raise
     return [found[q.index][0] for q in batch], [found[q.index][1] for q in batch]
 
 

@@ -44,7 +44,7 @@ class Understanding(Benchmark):
     Attributes:
       path: of its file, or of several; see `understanding.open_benchmark`.
       protocol: paper, vlmevalkit or lmms-eval.
-      limit: questions, spread evenly; None: all. Between stages at most 500.
+      limit: questions, at random but always the same; None: all. Between stages at most 500.
       images: directory of the pictures that the files name.
       batch_size: questions at once.
       judge: "module:function", (prompt, number of the try) -> text, for MM-Vet and for what no rule reads.
