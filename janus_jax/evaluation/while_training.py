@@ -152,7 +152,7 @@ class GenEvalDraw(Benchmark):
     name = "generation/geneval-draw"
     needs = DRAW
 
-    out: str
+    out: str = ""
     limit: int | None = None
     samples: int = 4
     cfg_weight: float = 5.0
@@ -162,6 +162,8 @@ class GenEvalDraw(Benchmark):
     detector: str | None = None
 
     def __post_init__(self):
+        if not self.out:
+            raise UserError(f"{self.name} needs a directory for its pictures: give out")
         geneval_prompts().spread(self.limit)
         for option in ("samples", "batch_size"):
             value = getattr(self, option)
