@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from janus_jax.cli import evaluate_model
+from janus_jax.cli.bars import LateBar
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError
@@ -55,14 +54,7 @@ def main(argv: Sequence[str]) -> None:
     from janus_jax.evaluation import ModelPredictor
 
     janus, model = evaluate_model.load(flags)
-    with tqdm(unit="picture", disable=True if flags.quiet else None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            if bar.total is None:
-                bar.reset(total)
-                bar.initial = bar.n = done
-            bar.update(done - bar.n)
-
+    with LateBar("pictures", quiet=flags.quiet) as bar:
         drawn = draw(
             ModelPredictor(janus),
             prompts,
@@ -74,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
             layout=flags.layout,
             model=" ".join(str(value) for value in model.values() if value not in ("", None)),
             batch=flags.batch_size,
-            progress=progress,
+            progress=bar.to,
         )
     print(
         f"{drawn.pictures:,} pictures in {printable(drawn.directory)} (layout {drawn.layout}), "

@@ -19,9 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from janus_jax.cli import evaluate_model
+from janus_jax.cli.bars import LateBar
 from janus_jax.cli.parser import Parser
 from janus_jax.errors import UserError
 from janus_jax.places import check_file
@@ -54,14 +53,8 @@ def parse_flags(argv: Sequence[str], word: str) -> argparse.Namespace:
 
 def main(argv: Sequence[str], word: str) -> None:
     flags = parse_flags(argv, word)
-    with tqdm(unit="picture", desc=word, disable=True if flags.quiet else None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            if bar.total is None:
-                bar.reset(total)
-            bar.update(done - bar.n)
-
-        (_detect if word == "detect" else _judge)(flags, progress)
+    with LateBar("pictures", word, flags.quiet) as bar:
+        (_detect if word == "detect" else _judge)(flags, bar.to)
 
 
 def _detect(flags: argparse.Namespace, progress: Callable[[int, int], None]) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from janus_jax.cli import evaluate_model
+from janus_jax.cli.bars import LateBar
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError
@@ -177,19 +178,14 @@ def main(argv: Sequence[str]) -> None:
 
     janus, model = evaluate_model.load(flags)
     predictor = ModelPredictor(janus)
-    with_bars = {"progress": lambda b: tqdm(b, unit="batch", disable=True if flags.quiet else None)}
     judge = make_complete(flags.judge, predictor) if flags.judge else (None, "")
     model_of_paper = evaluate_model.paper_model(janus)
-    with tqdm(unit="question", disable=True if flags.quiet else None) as bar:
-
-        def progress(done: int, total: int, name: str) -> None:
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = total, done, done
-                bar.reset(total)
-                bar.initial, bar.n = done, done
-            bar.set_description(name, refresh=False)
-            bar.update(done - bar.n)
-
+    with (
+        LateBar("questions", quiet=flags.quiet) as bar,
+        LateBar("batches", "registry", flags.quiet) as of_registry,
+        LateBar("answers", "judged", flags.quiet) as judged,
+    ):
+        counted = {"progress": of_registry.over}
         outcome = run(
             predictor,
             tasks,
@@ -198,15 +194,16 @@ def main(argv: Sequence[str]) -> None:
             data=data,
             paper_model=model_of_paper,
             named=named,
-            named_predictor=ModelPredictor(janus, with_bars, with_bars),
+            named_predictor=ModelPredictor(janus, counted, counted),
             batch_size=flags.batch_size,
             complete=judge[0],
             judge_name=judge[1],
-            progress=progress,
+            progress=bar.to,
+            on_judge=judged.add,
         )
     for result in outcome.results:
         for warning in result.warnings:
-            print(f"warning: {printable(warning)}")
+            print(f"warning: {result.task.name}: {printable(warning)}")
     if outcome.numbers:
         print(as_text(numbers_grid(outcome.numbers, model_of_paper)))
     if outcome.named:

@@ -26,11 +26,18 @@ class LanguageJudge:
       complete: see `Complete`.
       name: of the model, which scores carry.
       path: where its verdicts are kept; None keeps none.
+      on_ask: called each time before the language model is asked about an answer.
     """
 
-    def __init__(self, complete: Complete, name: str, path: str | Path | None = None):
+    def __init__(
+        self,
+        complete: Complete,
+        name: str,
+        path: str | Path | None = None,
+        on_ask: Callable[[], Any] = lambda: None,
+    ):
         self.name = name
-        self._complete = complete
+        self._complete, self._on_ask = complete, on_ask
         self._kept: dict[str, Any] = {}
         self._file = AppendedLines(path, _is_sound) if path is not None else None
         for line in self._file.lines if self._file else ():
@@ -67,6 +74,7 @@ class LanguageJudge:
     def _once(self, about: list[str], ask: Callable[[], Any]) -> Any:
         key = hashlib.sha256(json.dumps([self.name, *about]).encode()).hexdigest()
         if key not in self._kept:
+            self._on_ask()
             self._kept[key] = value = ask()
             if self._file:
                 self._file.add([{"key": key, "value": value}])

@@ -19,7 +19,7 @@ from janus_jax.evaluation.tables import NO_SCORE, Grid, Table
 from janus_jax.evaluation.understanding import benchmark_facts
 
 _LISTED = 100  # questions without an answer that a page lists
-_LETTERS = 1500  # of one text
+_LETTERS = 700  # of one text
 _COUNTS = {"count", "pairs", "subtasks"}
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8882;--bad:#cf222e}

@@ -99,6 +99,7 @@ def run(
     complete: Complete | None = None,
     judge_name: str = "",
     progress: Progress | None = None,
+    on_judge: Callable[[], Any] = lambda: None,
 ) -> Outcome:
     """Asks what was not asked yet, scores everything, and writes the files of the directory.
 
@@ -114,6 +115,7 @@ def run(
       batch_size: questions at once.
       complete: a language model as a judge, called `judge_name`; see `judging`.
       progress: called at the start and after each batch.
+      on_judge: called before the judge is asked about an answer.
 
     Raises:
       UserError: the directory cannot be written, has answers of other settings, or is in use; the model cannot be
@@ -140,7 +142,7 @@ def run(
         predictions = stack.enter_context(Predictions(out / PREDICTIONS))
         judge = None
         if complete is not None:
-            judge = LanguageJudge(complete, judge_name, out / JUDGED)
+            judge = LanguageJudge(complete, judge_name, out / JUDGED, on_judge)
             stack.callback(judge.close)
         asked = _ask_all(predictor, tasks, predictions, batch_size, progress)
         tables = _run_named(named_predictor or predictor, named, out / NAMED)
@@ -223,7 +225,9 @@ def _write_table(
     if tables:
         parts.append(as_markdown(named_grid(tables)))
     notes = [f"- {r.task.name}: {r.task.protocol.note}" for r in results if r.task.protocol.note]
-    notes += [f"- {untrusted.printable(w, 400)}" for r in results for w in r.warnings]
+    notes += [
+        f"- {r.task.name}: {untrusted.printable(w, 400)}" for r in results for w in r.warnings
+    ]
     parts += ["\n".join(notes) + "\n"] if notes else []
     atomic_write(path, "\n".join(parts).encode("utf-8", "replace"))
 
