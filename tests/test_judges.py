@@ -13,9 +13,15 @@ from chat_server import chat_server, completion
 from PIL import Image
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation.asking import GIVE_UP
 from janus_jax.evaluation.endpoint import KEY_VARIABLE, RESPONSE_BYTES, Endpoint, JudgeError
-from janus_jax.evaluation.judges import PictureJudge, TextJudge, load_function, read_option
+from janus_jax.evaluation.judge_questions import GIVE_UP
+from janus_jax.evaluation.judges import (
+    PictureJudge,
+    TextJudge,
+    find_complete,
+    find_picture_judge,
+    read_option,
+)
 from janus_jax.evaluation.understanding import get_protocol, open_benchmark, score_answers
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "a car"}
@@ -49,7 +55,7 @@ def said(reply, **fields):
 def test_a_question_is_a_chat_completion(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
     with chat_server(lambda body, number: "fine") as (url, asked):
-        assert endpoint(f"{url}/")("hello", 0.5) == "fine"
+        assert endpoint(f"{url}/")("hello", 2) == "fine"
         assert endpoint(f"{url}/chat/completions")("hello") == "fine"
     assert asked.paths == ["/v1/chat/completions"] * 2
     messages = [{"role": "user", "content": "hello"}]
@@ -239,12 +245,12 @@ def test_grades(tmp_path):
 
 def test_a_function_of_ones_own_is_a_judge_and_may_raise(tmp_path, monkeypatch):
     (tmp_path / "my_judge.py").write_text(
-        "def complete(prompt, temperature):\n"
+        "def complete(prompt, number):\n"
         "    if 'bad' in prompt: raise KeyError('\\x1b[31m')\n"
         "    return None if 'silent' in prompt else 'C'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    judge = TextJudge(load_function("my_judge:complete", "judge"))
+    judge = TextJudge(find_complete("my_judge:complete"))
     assert judge.name == "complete"
     assert [judge.judge("q", OPTIONS, a) for a in ("good", "bad", "silent")] == ["C", None, None]
     assert judge.failed == 2 and judge.problem().isprintable()
@@ -264,6 +270,17 @@ def test_refused_questions_do_not_end_the_judging():
         for i in range(GIVE_UP + 5):
             judge.judge(f"q{i}", OPTIONS, "x")
     assert len(asked.bodies) == GIVE_UP + 5
+
+
+def test_judges_are_found_by_address_and_model(tmp_path):
+    with chat_server(lambda body, number: "yes") as (url, asked):
+        judge = find_picture_judge(f"{url}#org/model-7b", tmp_path / "j")
+        assert judge(PIXELS, "is it?") == 1.0 and asked.bodies[0]["model"] == "org/model-7b"
+        assert find_complete(f"{url}#x")("hello", 0) == "yes"
+    with pytest.raises(UserError, match=r"^which model\? write the judge as http://h/v1#MODEL"):
+        find_complete("http://h/v1")
+    with pytest.raises(UserError, match=r"cannot be imported"):
+        find_picture_judge("no_such_module:judge")
 
 
 # A whole benchmark

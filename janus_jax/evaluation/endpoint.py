@@ -24,6 +24,7 @@ from janus_jax.errors import UserError
 
 KEY_VARIABLE = "JANUS_JUDGE_KEY"
 RESPONSE_BYTES = 2**22
+_WARMER = 0.25  # temperature that each further try has more
 _LONGEST_WAIT = 60.0  # seconds, also of what a server asks for
 _PASSES = {408, 409, 425, 429}  # beside 500 and more: another try may help
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
@@ -80,9 +81,10 @@ class Endpoint:
         self._key, self._key_variable = key, key_variable
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def __call__(self, prompt: str, temperature: float = 0.0) -> str:
-        """What the model says to a prompt. Raises JudgeError."""
-        return self.text([{"role": "user", "content": prompt}], temperature=temperature)
+    def __call__(self, prompt: str, number: int = 0) -> str:
+        """What the model says to a prompt at its try `number`; each is warmer. Raises JudgeError."""
+        messages = [{"role": "user", "content": prompt}]
+        return message_text(self.choice(messages, temperature=min(number * _WARMER, 1.0)))
 
     def check(self) -> None:
         """Asks something small once, before anything depends on it.
@@ -94,10 +96,6 @@ class Endpoint:
             self._once([{"role": "user", "content": "Say yes."}], {"temperature": 0.0})
         except JudgeError as error:
             raise UserError(f"the judge {self.name} at {self._host}: {error}") from error
-
-    def text(self, messages: Sequence[Mapping[str, Any]], **fields: Any) -> str:
-        """The text of the first choice. Raises JudgeError."""
-        return message_text(self.choice(messages, **fields))
 
     def choice(self, messages: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
         """The first of the server's `choices`; asked again where the server fails.

@@ -1,9 +1,9 @@
 """Judges: language models that read answers, grade them, or answer questions about pictures that were drawn.
 
-    judge = TextJudge(Endpoint("http://localhost:8000/v1", "Qwen3-32B"), cache="out/judged.jsonl")
+    judge = TextJudge(find_complete("http://localhost:8000/v1#Qwen3-32B"), cache="out/judged.jsonl")
     scores = judge.score(lambda judge, grade: score_answers(items, answers, protocol, judge, grade))
     print(scores.headline, judge.problem())
-    pictures = PictureJudge(Endpoint("http://localhost:8000/v1", "Qwen3-VL-8B"))        # for `judge_answers`
+    pictures = find_picture_judge("http://localhost:8000/v1#Qwen3-VL-8B", "out/pictures.jsonl")  # `judge_answers`
 
 A judge that fails is asked again, and then counted: `problem()` says how many answers it owes and why. Numbers
 depend on the judge: its name belongs beside them.
@@ -23,22 +23,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation.asking import WORKERS, Ask, Asking, Progress
 from janus_jax.evaluation.endpoint import Endpoint, JudgeError, message_text
 from janus_jax.evaluation.generation.detectors import detector_name, load_function
+from janus_jax.evaluation.judge_questions import WORKERS, Ask, JudgeQuestions, Progress
 from janus_jax.evaluation.understanding.mmvet import Grade, grader
 from janus_jax.evaluation.understanding.parsers import Judge
+from janus_jax.untrusted import printable
 
-__all__ = ["Endpoint", "PictureJudge", "TextJudge", "load_function", "read_option", "yes_share"]
-
-# (prompt, temperature) -> what a language model says; an `Endpoint`, or a function of one's own.
-Complete = Callable[[str, float], str]
+# (prompt, number of the try from 0) -> what a language model says; an `Endpoint`, or a function of one's own.
+Complete = Callable[[str, int], str]
 Scored = TypeVar("Scored")
 
 NONE = "NONE"
 _LETTERS = 16384  # of an answer that is judged; what follows is cut off
 _TRIES = 3  # until a reply can be read
-_WARMER = 0.25  # temperature that each further try has more
 _CHOOSE = """\
 A model was asked a question and answered in its own words. Decide which option its answer means. Do not judge
 whether the answer is right. Reply with {choices}, or with NONE if it means none of them or several.
@@ -58,9 +56,9 @@ class TextJudge:
     """A language model that reads and grades answers.
 
     Args:
-      complete: an `Endpoint`, or a function (prompt, temperature) -> text, such as of `load_function`.
+      complete: an `Endpoint`, or a function (prompt, number of the try) -> text, such as of `find_complete`.
       cache: JSON lines with its answers, beside the predictions, so that a run that goes on asks nothing twice.
-      workers: questions at once.
+      workers: questions at once; by default 8 of an `Endpoint`, and 1 of a function, which need not bear more.
       name: for results; by default that of `complete`.
     """
 
@@ -68,34 +66,36 @@ class TextJudge:
         self,
         complete: Complete,
         cache: str | Path | None = None,
-        workers: int = WORKERS,
+        workers: int | None = None,
         name: str | None = None,
     ):
         self._complete = complete
-        self._asking = Asking(name or detector_name(complete), cache, workers)
-        self._grade = grader(lambda prompt, number: self._say(prompt, number))
+        if workers is None:
+            workers = WORKERS if isinstance(complete, Endpoint) else 1
+        self._questions = JudgeQuestions(name or detector_name(complete), cache, workers)
+        self._grade = grader(self._say)
 
     @property
     def name(self) -> str:
-        return self._asking.name
+        return self._questions.name
 
     @property
     def failed(self) -> int:
         """How many questions of this process have no answer."""
-        return len(self._asking.failed)
+        return len(self._questions.failed)
 
     def problem(self) -> str:
         """In one line how many questions have no answer and why; "" if all have one."""
-        return self._asking.problem()
+        return self._questions.problem()
 
     def judge(self, question: str, options: Mapping[str, str], answer: str) -> str | None:
         """The option that an answer means, of the keys of `options`; None for none of them, or on failure."""
-        option = self._asking.answer(*self._choosing(question, options, answer))
+        option = self._questions.answer(*self._choosing(question, options, answer))
         return option if option in options else None
 
     def grade(self, question: str, truth: str, answer: str) -> float | None:
         """The grade of an answer, 0 to 1; None on failure."""
-        return self._asking.answer(*self._grading(question, truth, answer))
+        return self._questions.answer(*self._grading(question, truth, answer))
 
     def score(
         self, score: Callable[[Judge, Grade], Scored], progress: Progress | None = None
@@ -116,7 +116,7 @@ class TextJudge:
             questions.update([self._grading(question, truth, answer)])
 
         score(note_choice, note_grade)
-        self._asking.answer_all(questions, progress)
+        self._questions.answer_all(questions, progress)
         return score(self.judge, self.grade)
 
     def _choosing(self, question: str, options: Mapping[str, str], answer: str) -> tuple[str, Ask]:
@@ -127,7 +127,7 @@ class TextJudge:
             options="\n".join(lines),
             answer=answer[:_LETTERS],
         )
-        return self._asking.key("choose", prompt), lambda: self._choose(prompt, list(options))
+        return self._questions.key("choose", prompt), lambda: self._choose(prompt, list(options))
 
     def _choose(self, prompt: str, options: Sequence[str]) -> str:
         for number in range(_TRIES):
@@ -137,7 +137,7 @@ class TextJudge:
 
     def _grading(self, question: str, truth: str, answer: str) -> tuple[str, Ask]:
         parts = (question[:_LETTERS], truth, answer[:_LETTERS])
-        return self._asking.key("grade", *parts), lambda: self._give_grade(*parts)
+        return self._questions.key("grade", *parts), lambda: self._give_grade(*parts)
 
     def _give_grade(self, question: str, truth: str, answer: str) -> float:
         grade = self._grade(question, truth, answer)
@@ -146,7 +146,7 @@ class TextJudge:
         return grade
 
     def _say(self, prompt: str, number: int) -> str:
-        said = self._complete(prompt, min(number * _WARMER, 1.0))
+        said = self._complete(prompt, number)
         if not isinstance(said, str):
             raise JudgeError(f"it returns {type(said).__name__} instead of a text", passes=False)
         return without_thoughts(said)
@@ -180,16 +180,16 @@ class PictureJudge:
         self.name = f"{endpoint.name}: {prompt}"
         self._endpoint, self._prompt = endpoint, prompt
         # A picture that is judged is not looked at again, so what failed about it has to stay known.
-        self._asking = Asking(self.name, cache, workers, recall_failures=True)
+        self._questions = JudgeQuestions(self.name, cache, workers, recall_failures=True)
 
     @property
     def failed(self) -> int:
         """How many questions have no answer, those of earlier runs included."""
-        return len(self._asking.failed)
+        return len(self._questions.failed)
 
     def problem(self) -> str:
         """In one line how many questions have no answer and why; "" if all have one."""
-        return self._asking.problem()
+        return self._questions.problem()
 
     def __call__(self, picture: np.ndarray, question: str) -> float:
         return self.batch([picture], [question])[0]
@@ -205,15 +205,15 @@ class PictureJudge:
         keys = []
         for picture, question in zip(pictures, questions, strict=True):
             content = encoded[id(picture)]
-            key = self._asking.key("yes", hashlib.sha256(content).hexdigest(), question)
+            key = self._questions.key("yes", hashlib.sha256(content).hexdigest(), question)
             asked[key] = lambda content=content, question=question: self._ask(content, question)
             keys.append(key)
-        self._asking.answer_all(asked)
-        if self._asking.given_up:
+        self._questions.answer_all(asked)
+        if self._questions.given_up:
             raise UserError(
                 f"{self.problem()}; what it has answered is kept: run the same command again"
             )
-        return [self._asking.answer(key, asked[key]) or 0.0 for key in keys]
+        return [self._questions.answer(key, asked[key]) or 0.0 for key in keys]
 
     def _ask(self, content: bytes, question: str) -> float:
         url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
@@ -228,6 +228,51 @@ class PictureJudge:
         if share is None:
             raise JudgeError("it says neither yes nor no", passes=False)
         return share
+
+
+def find_complete(place: str) -> Complete:
+    """A language model by name: ADDRESS#MODEL of a server, which is asked once to see that it answers, or
+    "module:function" of (prompt, number of the try) -> text.
+
+    Raises:
+      UserError: there is none, or it does not answer.
+    """
+    if not _is_address(place):
+        return load_function(place, "judge")
+    endpoint = _endpoint(place)
+    endpoint.check()
+    return endpoint
+
+
+def find_picture_judge(place: str, cache: str | Path | None = None) -> Callable[..., float]:
+    """A judge of pictures by name, a function (picture, question) -> P(yes).
+
+    Args:
+      place: ADDRESS#MODEL of a server, or "module:function".
+      cache: JSON lines with a server's answers; see `PictureJudge`.
+
+    Raises:
+      UserError: there is none, or it does not answer.
+    """
+    if not _is_address(place):
+        return load_function(place, "judge")
+    endpoint = _endpoint(place)
+    endpoint.check()
+    return PictureJudge(endpoint, cache)
+
+
+def _is_address(place: str) -> bool:
+    return place.lower().startswith(("http://", "https://"))
+
+
+def _endpoint(place: str) -> Endpoint:
+    address, _, model = place.partition("#")
+    if not model:
+        raise UserError(
+            f"which model? write the judge as {printable(address, 200)}#MODEL, such as "
+            "http://localhost:8000/v1#Qwen/Qwen3-32B"
+        )
+    return Endpoint(address, model)
 
 
 def read_option(reply: str, options: Sequence[str]) -> str | None:

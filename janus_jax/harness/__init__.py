@@ -1,6 +1,6 @@
 """Harnesses of others that run a model of ours: what they look for when both are installed.
 
-    lmms-eval --model janus_jax --model_args pretrained=MODEL --tasks pope --batch_size 64
+lmms-eval --model janus_jax --model_args pretrained=MODEL --tasks pope --batch_size 64
 """
 
 from __future__ import annotations

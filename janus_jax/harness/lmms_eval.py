@@ -62,7 +62,11 @@ class JanusJax(lmms):
         max_batch_size: int | None = None,
     ):
         super().__init__()
-        self._batch = _BATCH if batch_size in ("auto", None) else _whole("batch_size", batch_size)
+        self._batch = (
+            _BATCH
+            if str(batch_size).startswith("auto") or batch_size is None
+            else _whole("batch_size", batch_size)
+        )
         self._janus = Janus.load(
             str(pretrained), dtype=dtype, adapter=adapter, revision=revision, max_batch=self._batch
         )

@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]  # (questions that are asked, questions in
 Ask = Callable[[], Any]  # asks one question; returns what JSON can hold, or raises JudgeError
 
 
-class Asking:
+class JudgeQuestions:
     """Questions to one judge.
 
     Args:
