@@ -12,6 +12,7 @@ from dummies_answering import Answerer
 from janus_jax.errors import UserError
 from janus_jax.evaluation import results
 from janus_jax.evaluation.asking import make_task
+from janus_jax.evaluation.benchmark import Benchmark
 from janus_jax.evaluation.drawn_numbers import dpg_numbers, geneval_numbers
 from janus_jax.evaluation.failures import MOST
 from janus_jax.evaluation.generation import DpgScores, GenEvalScores
@@ -23,7 +24,7 @@ from janus_jax.evaluation.number_tables import (
     runs_grid,
 )
 from janus_jax.evaluation.results import Number
-from janus_jax.evaluation.running import run
+from janus_jax.evaluation.running import Named, run
 from janus_jax.evaluation.settings import model_settings
 from janus_jax.evaluation.tables import Grid
 from janus_jax.evaluation.understanding import get_protocol, open_benchmark
@@ -212,6 +213,28 @@ def test_the_page_has_few_failures_of_all_categories(tmp_path):
         "adversarial",
     }
     assert len(html) < 400_000
+
+
+def test_benchmarks_of_the_registry_are_run_once_and_give_their_means(tmp_path):
+    class Some(Benchmark):
+        name, needs, runs = "mine/some", "answer", 0
+
+        def run(self, predictor):
+            Some.runs += 1
+            return {
+                "t": {"a": {"share": 1, "count": 2}, "mean": {"share": 0.5}},
+                "groups": {"g": {"mean": {"share": 0.1}}},
+            }
+
+    named = [Named({"name": "mine/some", "sizes": (1, 2)}, Some())]
+    for _ in range(2):
+        outcome = run(Answerer(), [], tmp_path / "out", MODEL, named=named)
+        assert [(n.metric, n.value) for n in outcome.numbers] == [("t, mean share", 0.5)]
+    assert Some.runs == 1 and "mine/some" in (tmp_path / "out" / "table.md").read_text()
+    assert "groups, g" in (tmp_path / "out" / "index.html").read_text()
+    with pytest.raises(UserError, match="mine/some"):
+        other = [Named({"name": "mine/some", "sizes": (1, 3)}, Some())]
+        run(Answerer(), [], tmp_path / "out", MODEL, named=other)
 
 
 def test_tables_of_text_and_markdown_hold_any_name():

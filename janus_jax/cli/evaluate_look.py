@@ -8,13 +8,15 @@
       --checkpoint models/janus-pro-1b --out judged.jsonl
 
 A detector is a function of a picture (uint8 [h, w, 3]) that returns {class: [[x1, y1, x2, y2, score], ...]}; a
-judge a function (picture, question) -> the probability of yes. Scores carry their names: the benchmarks' own
-numbers are of their own detector and judge. Goes on in --out where a kill ended it.
+judge a function (picture, question) -> the probability of yes, or a server (http://localhost:8000/v1#MODEL).
+Scores carry their names: the benchmarks' own numbers are of their own detector and judge. Goes on in --out where a
+kill ended it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def parse_flags(argv: Sequence[str], word: str) -> argparse.Namespace:
         add("--questions", metavar="CSV", help="DPG-Bench's dpg_bench.csv")
         add("--compat", action="store_true", help="with the quirks of the official script")
         add("--samples", type=int, default=4, metavar="N", help="of each picture's grid, 1 to 4")
-        add("--judge", metavar="self|MODULE:FUNCTION", help="answers questions")
+        add("--judge", metavar="self|ADDRESS#MODEL|MODULE:FUNCTION", help="answers questions")
         evaluate_model.add_model_flags(parser)
     add("--quiet", action="store_true", help="no progress bar")
     flags = parser.parse_args(argv)
@@ -85,11 +87,11 @@ def _judge(flags: argparse.Namespace, progress: Callable[[int, int], None]) -> N
         PredictorJudge,
         dpg_prompts,
         judge_answers,
-        load_function,
         read_questions,
         score_answers,
     )
     from janus_jax.evaluation.generation.detectors import detector_name
+    from janus_jax.evaluation.judges import find_picture_judge
 
     questions = read_questions(flags.questions, flags.compat)
     prompts = dpg_prompts()
@@ -100,15 +102,17 @@ def _judge(flags: argparse.Namespace, progress: Callable[[int, int], None]) -> N
         janus, _ = evaluate_model.load(flags)
         judge: Any = PredictorJudge(ModelPredictor(janus), flags.checkpoint)
     else:
-        judge = load_function(flags.judge, "judge")
+        judge = find_picture_judge(flags.judge, f"{flags.out}.answers")
     answers = judge_answers(
         judge,
-        type(prompts)(prompts.name, drawn, prompts.total, prompts.fingerprint),
+        dataclasses.replace(prompts, prompts=drawn),
         questions,
         flags.pictures,
         flags.out,
         flags.samples,
         progress,
     )
+    if problem := getattr(judge, "problem", str)():
+        print(f"warning: {problem}")
     other = f"judged by {detector_name(judge)}"
     print_numbers(dpg_numbers(score_answers(questions, answers), other=other), None)

@@ -31,6 +31,7 @@ from janus_jax.cli.bars import LateBar
 from janus_jax.cli.parser import Parser
 from janus_jax.console import printable
 from janus_jax.errors import UserError
+from janus_jax.places import check_directory, check_local
 
 if TYPE_CHECKING:
     from janus_jax.evaluation.asking import Task
@@ -61,9 +62,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch_size", type=int, default=16, metavar="N", help="default: %(default)s")
     add(
         "--judge",
-        metavar="self|MODULE:FUNCTION",
-        help="a language model for MM-Vet and for answers that no rule reads: the checkpoint itself, or "
-        "a function (prompt, number of the try) -> text",
+        metavar="self|ADDRESS#MODEL|MODULE:FUNCTION",
+        help="a language model for MM-Vet and for answers that no rule reads: the checkpoint itself, a "
+        "server such as http://localhost:8000/v1#Qwen/Qwen3-32B, or a function (prompt, try) -> text",
     )
     add("--cfg_weight", type=float, help="of pictures; default: the checkpoint's own")
     add("--temperature", type=float, help="of pictures; default: the checkpoint's own")
@@ -79,6 +80,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--batch_size must be at least 1 question, not {flags.batch_size}")
     name = os.path.basename(os.path.normpath(flags.checkpoint)) or "checkpoint"
     flags.out = flags.out or os.path.join("results", name)
+    check_local(flags.out, "--out")
+    check_directory(flags.out, "--out")  # before the model is loaded
     return flags
 
 
@@ -97,6 +100,10 @@ def open_tasks(flags: argparse.Namespace) -> tuple[list[Task], dict[str, dict[st
         benchmark_facts(name)
         if not equals or not place:
             raise UserError(f"--data {printable(given[:200])}: write it as {name}=PATH")
+        if any(name == other for other, _ in wanted):
+            raise UserError(
+                f"--data {name} is there twice: name files that belong together once, with commas between"
+            )
         wanted.append((name, [path for path in place.split(",") if path]))
     chosen = [(n, paths, get_protocol(p, n)) for n, paths in wanted for p in protocols]
     tasks, data, opened = [], {}, {}
@@ -162,10 +169,10 @@ def make_complete(place: str, predictor: Any) -> tuple[Callable[[str, int], str]
             return predictor.answer([None], [prompt], max_new_tokens=32, **settings)[0]
 
         return complete, "the model itself"
-    from janus_jax.evaluation.generation import load_function
+    from janus_jax.evaluation.judges import find_complete
 
-    function = load_function(place, "judge")
-    return function, printable(getattr(function, "name", None) or place)
+    found = find_complete(place)
+    return found, printable(getattr(found, "name", None) or place)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -199,7 +206,7 @@ def main(argv: Sequence[str]) -> None:
             complete=judge[0],
             judge_name=judge[1],
             progress=bar.to,
-            on_judge=judged.add,
+            on_judge=lambda done, total: judged.add() if done else None,
         )
     for result in outcome.results:
         for warning in result.warnings:

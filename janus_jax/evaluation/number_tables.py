@@ -81,7 +81,7 @@ def shown_value(benchmark: str, value: float | None, signed: bool = False) -> st
     """A number as papers print it: GenEval's shares and the like with more places than points of MME."""
     if value is None:
         return NO_SCORE
-    places = {"mme": 1, "geneval": 3}.get(benchmark, 2)
+    places = {"mme": 1, "geneval": 3}.get(benchmark, 3 if "/" in benchmark else 2)
     return f"{value:{'+' if signed else ''}.{places}f}"
 
 

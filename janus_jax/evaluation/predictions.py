@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from janus_jax import untrusted
 from janus_jax.errors import UserError
@@ -72,7 +72,7 @@ class AppendedLines:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def __enter__(self) -> AppendedLines:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

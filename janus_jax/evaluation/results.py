@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.asking import Task
-from janus_jax.evaluation.judging import LanguageJudge
+from janus_jax.evaluation.judges import TextJudge
 from janus_jax.evaluation.predictions import ANSWER, FAILED, UNREADABLE
 from janus_jax.evaluation.published import Own, published, understanding_average, unlike
+from janus_jax.evaluation.tables import MEAN, is_table
 from janus_jax.evaluation.understanding import BenchmarkScores, benchmark_facts, score_answers
 from janus_jax.evaluation.understanding.parsers import JUDGED
 from janus_jax.evaluation.understanding.protocols import Protocol
@@ -133,7 +135,8 @@ def task_result(
     task: Task,
     done: Mapping[str, tuple[str, str]],
     model: str | None,
-    judge: LanguageJudge | None = None,
+    judge: TextJudge | None = None,
+    on_judge: Callable[[int, int], None] | None = None,
 ) -> TaskResult:
     """Scores a task.
 
@@ -142,6 +145,7 @@ def task_result(
       done: `Predictions.done` of it. What is not in it is wrong, and counted.
       model: of `published.MODELS`, or None.
       judge: for answers that no rule reads, and for MM-Vet.
+      on_judge: called with (answers that the judge was asked about, in all).
 
     Raises:
       UserError: see `understanding.score_answers`.
@@ -160,14 +164,11 @@ def task_result(
         )
         return TaskResult(task, None, (), missing, of[UNREADABLE], of[FAILED], warnings)
     items = task.items if not task.partial else map(task.items.find, task.indices)
-    scores = score_answers(
-        items,
-        of[ANSWER],
-        protocol,
-        judge=judge.judge if judge else None,
-        grade=judge.grade if judge else None,
-        unreadable=of[UNREADABLE],
-    )
+    items = list(items) if judge else items  # a judge goes through them twice
+    score = functools.partial(score_answers, items, of[ANSWER], protocol, unreadable=of[UNREADABLE])
+    scores = score() if judge is None else judge.score(score, on_judge)
+    if judge and (problem := judge.problem()):
+        warnings.append(problem)
     warnings += scores.warnings
     if of[UNREADABLE]:
         warnings.append(
@@ -214,11 +215,26 @@ def figure_average(results: Sequence[TaskResult], model: str | None) -> Number |
     )
 
 
+def named_numbers(tables: Mapping[str, Any]) -> list[Number]:
+    """One number for each table of a benchmark of the registry: of its row `MEAN`, the first column.
+
+    Args:
+      tables: benchmark -> table -> row -> column -> number; a group of tables, or one without means, gives none.
+    """
+    numbers = []
+    for benchmark, found in tables.items():
+        for name, table in found.items():
+            if is_table(table) and table.get(MEAN):
+                column, value = next(iter(table[MEAN].items()))
+                numbers.append(Number(benchmark, f"{name}, {MEAN} {column}", value))
+    return numbers
+
+
 def _numbers(
     task: Task,
     scores: BenchmarkScores,
     model: str | None,
-    judge: LanguageJudge | None,
+    judge: TextJudge | None,
     missing: int,
 ) -> list[Number]:
     protocol = task.protocol

@@ -10,7 +10,6 @@ of benchmarks of the registry), scores.json, table.md and index.html.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.asking import Line, Task, ask
 from janus_jax.evaluation.benchmark import Benchmark, run_benchmarks
 from janus_jax.evaluation.failures import pick_failures
-from janus_jax.evaluation.judging import Complete, LanguageJudge
+from janus_jax.evaluation.judges import Complete, TextJudge
 from janus_jax.evaluation.number_tables import (
     SCORES,
     as_markdown,
@@ -32,7 +31,13 @@ from janus_jax.evaluation.number_tables import (
 )
 from janus_jax.evaluation.page import page
 from janus_jax.evaluation.predictions import ANSWER, Predictions
-from janus_jax.evaluation.results import Number, TaskResult, figure_average, task_result
+from janus_jax.evaluation.results import (
+    Number,
+    TaskResult,
+    figure_average,
+    named_numbers,
+    task_result,
+)
 from janus_jax.evaluation.settings import RUN_FILE, keep_settings
 from janus_jax.evaluation.understanding import write_official_predictions
 from janus_jax.files import atomic_write, read_json, write_json
@@ -99,7 +104,7 @@ def run(
     complete: Complete | None = None,
     judge_name: str = "",
     progress: Progress | None = None,
-    on_judge: Callable[[], Any] = lambda: None,
+    on_judge: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Asks what was not asked yet, scores everything, and writes the files of the directory.
 
@@ -113,9 +118,9 @@ def run(
       named: benchmarks of the registry.
       named_predictor: a `ModelPredictor` for `named`; by default `predictor`.
       batch_size: questions at once.
-      complete: a language model as a judge, called `judge_name`; see `judging`.
+      complete: a language model as a judge, called `judge_name`; see `judges.TextJudge`.
       progress: called at the start and after each batch.
-      on_judge: called before the judge is asked about an answer.
+      on_judge: called with (answers that the judge was asked about, in all) for each task.
 
     Raises:
       UserError: the directory cannot be written, has answers of other settings, or is in use; the model cannot be
@@ -138,21 +143,19 @@ def run(
     # As files hold them, so that tuples and lists compare alike.
     settings = json.loads(json.dumps({"model": dict(model), "benchmarks": benchmarks}))
     keep_settings(out, settings)
-    with contextlib.ExitStack() as stack:
-        predictions = stack.enter_context(Predictions(out / PREDICTIONS))
-        judge = None
-        if complete is not None:
-            judge = LanguageJudge(complete, judge_name, out / JUDGED, on_judge)
-            stack.callback(judge.close)
+    with Predictions(out / PREDICTIONS) as predictions:
         asked = _ask_all(predictor, tasks, predictions, batch_size, progress)
         tables = _run_named(named_predictor or predictor, named, out / NAMED)
-        results = [
-            task_result(task, predictions.done(*task.name.split("/")), paper_model, judge)
-            for task in tasks
-        ]
+        results = []
+        for task in tasks:
+            # One a task, as it counts what it could not answer.
+            judge = TextJudge(complete, out / JUDGED, name=judge_name) if complete else None
+            done = predictions.done(*task.name.split("/"))
+            results.append(task_result(task, done, paper_model, judge, on_judge))
     numbers = [n for result in results for n in result.numbers]
     average = figure_average(results, paper_model)
     numbers += [average] if average else []
+    numbers += named_numbers(tables)
     whole = not any(result.missing for result in results)
     about = {**settings["model"], "paper_model": paper_model}
     if judge_name:

@@ -29,7 +29,7 @@ from janus_jax.evaluation.generation import (
     score_results,
 )
 from janus_jax.evaluation.generation.detectors import detector_name
-from janus_jax.evaluation.judging import LanguageJudge
+from janus_jax.evaluation.judges import TextJudge, find_complete
 from janus_jax.evaluation.results import task_result
 from janus_jax.evaluation.understanding import Items, Protocol, get_protocol, open_benchmark
 from janus_jax.untrusted import printable
@@ -47,7 +47,7 @@ class Understanding(Benchmark):
       limit: questions, at random but always the same; None: all. Between stages at most 500.
       images: directory of the pictures that the files name.
       batch_size: questions at once.
-      judge: "module:function", (prompt, number of the try) -> text, for MM-Vet and for what no rule reads.
+      judge: a language model for MM-Vet and for what no rule reads; see `judges.find_complete`.
     """
 
     benchmark: ClassVar[str]
@@ -69,6 +69,8 @@ class Understanding(Benchmark):
             )
         if self.benchmark == "mmvet" and self.judge is None:
             raise UserError("MM-Vet's answers are graded by a language model: give judge")
+        if self.judge is not None and "://" not in self.judge:
+            load_function(self.judge, "judge")
         self.task()  # the files are looked at before the training, not after it
 
     def task(self) -> Task:
@@ -98,7 +100,7 @@ class Understanding(Benchmark):
     def _tables(self, task: Task, done: dict[str, tuple[str, str]]) -> Scores:
         judge = None
         if self.judge is not None:
-            judge = LanguageJudge(load_function(self.judge, "judge"), self.judge)
+            judge = TextJudge(find_complete(self.judge))
         result = task_result(task, done, None, judge)
         assert result.scores is not None  # MM-Vet has a judge
         named = _name_of(task.protocol, task)
