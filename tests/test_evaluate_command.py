@@ -10,6 +10,7 @@ from smoke_model import write_smoke_model
 
 from janus_jax.cli import evaluate, evaluate_model, evaluate_run
 from janus_jax.config import JANUS_1_3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_TINY
+from janus_jax.evaluation.generation import geneval_prompts
 
 
 @pytest.fixture
@@ -125,6 +126,28 @@ def test_the_command_asks_a_model_and_goes_on_with_more(monkeypatch, capsys, tmp
     argv[2] = other
     code, _, error = call(monkeypatch, capsys, *argv)
     assert code == 2 and "another model: checkpoint" in error
+
+
+def test_official_results_are_added_up_and_shown_in_a_table(monkeypatch, capsys, tmp_path):
+    lines = []
+    for prompt in geneval_prompts().prompts:
+        for sample in range(4):
+            fields = {"metadata": prompt.metadata, "correct": sample < 3}
+            lines.append(json.dumps(fields | {"filename": f"{prompt.key}/samples/{sample:04}.png"}))
+    results, out = tmp_path / "results.jsonl", tmp_path / "out"
+    results.write_text("\n".join(lines))
+    argv = ("score", "geneval", results, "--model", "Janus-Pro-7B", "--out", out)
+    code, shown, _ = call(monkeypatch, capsys, *argv)
+    row = shown.splitlines()[2].split()
+    assert (
+        code == 0 and row[:2] == ["geneval", "overall"] and row[-3:] == ["0.750", "0.800", "-0.050"]
+    )
+    results.write_text("\n".join([json.dumps({"header": {"detector": "mine"}}), *lines[:-1]]))
+    code, shown, _ = call(monkeypatch, capsys, *argv[:5], "--out", tmp_path / "proxy")
+    assert "overall (3 to 4 pictures a prompt, not 4, judged by mine)" in shown
+    code, shown, _ = call(monkeypatch, capsys, "table", out, tmp_path / "proxy")
+    rows = [line.split() for line in shown.splitlines() if "overall" in line]
+    assert rows[0][-5:] == ["0.750", "-", "0.610", "0.730", "0.800"] and rows[1][-3:] == ["-"] * 3
 
 
 class _Loaded:
