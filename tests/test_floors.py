@@ -42,12 +42,15 @@ FLOORS = {
     "data_tools": 4.5,
     "configs": 2,  # named by the run, and jax-free
     "cli": 5,
+    "harness": 5,
 }
 # What is named in registries and configs, and imported by nothing general.
 PLUG_INS = {"emoji"}
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
 HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", "qwix", "libtpu", *NEVER}
+# Harnesses of others, which import what is written for them: room -> the package.
+GUESTS = {"harness": "lmms_eval"}
 HEAVY |= {"etils", "fsspec", "gcsfs", "google", "google_crc32c"}
 
 
@@ -97,6 +100,8 @@ def violations(source: str, path: str) -> list[str]:
             problems.append(f"{path} imports {module} at module level")
         if first == "tensorflow" or (first == "torch" and room != "interop"):
             problems.append(f"{path} imports {module}")
+        if first in GUESTS.values() and GUESTS.get(room) != first:
+            problems.append(f"{path} imports {module}: only the adapter of that harness may")
         if first == "janus_jax" and rest and rest[0] in FLOORS and rest[0] != room:
             if FLOORS[rest[0]] >= FLOORS[room]:
                 problems.append(f"{path} imports {module} of the same or a higher floor")
@@ -218,6 +223,9 @@ def test_no_file_is_too_long_to_be_read():
         ("interop/a.py", "import torch", False),
         ("interop/a.py", "try:\n  import torch\nexcept ImportError:\n  pass", False),
         ("models/a.py", "def f():\n  import torch", False),
+        ("harness/a.py", "from lmms_eval.api.model import lmms", True),
+        ("harness/a.py", "from janus_jax.cli import x", False),
+        ("evaluation/a.py", "def f():\n  import lmms_eval", False),
         ("data/a.py", "def f():\n  import tensorflow as tf", False),
         ("data/a.py", "def f():\n  import tensorflow_datasets as tfds", True),
     ],

@@ -80,7 +80,9 @@ def test_the_version_is_written_once(wheel):
     assert "version" in project["dynamic"] and "version" not in project
 
 
-@pytest.mark.parametrize("name", ["janus-train", "janus-sample", "janus-convert", "janus-data"])
+@pytest.mark.parametrize(
+    "name", ["janus-train", "janus-sample", "janus-convert", "janus-data", "janus-evaluate"]
+)
 def test_every_command_explains_itself_by_its_own_name(installed, name):
     done = installed(name, "--help")
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample.py": "janus-sample",
     "convert_torch_weights.py": "janus-convert",
     "-m janus_jax.data": "janus-data",
+    "-m janus_jax.evaluation": "janus-evaluate",
 }
 
 

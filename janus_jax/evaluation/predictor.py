@@ -14,7 +14,8 @@ class ModelPredictor:
     """A `Predictor` of a `janus_jax.Janus`, or of anything that draws and answers as it does.
 
     Args:
-      model: has `generate_arrays(prompts, **sampling)` and `answer_batch(images, questions, **sampling)`.
+      model: has `generate_arrays(prompts, **sampling)` and `answer_batch(images, questions, **sampling)`; and
+        `with_prompts(template, system_prompt)`, for benchmarks whose protocol says how a question is put.
       drawing: sampling settings of every picture, such as `{"cfg_weight": 2.0}`.
       answering: of every answer.
       reconstruct: uint8 [B, h, w, 3] -> the same through the image tokenizer; None if there is none.
@@ -35,6 +36,17 @@ class ModelPredictor:
         """The same predictor with other settings for its pictures."""
         drawing = self._drawing | sampling
         return ModelPredictor(self._model, drawing, self._answering, self._reconstruct)
+
+    def prompting(self, template: str, system_prompt: str = "") -> ModelPredictor:
+        """The same predictor whose questions are asked in another chat template and system prompt.
+
+        Raises:
+          UserError: no such template, or the model cannot be asked otherwise.
+        """
+        if not hasattr(self._model, "with_prompts"):
+            raise UserError("this model cannot be asked in the chat template of a protocol")
+        model = self._model.with_prompts(template, system_prompt)
+        return ModelPredictor(model, self._drawing, self._answering, self._reconstruct)
 
     def draw(self, prompts: Sequence[str], **sampling: Any) -> np.ndarray:
         return self._model.generate_arrays(list(prompts), **(self._drawing | sampling))

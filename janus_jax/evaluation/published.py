@@ -295,7 +295,7 @@ def beside_paper(own: Own, model: str) -> Beside:
         and so must not have the paper's name.
     """
     paper = paper_number(model, own.benchmark, own.metric)
-    if reason := _unlike(own):
+    if reason := unlike(own):
         raise UserError(
             f"{own.benchmark}, {own.metric}: a number of another measure ({reason}) must not "
             "stand beside the paper's "
@@ -315,7 +315,7 @@ def compared(owns: Iterable[Own], model: str) -> list[Beside]:
     """Rows of a table: those that mean what the paper's do beside them, others alone, with why in their name."""
     rows = []
     for own in owns:
-        reason = _unlike(own)
+        reason = unlike(own)
         in_paper = any(
             p.metric == own.metric for p in published(model, own.benchmark, of_paper=True)
         )
@@ -326,6 +326,14 @@ def compared(owns: Iterable[Own], model: str) -> list[Beside]:
         else:
             rows.append(beside_paper(own, model))
     return rows
+
+
+def unlike(own: Own) -> str:
+    """Why a number is not one of the whole benchmark as the paper has it, such as "100 of 553"; "" if it is."""
+    whole = WHOLE.get(own.benchmark, own.total)
+    if own.done != own.total or own.total != whole or own.done < 1:
+        return f"{own.done} of {max(own.total, whole)}"
+    return own.other
 
 
 def understanding_average(scores: Mapping[str, float]) -> float:
@@ -340,14 +348,6 @@ def understanding_average(scores: Mapping[str, float]) -> float:
             f"the average of Figure 1 needs {', '.join(wanted)}; there is no {missing[0]}"
         )
     return sum(scores[name] / by for name, by in wanted.items()) / len(wanted)
-
-
-def _unlike(own: Own) -> str:
-    """Why a number is not one of the whole benchmark; "" if it is."""
-    whole = WHOLE.get(own.benchmark, own.total)
-    if own.done != own.total or own.total != whole or own.done < 1:
-        return f"{own.done} of {max(own.total, whole)}"
-    return own.other
 
 
 def _check(what: str, name: str | None, options: Iterable[str]) -> None:

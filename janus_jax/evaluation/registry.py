@@ -16,6 +16,14 @@ BENCHMARKS = Registry(
         "emoji/geneval": "janus_jax.emoji.benchmarks:MiniGenEval",
         "emoji/judge": "janus_jax.emoji.benchmarks:JudgeCeiling",
         "emoji/questions": "janus_jax.emoji.benchmarks:Questions",
+        "generation/geneval-draw": "janus_jax.evaluation.while_training:GenEvalDraw",
+        "understanding/gqa": "janus_jax.evaluation.while_training:Gqa",
+        "understanding/mmbench": "janus_jax.evaluation.while_training:MmBench",
+        "understanding/mme": "janus_jax.evaluation.while_training:Mme",
+        "understanding/mmmu": "janus_jax.evaluation.while_training:Mmmu",
+        "understanding/mmvet": "janus_jax.evaluation.while_training:MmVet",
+        "understanding/pope": "janus_jax.evaluation.while_training:Pope",
+        "understanding/seed": "janus_jax.evaluation.while_training:Seed",
     },
 )
 

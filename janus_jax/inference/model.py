@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
@@ -50,8 +51,13 @@ class InferenceModel:
       limits: positions of the model.
       image_engine, text_engine, scorer: compiled functions.
       num_params: parameters of the model.
-      origin: where `load` found them; of a training run "stage" and "step" are in it.
+<<<<<<< HEAD
+=======
+      origin: of `load`: where the weights come from; of a training run also "stage" and "step".
+>>>>>>> w-run
     """
+
+    origin: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -85,7 +91,6 @@ class InferenceModel:
         self.int8 = checks.check_options(policy, max_batch, mesh, int8, memory_limit)
         self.config = config.replace(scan_layers=False)
         self.processor = processor
-        self.origin: dict[str, Any] = {}
         self.max_batch = max_batch
         self.memory_limit = memory_limit
         self.policy = policy or Policy()
@@ -179,7 +184,7 @@ class InferenceModel:
                 memory_limit=memory_limit,
                 donate_params=True,
             )
-            model.origin = dict(loaded.origin)
+            model.origin = MappingProxyType(dict(loaded.origin))
             return model
 
         opened = open_checkpoint(id_or_dir, **where)
@@ -221,6 +226,18 @@ class InferenceModel:
         """The same model with other parameters; shares everything that is compiled."""
         other = copy.copy(self)
         other._set_params(params)
+        return other
+
+    def with_prompts(self, template: str, system_prompt: str = "") -> Self:
+        """The same model asked in another chat template and system prompt; shares weights and what is compiled.
+
+        Raises:
+          UserError: no such template, or half a character in the system prompt.
+        """
+        fields = self.processor.config.to_dict()
+        fields |= {"template": template, "system_prompt": system_prompt}
+        other = copy.copy(self)
+        other.processor = Processor(ProcessorConfig.from_dict(fields), self.processor.tokenizer)
         return other
 
     def _set_params(self, params: models.Params, donate_params: bool = False) -> None:
