@@ -51,10 +51,7 @@ class InferenceModel:
       limits: positions of the model.
       image_engine, text_engine, scorer: compiled functions.
       num_params: parameters of the model.
-<<<<<<< HEAD
-=======
       origin: of `load`: where the weights come from; of a training run also "stage" and "step".
->>>>>>> w-run
     """
 
     origin: Mapping[str, Any] = MappingProxyType({})
