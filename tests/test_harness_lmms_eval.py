@@ -5,7 +5,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+import tomllib
 import types
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from janus_jax.errors import UserError
 
 pytestmark = pytest.mark.heavy
 
+ROOT = Path(__file__).resolve().parent.parent
 REAL = importlib.util.find_spec("lmms_eval") is not None
 DOCUMENTS = [{"pictures": [picture(i)] if i else [], "says": "yes"} for i in range(4)]
 QUESTIONS = ["what is it ?", "is a cat on the left of a car ?", "red ? yes no", "cat dog"]
@@ -192,6 +195,22 @@ def test_several_rounds_are_refused(make_model):
 def test_a_bad_batch_size_is_refused_before_the_model_is_read(make_model, batch_size):
     with pytest.raises(UserError, match="batch_size must be"):
         make_model(batch_size=batch_size)
+
+
+def test_the_entry_point_of_this_package_names_the_class(make_model, monkeypatch):
+    for name in ("lmms_eval.models", "lmms_eval.models.registry_v2"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["lmms_eval.models.registry_v2"].ModelManifest = lambda model_id, **paths: (
+        model_id,
+        paths,
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (place,) = project["entry-points"]["lmms_eval.models"].values()
+    module, _, function = place.partition(":")
+    model_id, paths = getattr(importlib.import_module(module), function)()
+    assert model_id == "janus_jax" and set(paths) == {"simple_class_path"}
+    module, _, name = paths["simple_class_path"].rpartition(".")
+    assert issubclass(getattr(importlib.import_module(module), name), StubLmms)
 
 
 @pytest.mark.slow
