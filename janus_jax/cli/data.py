@@ -10,27 +10,18 @@ prepare writes the examples once in a form that is fast to read: pictures resize
 
 from __future__ import annotations
 
-import importlib
-import sys
-
-from janus_jax.cli.parser import Parser
-from janus_jax.errors import UserError, nearest, run_main
+from janus_jax.cli.parser import run_command
+from janus_jax.errors import run_main
 
 _COMMANDS = {
-    "inspect": "janus_jax.cli.data_inspect",
-    "prepare": "janus_jax.cli.data_prepare",
+    "inspect": "janus_jax.cli.data_inspect:main",
+    "prepare": "janus_jax.cli.data_prepare:main",
 }
 
 
 def main() -> None:
     """Runs what the first word names; the rest are its flags."""
-    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if word in ("--help", "-h"):
-        Parser(__doc__).parse_args(["--help"])
-    if word not in _COMMANDS:
-        words = ", ".join(_COMMANDS)
-        raise UserError(f"no command {word!r} ({words}).{nearest(word, _COMMANDS)}")
-    importlib.import_module(_COMMANDS[word]).main(sys.argv[2:])
+    run_command(__doc__, _COMMANDS)
 
 
 def command() -> None:

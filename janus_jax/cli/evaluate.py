@@ -14,32 +14,22 @@ detector or a judge of one's own. score reads what the official scorers wrote. t
 
 from __future__ import annotations
 
-import importlib
-import sys
-
-from janus_jax.cli.parser import Parser
-from janus_jax.errors import UserError, nearest, run_main
+from janus_jax.cli.parser import run_command
+from janus_jax.errors import run_main
 
 _COMMANDS = {
-    "run": "janus_jax.cli.evaluate_run",
-    "draw": "janus_jax.cli.evaluate_draw",
-    "detect": "janus_jax.cli.evaluate_look",
-    "judge": "janus_jax.cli.evaluate_look",
-    "score": "janus_jax.cli.evaluate_score",
-    "table": "janus_jax.cli.evaluate_table",
+    "run": "janus_jax.cli.evaluate_run:main",
+    "draw": "janus_jax.cli.evaluate_draw:main",
+    "detect": "janus_jax.cli.evaluate_look:detect",
+    "judge": "janus_jax.cli.evaluate_look:judge",
+    "score": "janus_jax.cli.evaluate_score:main",
+    "table": "janus_jax.cli.evaluate_table:main",
 }
 
 
 def main() -> None:
     """Runs what the first word names; the rest are its flags."""
-    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if word in ("--help", "-h"):
-        Parser(__doc__).parse_args(["--help"])
-    if word not in _COMMANDS:
-        words = ", ".join(_COMMANDS)
-        raise UserError(f"no command {word[:100]!r} ({words}).{nearest(word[:100], _COMMANDS)}")
-    module = importlib.import_module(_COMMANDS[word])
-    module.main(sys.argv[2:], word) if word in ("detect", "judge") else module.main(sys.argv[2:])
+    run_command(__doc__, _COMMANDS)
 
 
 def command() -> None:

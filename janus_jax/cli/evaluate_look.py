@@ -53,10 +53,16 @@ def parse_flags(argv: Sequence[str], word: str) -> argparse.Namespace:
     return flags
 
 
-def main(argv: Sequence[str], word: str) -> None:
-    flags = parse_flags(argv, word)
-    with LateBar("pictures", word, flags.quiet) as bar:
-        (_detect if word == "detect" else _judge)(flags, bar.to)
+def detect(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv, "detect")
+    with LateBar("pictures", "detect", flags.quiet) as bar:
+        _detect(flags, bar.to)
+
+
+def judge(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv, "judge")
+    with LateBar("pictures", "judge", flags.quiet) as bar:
+        _judge(flags, bar.to)
 
 
 def _detect(flags: argparse.Namespace, progress: Callable[[int, int], None]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from janus_jax.errors import UserError
+from janus_jax.errors import UserError, nearest
 from janus_jax.untrusted import shown
 
 # Script at the root of the source tree, or module -> the command that an installation has instead.
@@ -41,6 +43,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message} (see {program()} --help)")
+
+
+def run_command(description: str | None, commands: Mapping[str, str]) -> None:
+    """Runs what the first word of the command line names, with the rest of it.
+
+    Args:
+      description: the docstring of the command, which is its help.
+      commands: word -> "module:function" of a list of flags; only what is named is imported.
+
+    Raises:
+      UserError: no such word.
+    """
+    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if word in ("--help", "-h"):
+        Parser(description).parse_args(["--help"])
+    if word not in commands:
+        words = ", ".join(commands)
+        raise UserError(f"no command {word[:100]!r} ({words}).{nearest(word[:100], commands)}")
+    module, _, function = commands[word].partition(":")
+    getattr(importlib.import_module(module), function)(sys.argv[2:])
 
 
 def step_of_run(text: str) -> int | str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Iterable, Sequence
-
-import numpy as np
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.results import TaskResult
 from janus_jax.evaluation.understanding import Verdict, make_prompt
+from janus_jax.processing import data_uri
 
 MOST = 60
-_SIDE = 200  # pixels of the longest side
-_LOSSLESS = 64  # up to so many pixels a side a PNG is small enough
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +49,6 @@ def pick_failures(results: Iterable[TaskResult], most: int = MOST) -> list[Failu
     return [_failure(by_name[name], verdict) for name, verdict in chosen]
 
 
-def thumbnail(pixels: np.ndarray) -> str:
-    """uint8 [h, w, 3] as a `data:` address of a small PNG or JPEG."""
-    from PIL import Image
-
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    if max(image.size) <= _LOSSLESS:
-        image.save(file, "PNG")
-        kind = "png"
-    else:
-        image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-        image.save(file, "JPEG", quality=80)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 def _by_turns(values: Sequence, key) -> list:
     """The values so that those of each key come by turns, in the order of a key."""
     groups: dict = {}
@@ -85,7 +65,7 @@ def _failure(result: TaskResult, verdict: Verdict) -> Failure:
     pictures = []
     if verdict.index not in result.unreadable:
         try:
-            pictures = [thumbnail(picture) for picture in prompt.load_pictures()[:3]]
+            pictures = [data_uri(picture) for picture in prompt.load_pictures()[:3]]
         except UserError as error:
             problem = problem or str(error)
     return Failure(task.name, verdict, prompt.text, pictures, problem)

@@ -23,6 +23,7 @@ from janus_jax.processing.sequence import (
     image_positions,
     text_sequence,
 )
+from janus_jax.processing.thumbnails import data_uri
 from janus_jax.processing.tokenizer import Tokenizer, build_word_tokenizer
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Tokenizer",
     "build_word_tokenizer",
     "conversation",
+    "data_uri",
     "generation_pixels",
     "generation_sequence",
     "grid",

@@ -1,13 +1,9 @@
-"""Pictures for a page: small, inside of it, and of codes where a model is given that can decode them."""
+"""Pictures of codes for a page, where a model is given that can decode them."""
 
 from __future__ import annotations
 
-import base64
-import io
-
 import jax
 import numpy as np
-from PIL import Image
 
 from janus_jax.checkpoints.lazy import load_leaves
 from janus_jax.data_tools.inspection.reading import Reading
@@ -15,22 +11,6 @@ from janus_jax.errors import UserError
 from janus_jax.interop.conversion import open_checkpoint
 from janus_jax.models import JanusModel
 from janus_jax.pixels import to_uint8
-
-SIDE = 224  # pixels of the longest side in the page
-LOSSLESS = 64  # up to so many pixels a side a PNG is small enough
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """uint8 [h, w, 3] as a `data:` address of a PNG, or of a JPEG where it is large."""
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    if max(image.size) <= LOSSLESS:
-        image.save(file, "PNG")
-        kind = "png"
-    else:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-        image.save(file, "JPEG", quality=85)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 class CodePainter:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from janus_jax.data import Example, Generation, Rejected, read_example
-from janus_jax.data_tools.inspection.pictures import data_uri
 from janus_jax.data_tools.inspection.reading import Part, Reading
 from janus_jax.data_tools.inspection.scan import encoded, words
-from janus_jax.processing import TOKEN_GEN, TOKEN_TEXT, Features, Tokenizer
+from janus_jax.processing import TOKEN_GEN, TOKEN_TEXT, Features, Tokenizer, data_uri
 from janus_jax.processing.tokenizer import SPECIAL_TOKENS, UNK
 
 TRIED = 50  # records after one that is left out, of which the first usable is shown
