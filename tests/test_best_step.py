@@ -81,7 +81,7 @@ def test_a_model_is_loaded_at_the_step_that_is_asked_for(run, step, found):
     ("step", "message"),
     [
         (4, "no checkpoint of step 4; it has stage2: 3, 6, 9; stage1: 6"),
-        ("bets", "step must be a whole number or 'best', not 'bets'"),
+        ("bets", "step must be a whole number or 'best', not another text"),
         (-1, "step must be"),
         (True, "step must be"),
     ],

@@ -206,7 +206,7 @@ def test_a_mesh_of_fewer_devices_is_no_answer():
     [
         (["--codes"], "--codes and --out belong to --aot or --plan"),
         (["--aot="], "--aot is empty"),
-        (["--config.stages.stage1.accumulat=2"], 'Did you mean "accumulate"'),
+        (["--config.stages.stage1.accumulat=2"], "Did you mean 'accumulate'"),
         (["--config.stages.stage1.accumulate=3", "--plan"], "accumulate must divide batch_size"),
     ],
 )

@@ -33,7 +33,12 @@ def run(*args: str) -> subprocess.CompletedProcess:
         (["--config="], "no config file"),
         (["--config"], "Missing value for flag --config"),
         (["--workdirr=x"], "workdirr"),
-        (["--config.stages.stage2.stepz=3"], 'Did you mean "steps"'),
+        (["--config.stages.stage2.stepz=3"], "Did you mean 'steps'?"),
+        (
+            ["--config=finetune:lora", "--config.stages.finetune.options.lora.dropout=0.1"],
+            "the config has no config.stages.finetune.options.lora.dropout",
+        ),
+        (["--config=finetune:lora", "--config", "finetune:full"], "--config is given twice"),
         (["--config.seed=abc"], "config.seed"),
         (["--config.world.grid=3"], "config.world.grid has moved to"),
         (["--config.eval.prompts=3"], "config.eval.prompts has moved to"),

@@ -25,6 +25,7 @@ from janus_jax.param_groups import find_nodes, merge_params, split_params
 # The seven projections of every layer of the language model, in either layout of layers.
 TARGETS = ("decoder/*/attn/*_proj", "decoder/*/mlp/*_proj")
 # What an adapter trains, as patterns of parameter paths.
+_SHOWN = 8  # paths in a message
 LORA_PARAMS = (f"**/{LORA_A}", f"**/{LORA_B}")
 _LEAVES = (LORA_A, LORA_B, LORA_SCALE)
 
@@ -183,10 +184,18 @@ def _targets(params: Params, patterns: tuple[str, ...]) -> set[tuple[str, ...]]:
         if not found:
             paths = sorted("/".join(path) for path in dense)
             raise UserError(
-                f"lora.targets: {pattern!r} matches no dense layer.{nearest(pattern, paths)}"
+                f"lora.targets: {pattern!r} matches no dense layer ({_some(paths)}).{nearest(pattern, paths)}"
             )
         chosen |= found
     return chosen
+
+
+def _some(paths: list[str]) -> str:
+    """A few paths that differ by their last names, such as decoder/layers/attn/q_proj."""
+    usual = [path for path in paths if path.startswith("decoder/")] or paths
+    by_name = {path.rpartition("/")[2]: path for path in reversed(usual)}
+    shown = sorted(by_name.values())
+    return ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
 
 
 def _is_dense(value: Any) -> bool:

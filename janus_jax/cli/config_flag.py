@@ -84,10 +84,11 @@ def _reason(error: Exception, argv: list[str]) -> str:
             return str(link)
         if place := _place(link, argv):
             return place
-    if isinstance(error, LookupError):
-        text = str(error.args[0]) if error.args else ""
+    missing = (LookupError, AttributeError)  # the second: in a dict that is nested
+    if unknown := next((link for link in _chain(error) if isinstance(link, missing)), None):
+        text = str(unknown.args[0]) if unknown.args else ""
         key = re.search(r"[\w.]+", text)
-        key = "[" if isinstance(error, IndexError) else key[0] if key else text
+        key = "[" if isinstance(unknown, IndexError) else key[0] if key else text
         meant = re.search(r'Did you mean "([^"]+)"', text)
         for field in (a.lstrip("-").split("=")[0] for a in argv if "config." in a):
             if key in field:
@@ -130,6 +131,11 @@ def _place(error: BaseException, argv: list[str]) -> str:
 def _with_files(argv: list[str]) -> list[str]:
     """The command line with the file of a config wherever it has a name."""
     argv = list(argv)
+    names = [a.partition("=")[0] for a in argv]
+    if names.count("--config") + names.count("-config") > 1:
+        raise UserError(
+            "--config is given twice: name one config, and set fields by --config.FIELD=VALUE"
+        )
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config"):

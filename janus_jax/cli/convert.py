@@ -18,15 +18,17 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from janus_jax import gcs
 from janus_jax.cli.parser import Parser, step_of_run
 from janus_jax.console import printable
 from janus_jax.errors import RunError, UserError, run_main
-from janus_jax.files import write_json
+from janus_jax.files import read_json, write_json
 from janus_jax.places import check_file
 from janus_jax.untrusted import is_file
 
@@ -108,6 +110,26 @@ def convert(source, flags: argparse.Namespace) -> None:
         print(f"{name:16}{parameters:16,}{nbytes:18,}")
     added = f" with the adapter {flags.adapter}" if flags.adapter else ""
     print(printable(f"{flags.src} ({source.format}){added} is now in {flags.dst} ({flags.to})"))
+    _warn_of_rounding(flags.src)
+
+
+def _warn_of_rounding(src: str) -> None:
+    """One line for a run that has trained an adapter over int8 weights, which its checkpoints keep."""
+    path = gcs.absolute(src) / "config.json"
+    try:
+        config = read_json(path, dict) if is_file(path) else {}
+        rounded = config.get("policy", {}).get("frozen_dtype") == "int8"
+    except (UserError, AttributeError):
+        return
+    if rounded and config.get("init_from"):
+        print(
+            printable(
+                f"warning: {src} was trained over int8 weights, so what was written has them rounded; the model "
+                f"as it was, with the adapter: --src {config['init_from']} --adapter {src}/adapter/STAGE",
+                1000,
+            ),
+            file=sys.stderr,
+        )
 
 
 def convert_adapter(flags: argparse.Namespace) -> None:

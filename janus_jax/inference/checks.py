@@ -18,7 +18,6 @@ from janus_jax.config import JanusConfig, Policy
 from janus_jax.errors import UserError
 from janus_jax.parallel import AXES
 from janus_jax.processing import Processor, ProcessorConfig
-from janus_jax.untrusted import shown
 
 _SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
 
@@ -205,9 +204,10 @@ def check_source(id_or_dir: Any, step: Any) -> None:
     """Raises UserError if what to load is of another type."""
     if not isinstance(id_or_dir, str | os.PathLike):
         raise UserError(f"a model directory is a path, not {type(id_or_dir).__name__}")
-    if step is not None and step != BEST:
-        if isinstance(step, str):
-            raise UserError(f"step must be a whole number or {BEST!r}, not {shown(step)}")
+    if isinstance(step, str):
+        if step != BEST:
+            raise UserError(f"step must be a whole number or {BEST!r}, not another text")
+    elif step is not None:
         whole("step", step, least=0)
 
 

@@ -13,23 +13,24 @@ from janus_jax.training import Stage
 DIRECTORY = "adapter"
 
 
-def export_adapter(place: RunPlace, stage: Stage, again: bool) -> None:
-    """Writes the adapter of a stage that has one, from its newest checkpoint.
+def export_adapter(place: RunPlace, stage: Stage, again: bool, step: int | None = None) -> None:
+    """Writes the adapter of a stage that has one.
 
     All processes read it, as Orbax wants them to, and the first one writes. What cannot be written is said in a
     line: the checkpoint holds it all the same.
 
     Args:
       place: of the run.
-      stage: it is finished.
+      stage: it is finished, or was stopped early.
       again: whether it has been trained now; else only what is missing is written.
+      step: whose checkpoint is taken; None for the newest.
     """
     directory = place.files / DIRECTORY / stage.name
     if "lora" not in stage.options or not first_only(lambda: again or not directory.exists()):
         return
     try:
         # Its files were compared when they were written.
-        found = trained_adapter(place.address, stage=stage.name, verify=False)
+        found = trained_adapter(place.address, step, stage=stage.name, verify=False)
         if is_first():
             write_adapter(found.params, found.config, directory, found.base)
     except (UserError, OSError) as error:

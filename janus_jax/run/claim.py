@@ -204,8 +204,7 @@ def _check_changes(
     if all(rules.allowable(c) for c, _ in refused):
         way = f"; to change it in this run from its last checkpoint on, add --allow_change={names}"
     raise UserError(
-        f"{run_dir} holds the run of another config ({shown}{more}); choose another --workdir, or "
-        f"remove it{way}"
+        f"{run_dir} holds the run of another config ({shown}{more}); choose another --workdir{way}"
     )
 
 
@@ -255,6 +254,8 @@ class _ChangeRules:
             allowable = not self._begun_after(name)
         # A text's length is the size of a parameter; what is done cannot be done otherwise.
         done, steps = self._saved.get(name, 0), self._steps.get(name, 0)
+        if done and parts[2:4] == ["options", "lora"]:
+            return False  # the checkpoints have an adapter of that rank on those layers
         return allowable and parts[-1] != "text_length" and done < steps
 
     def _newer_version(self, change: Change) -> bool:

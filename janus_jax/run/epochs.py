@@ -69,8 +69,9 @@ def _steps(experiment: Experiment, stage: Stage, run_dir: Path | None) -> int:
             if share
         )
         print(
-            f"{stage.name}: {stage.epochs:g} epochs of {records} records are {steps} steps of {stage.batch_size} "
-            f"rows with {a_row:.3g} sequences each; by ratio and weight that reads {read}",
+            f"{stage.name}: {stage.epochs:g} epochs of {records} records are {steps} step{'s' * (steps != 1)} of "
+            f"{stage.batch_size} rows with {a_row:.3g} sequences each, whatever `steps` says; by ratio and weight "
+            f"that reads {read}",
             file=sys.stderr,
         )
     return steps

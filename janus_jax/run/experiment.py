@@ -127,6 +127,10 @@ def _tokenizer_of_model(init_from: str) -> Path | None:
         return None
     file = gcs.absolute(init_from) / TOKENIZER
     if not is_file(file):
+        if is_file(file.parent / "adapter_config.json"):
+            raise UserError(
+                f"config.init_from: {printable(init_from, 200)} is an adapter: name the model that it belongs to"
+            )
         raise UserError(
             f"config.init_from: {printable(init_from, 200)} is no model directory, it has no {TOKENIZER}: convert "
             "a checkpoint with convert_torch_weights.py, or name a run"

@@ -85,9 +85,9 @@ def advice(experiment: Experiment, stage: Stage, memory: Mapping[str, int], limi
         if "lora" in stage.options:  # its moments are small
             if config.policy.frozen_dtype != INT8:
                 return "keep frozen layers in int8: --config.policy.frozen_dtype=int8"
-            return "parameters alone are too large: take more devices"
+            return f"parameters {_too_large(memory, limit)}: take more devices"
         return (
-            "parameters and optimizer alone are too large: take more devices, or moments in bfloat16: "
+            f"parameters and optimizer {_too_large(memory, limit)}: take more devices, or moments in bfloat16: "
             f"--config.stages.{name}.options.optimizer.mu_dtype=bfloat16, and .nu_dtype"
         )
     if experiment.model.remat != "full":
@@ -103,6 +103,13 @@ def advice(experiment: Experiment, stage: Stage, memory: Mapping[str, int], limi
     if config.policy.pictures_at_once != 1:
         return "encode fewer pictures at a time: --config.policy.pictures_at_once=1"
     return "take shorter rows (--config.data.row.tokens), more devices, or split them (--config.mesh.tensor)"
+
+
+def _too_large(memory: Mapping[str, int], limit: float) -> str:
+    if memory["arguments"] > limit:
+        return "alone are too large"
+    held, rest = (x / 2**30 for x in (memory["arguments"], memory["total"] - memory["arguments"]))
+    return f"take {held:.1f} GiB, which leaves too little for the {rest:.1f} of gradients and activations"
 
 
 def largest_batch(

@@ -9,14 +9,18 @@ from typing import Any
 
 import jax
 
-from janus_jax import checkpoints
+from janus_jax import checkpoints, gcs
+from janus_jax.checkpoints.model_dir import METADATA
+from janus_jax.config import JanusConfig
 from janus_jax.errors import UserError
+from janus_jax.files import read_json
 from janus_jax.models import Params, init_params
 from janus_jax.parallel import is_first, param_shardings, shard_params
 from janus_jax.run.claim import progress
 from janus_jax.run.experiment import Experiment, check_init
 from janus_jax.run.forgetting import trains_decoder, warn_of_forgetting, warn_of_other_words
 from janus_jax.training import Stage, handed_on
+from janus_jax.untrusted import is_file
 
 
 def check_start(experiment: Experiment, run_dir: Path, first: Stage) -> None:
@@ -79,16 +83,32 @@ def initial_params(experiment: Experiment, run_dir: Path, first: Stage) -> Param
     if earlier and is_finished(run_dir, earlier[-1]):
         return None
     loaded = checkpoints.load_model(config.init_from, verify=config.log.verify)
-    if loaded.config != experiment.janus_config:
-        raise UserError(
-            f"config.init_from: {config.init_from} holds {loaded.config.name}, but this config is "
-            f"for {experiment.janus_config.name}: "
-            f"{_first_difference(loaded.config.to_dict(), experiment.janus_config.to_dict())}"
-        )
+    _check_same(loaded.config, experiment)
     if is_first():
         warn_of_forgetting(first)
         warn_of_other_words(loaded.processor, experiment)
     return loaded.params
+
+
+def check_architecture(experiment: Experiment, run_dir: Path, first: Stage) -> None:
+    """Looks for another architecture in `init_from` before any data is read; `initial_params` reads all of it."""
+    init_from = experiment.config.init_from
+    if not init_from or has_steps(run_dir, first):
+        return
+    metadata = gcs.absolute(init_from) / METADATA
+    if is_file(metadata):
+        found = read_json(metadata, dict).get("config")
+        if isinstance(found, dict):
+            _check_same(JanusConfig.from_dict(found), experiment)
+
+
+def _check_same(found: JanusConfig, experiment: Experiment) -> None:
+    if found != experiment.janus_config:
+        raise UserError(
+            f"config.init_from: {experiment.config.init_from} holds {found.name}, but this config is "
+            f"for {experiment.janus_config.name}: "
+            f"{_first_difference(found.to_dict(), experiment.janus_config.to_dict())}"
+        )
 
 
 def _first_difference(have: Mapping[str, Any], need: Mapping[str, Any], path: str = "") -> str:

@@ -67,6 +67,7 @@ from janus_jax.run.shared_log import SharedLog
 from janus_jax.run.stage_checks import check_stages
 from janus_jax.run.stage_data import batches
 from janus_jax.run.starting import (
+    check_architecture,
     check_start,
     check_used,
     finished_params,
@@ -139,6 +140,7 @@ def _train(
     first_only(lambda: check_start(experiment, run_dir, stages[0]))
     check_allowed(allow_change, config)
     check_trainable(experiment.model, stages)
+    check_architecture(experiment, run_dir, stages[0])
     given = read_given(experiment)
     check_stages(experiment, [s for s in stages if not is_finished(run_dir, s)])
     initial = initial_params(experiment, run_dir, stages[0])
@@ -167,7 +169,8 @@ def _train(
             try:
                 run.stage(stage, initial, last=stage is stages[-1])
             except StoppedEarly as early:
-                _say_early(early, place)
+                kept = _say_early(early, place)
+                export_adapter(place, stage, again=True, step=early.best if kept else None)
                 break
             initial = None  # it may be tens of gigabytes
         first_only(lambda: str(write_report(place.files)))
@@ -292,6 +295,8 @@ class _Run:
             )
         finally:
             iterator.close()  # its thread would outlive the interpreter
+        if watch is not None:
+            _say_best(stage, watch, self._place)
         return handed_on(stage, params)
 
     def _watch(self, stage: Stage) -> HeldOutWatch | None:
@@ -323,14 +328,31 @@ def _on_devices(params: Params, experiment: Experiment) -> Params:
     )
 
 
-def _say_early(early: StoppedEarly, place: RunPlace) -> None:
+def _say_best(stage: Stage, watch: HeldOutWatch, place: RunPlace) -> None:
+    """One line where the last step is not the one with the lowest held-out loss."""
+    if not is_first() or watch.best is None or watch.last is None or watch.best >= watch.last:
+        return
+    (loss, step), (last, end) = watch.best, watch.last
+    saved = checkpoints.is_written(place.address / "checkpoints" / stage.name / str(step))
+    way = f"sample.py --checkpoint {place.address} --step {step}" if saved else "it was not kept"
+    print(
+        f"{stage.name}: the held-out loss was lowest after step {step}, {loss:.4f}, and is {last:.4f} after "
+        f"{end}, which is what the run hands on; {way}",
+        file=sys.stderr,
+    )
+
+
+def _say_early(early: StoppedEarly, place: RunPlace) -> bool:
+    """Returns whether the best step has a checkpoint."""
+    best = place.address / "checkpoints" / early.stage / str(early.best)
+    kept = first_only(lambda: checkpoints.is_written(best))
     if is_first():
-        best = place.address / "checkpoints" / early.stage / str(early.best)
-        there = f"; {best} has it" if checkpoints.is_written(best) else ""
+        there = f"; {best} has it" if kept else ""
         print(
             f"{early}{there}; with --config.log.stop_after_worse=0 the same command goes on",
             file=sys.stderr,
         )
+    return kept
 
 
 def _setup(experiment: Experiment) -> str:

@@ -30,7 +30,7 @@ class HeldOutWatch:
       quiet: say nothing.
 
     Attributes:
-      best: (loss, step) of the lowest so far; None before the first.
+      best, last: (loss, step) of the lowest so far, and of the newest; None before the first.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class HeldOutWatch:
     ):
         self._stage, self._log, self._evaluate = stage, log, evaluate
         self._every, self._patience, self._quiet = every, patience, quiet
-        self._worse, self.best = 0, None
+        self._worse, self.best, self.last = 0, None, None
         self._done: set[int] = set()
 
     def start(self, done: int, params: Params) -> None:
@@ -84,6 +84,7 @@ class HeldOutWatch:
 
     def _count(self, step: int, loss: float) -> None:
         self._done.add(step)
+        self.last = (loss, step)
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
             self.best, self._worse = (loss, step), 0
         else:
