@@ -13,7 +13,11 @@ from janus_jax.inference.checks import number, whole
 
 
 class SamplingParams(NamedTuple):
-    """Numbers of one call, traced: other values do not compile another program."""
+    """Numbers of one call, traced: other values do not compile another program.
+
+    Each may be an array [B, 1], a number for each row. Such a temperature may be 0 in a program that is not
+    greedy: its row is greedy then.
+    """
 
     cfg_weight: float
     temperature: float
@@ -105,7 +109,11 @@ def sample(
     """
     if static.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, _warp(logits, sampling, static)).astype(jnp.int32)
+    drawn = jax.vmap(jax.random.categorical)(keys, _warp(logits, sampling, static))
+    if jnp.ndim(sampling.temperature):
+        greedy = jnp.reshape(sampling.temperature, -1) == 0
+        drawn = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn)
+    return drawn.astype(jnp.int32)
 
 
 def log_probs(
@@ -133,7 +141,10 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 def _warp(logits: jax.Array, sampling: SamplingParams, static: StaticSampling) -> jax.Array:
     """Temperature, then top-k and top-p."""
-    logits = logits / sampling.temperature
+    temperature = sampling.temperature
+    if jnp.ndim(temperature):
+        temperature = jnp.where(temperature == 0, 1.0, temperature)
+    logits = logits / temperature
     return filter_logits(logits, sampling.top_k, sampling.top_p) if static.filtered else logits
 
 
