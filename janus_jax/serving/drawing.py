@@ -26,9 +26,8 @@ from janus_jax.serving.jobs import DrawJob, Job, Picture, Preview
 from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
 
 BLOCK = 48  # codes between two looks at who else wants the device, about
-SHORTEST = (
-    64  # of the prompt lengths that programs are compiled for; each is four times the one before
-)
+FEWEST_BLOCKS = 8  # of a small picture, so that it can be shown while it grows
+SHORTEST = 64  # of the program's prompts, of which each length is four times the one before
 WHITE = 255
 
 
@@ -84,7 +83,7 @@ class Drawing:
         fit = janus.images_that_fit(self._lengths[-1], guided=True)
         self._sizes = sizes_that_fit(sizes, fit, janus.data_shards)
         self.max_rows = self._sizes[-1]
-        blocks = max(1, round((self._total - 1) / BLOCK))
+        blocks = max(round((self._total - 1) / BLOCK), min(FEWEST_BLOCKS, self._total - 1))
         self._block = -(-(self._total - 1) // blocks)
         self._keys = jax.jit(_keys)
 
