@@ -111,8 +111,7 @@ def sample(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     drawn = jax.vmap(jax.random.categorical)(keys, _warp(logits, sampling, static))
     if jnp.ndim(sampling.temperature):
-        greedy = jnp.reshape(sampling.temperature, -1) == 0
-        drawn = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn)
+        drawn = jnp.where(_greedy_rows(sampling), jnp.argmax(logits, axis=-1), drawn)
     return drawn.astype(jnp.int32)
 
 
@@ -130,7 +129,15 @@ def log_probs(
     """
     if static.greedy:
         return jnp.zeros(tokens.shape, jnp.float32)
-    return token_log_probs(_warp(logits, sampling, static), tokens)
+    found = token_log_probs(_warp(logits, sampling, static), tokens)
+    if jnp.ndim(sampling.temperature):
+        found = jnp.where(_greedy_rows(sampling), 0.0, found)
+    return found
+
+
+def _greedy_rows(sampling: SamplingParams) -> jax.Array:
+    """Which rows of a program that is not greedy are so, bool [B]."""
+    return jnp.reshape(sampling.temperature, -1) == 0
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -114,7 +114,7 @@ class Drawing:
         return Prepared(n, Group(length, static.guided), len(ids), work)
 
     def run(self, rows: Sequence[Row]) -> Generator[list[Output], None, None]:
-        """See `Worker.run`: the prompt and the first code, then a block of codes a step."""
+        """See `Worker.run`: the prompt and the first code, then a block of codes or a picture a step."""
         group: Group = rows[0].ticket.prepared.group
         size = next(size for size in self._sizes if size >= len(rows))
         padded = [*rows, *[rows[-1]] * (size - len(rows))]
@@ -136,7 +136,11 @@ class Drawing:
                 for number, row in enumerate(rows)
                 if row.alive and self._shows(row.work.previews, before, done)
             ]
-            yield self._show(codes, rows, wanted, done) if wanted else []
+            if not wanted:
+                yield []
+            for number in wanted:
+                if rows[number].alive:
+                    yield self._show(number, rows[number].index, codes[number], done)
 
     def programs(self) -> list[Program]:
         """All that `run` can need."""
@@ -155,7 +159,7 @@ class Drawing:
                         run = (found, schedule, prompts, keys, sampling, static)
                         for _ in generator.draw_segments(*run):
                             pass
-            self._pixels(found, np.zeros((size, self._total), np.int32))
+        self._pixels(found, np.zeros((1, self._total), np.int32))
         return found.programs
 
     def _schedule(self, size: int, group: Group) -> ImageSchedule:
@@ -186,34 +190,31 @@ class Drawing:
         parts = previews + 1
         return done == self._total or done * parts // self._total > before * parts // self._total
 
-    def _show(
-        self, codes: np.ndarray, rows: Sequence[Row], wanted: list[int], done: int
-    ) -> list[Output]:
+    def _show(self, number: int, index: int, codes: np.ndarray, done: int) -> list[Output]:
+        """What is said of a row. A picture is decoded alone, so that it is rounded equally in every batch."""
         total = self._total
-        pixels = to_host(self._pixels(execute, codes[:, :total]))
-        said: list[Output] = []
-        for number in wanted:
-            index = rows[number].index
-            if done == total:
-                said.append((number, Picture(index, pixels[number])))
-                said.append((number, RowDone("stop", total)))
-            else:
-                shown = hide_undrawn(pixels[number : number + 1], done, total, WHITE)[0]
-                said.append((number, Preview(index, shown, done, total)))
-        return said
+        (pixels,) = to_host(self._pixels(execute, codes[None, :total]))
+        if done == total:
+            return [(number, Picture(index, pixels)), (number, RowDone("stop", total))]
+        shown = hide_undrawn(pixels[None], done, total, WHITE)[0]
+        return [(number, Preview(index, shown, done, total))]
 
     def _pixels(self, call: Call, codes: np.ndarray) -> Any:
         return call(self._janus.image_engine.pixels, self._janus.weights, codes)
 
 
 def sizes_that_fit(sizes: Sequence[int], fit: int, shards: int = 1) -> list[int]:
-    """The numbers of rows to compile for: multiples of `shards`, at most `fit` unless there is only one."""
+    """The numbers of rows to compile for: multiples of `shards`, at most `fit`. Raises UserError without any."""
     sizes = sorted(
         {round_up(checks.whole("each of sizes", size, least=1), shards) for size in sizes}
     )
     if not sizes:
         raise UserError("sizes is an empty list: give at least one number of rows")
-    return [size for size in sizes if size <= fit] or sizes[:1]
+    if sizes[0] > fit:
+        raise UserError(
+            f"sizes: not even {sizes[0]} rows fit, the limit of memory and of max_batch is {fit}: give a smaller one"
+        )
+    return [size for size in sizes if size <= fit]
 
 
 def stacked(sampling: Sequence[SamplingParams]) -> SamplingParams:
