@@ -52,7 +52,7 @@ def test_sizes_that_fit():
     for wrong, message in (
         ([], "sizes is an empty list"),
         ([0], "each of sizes must be >= 1"),
-        ([16, 32], "not even 16 rows fit, the limit of memory and of max_batch is 8"),
+        ([16, 32], "not even 16 rows fit, the limit of memory and max_batch is 8"),
     ):
         with pytest.raises(UserError, match=message):
             sizes_that_fit(wrong, 8)

@@ -212,7 +212,7 @@ def sizes_that_fit(sizes: Sequence[int], fit: int, shards: int = 1) -> list[int]
         raise UserError("sizes is an empty list: give at least one number of rows")
     if sizes[0] > fit:
         raise UserError(
-            f"sizes: not even {sizes[0]} rows fit, the limit of memory and of max_batch is {fit}: give a smaller one"
+            f"sizes: not even {sizes[0]} rows fit, the limit of memory and max_batch is {fit}: give a smaller one"
         )
     return [size for size in sizes if size <= fit]
 
