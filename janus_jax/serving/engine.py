@@ -100,7 +100,8 @@ class ServingEngine(WorkerThread):
       sizes: numbers of rows that programs are compiled for; a batch takes the next larger one. Those that do not
         fit into memory are left out.
       longest_prompt: tokens of a prompt of a picture, with its chat template.
-      longest_question: tokens of a conversation before an answer, with its pictures.
+      longest_question: tokens of a conversation before an answer, with its pictures; 16 less than a power of two
+        is best, as the cache has room for the first block of the answer, too.
       longest_answer: tokens of an answer; one that may be longer is cut there.
       most_pictures: of a conversation.
       max_waiting, gather: see `WorkerThread`.
@@ -115,7 +116,7 @@ class ServingEngine(WorkerThread):
         *,
         sizes: Sequence[int] = SIZES,
         longest_prompt: int = 256,
-        longest_question: int = 2048,
+        longest_question: int = 2032,
         longest_answer: int = 1024,
         most_pictures: int = 4,
         max_waiting: int = 256,
