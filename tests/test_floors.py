@@ -40,6 +40,7 @@ FLOORS = {
     "sampling": 4,
     "run": 4,
     "data_tools": 4.5,
+    "serving": 4.5,
     "configs": 2,  # named by the run, and jax-free
     "cli": 5,
     "harness": 5,

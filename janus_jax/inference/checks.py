@@ -152,10 +152,15 @@ def _unwrap(value: Any) -> Any:
 
 def seed_key(seed: int) -> jax.Array:
     """The random key of a seed; raises UserError if it is not 0 to 2**32 - 1."""
+    return jax.random.key(seed_number(seed))
+
+
+def seed_number(seed: int) -> int:
+    """A seed; raises UserError if it is not 0 to 2**32 - 1."""
     seed = whole("seed", seed)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
-    return jax.random.key(seed)
+    return seed
 
 
 def memory_limit(value: Any) -> None:

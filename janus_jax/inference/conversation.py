@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from janus_jax.errors import UserError
 from janus_jax.inference import checks
 from janus_jax.inference.dialogue import Dialogue, started
+from janus_jax.inference.generator import prompt_number
 from janus_jax.inference.options import checked_options
 from janus_jax.inference.text_stream import TextStream, update_texts
 from janus_jax.processing import Processor, load_image, understanding_pixels
@@ -90,7 +90,7 @@ class Conversations:
         for history, new in zip(self._dialogue.history, ids, strict=True):
             limits.append(min(max_new_tokens, self._remaining_positions(len(history) + len(new))))
             # The draws depend on everything before, not on how it was cut into turns.
-            keys.append(zlib.crc32(np.asarray(history + new, np.int32).tobytes()))
+            keys.append(prompt_number(history + new))
         self._check(self._dialogue.cache_length(ids, limits))
         fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
         turn = self._dialogue.turn(

@@ -114,7 +114,7 @@ class ImageGenerator:
             return hide_undrawn(drawn, done, self._num_codes)
 
         run = (programs.execute, schedule, prompts, keys, sampling, static)
-        for new in self._draw_segments(*run):
+        for new in self.draw_segments(*run):
             codes[:, done : done + new.shape[1]] = to_host(new)
             done += new.shape[1]
             yield Preview(first, len(batch), done, self._num_codes, pixels)
@@ -146,7 +146,7 @@ class ImageGenerator:
         if schedule.segments is None:
             self._draw(call, prompts, keys, sampling, static)
             return
-        for _ in self._draw_segments(call, schedule, prompts, keys, sampling, static):
+        for _ in self.draw_segments(call, schedule, prompts, keys, sampling, static):
             pass
         self._pixels(call, np.zeros((B, self._num_codes), np.int32))
 
@@ -192,7 +192,7 @@ class ImageGenerator:
         draw = self._engine.draw_with_log_probs if log_probs else self._engine.draw
         return call(draw, self._weights, prompts, keys, sampling, static=static)
 
-    def _draw_segments(
+    def draw_segments(
         self,
         call: Call,
         schedule: ImageSchedule,
@@ -201,7 +201,17 @@ class ImageGenerator:
         sampling: SamplingParams,
         static: StaticSampling,
     ) -> Iterator[Any]:
-        """Codes int32 [B, n] of the prefill, then of every segment."""
+        """The programs of a schedule with segments.
+
+        Args:
+          call: `programs.execute` or a `ProgramList`.
+          schedule, prompts: of the batch; their shapes agree.
+          keys: [B] random keys, one a picture.
+          sampling, static: see `make_sampling_params`; the numbers may be arrays [B, 1].
+
+        Yields:
+          Codes int32 [B, n] of the prefill, then of every segment.
+        """
         engine, weights = self._engine, self._weights
         state, new = call(engine.start, weights, prompts, keys, sampling, static=static)
         yield new
@@ -227,9 +237,22 @@ class ImageGenerator:
 
 def picture_keys(key: jax.Array, batch: Sequence[Request], rows: int) -> jax.Array:
     """One key [rows] for each (prompt ids, index): another prompt draws other noise, too."""
-    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    prompts = [zlib.crc32(np.asarray(ids, np.int32).tobytes()) for ids, _ in batch]
+    prompts = [prompt_number(ids) for ids, _ in batch]
     indices = [index for _, index in batch]
     padding = [0] * (rows - len(batch))
-    keys = fold(key, jnp.array(prompts + padding, jnp.uint32))
-    return jax.vmap(jax.random.fold_in)(keys, jnp.array(indices + padding, jnp.uint32))
+    return fold_picture_keys(
+        jnp.broadcast_to(key, (rows,)),
+        jnp.array(prompts + padding, jnp.uint32),
+        jnp.array(indices + padding, jnp.uint32),
+    )
+
+
+def prompt_number(ids: Sequence[int]) -> int:
+    """What a prompt adds to a random key, 0 to 2**32 - 1."""
+    return zlib.crc32(np.asarray(ids, np.int32).tobytes())
+
+
+def fold_picture_keys(keys: jax.Array, prompts: jax.Array, indices: jax.Array) -> jax.Array:
+    """Keys [B] of the seeds, `prompt_number`s and numbers of the pictures, uint32 [B] -> keys [B]."""
+    fold = jax.vmap(jax.random.fold_in)
+    return fold(fold(keys, prompts), indices)

@@ -13,7 +13,11 @@ from janus_jax.inference.checks import number, whole
 
 
 class SamplingParams(NamedTuple):
-    """Numbers of one call, traced: other values do not compile another program."""
+    """Numbers of one call, traced: other values do not compile another program.
+
+    Each may be an array [B, 1], a number for each row. Such a temperature may be 0 in a program that is not
+    greedy: its row is greedy then.
+    """
 
     cfg_weight: float
     temperature: float
@@ -105,7 +109,10 @@ def sample(
     """
     if static.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, _warp(logits, sampling, static)).astype(jnp.int32)
+    drawn = jax.vmap(jax.random.categorical)(keys, _warp(logits, sampling, static))
+    if jnp.ndim(sampling.temperature):
+        drawn = jnp.where(_greedy_rows(sampling), jnp.argmax(logits, axis=-1), drawn)
+    return drawn.astype(jnp.int32)
 
 
 def log_probs(
@@ -122,7 +129,15 @@ def log_probs(
     """
     if static.greedy:
         return jnp.zeros(tokens.shape, jnp.float32)
-    return token_log_probs(_warp(logits, sampling, static), tokens)
+    found = token_log_probs(_warp(logits, sampling, static), tokens)
+    if jnp.ndim(sampling.temperature):
+        found = jnp.where(_greedy_rows(sampling), 0.0, found)
+    return found
+
+
+def _greedy_rows(sampling: SamplingParams) -> jax.Array:
+    """Which rows of a program that is not greedy are so, bool [B]."""
+    return jnp.reshape(sampling.temperature, -1) == 0
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -133,7 +148,10 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 def _warp(logits: jax.Array, sampling: SamplingParams, static: StaticSampling) -> jax.Array:
     """Temperature, then top-k and top-p."""
-    logits = logits / sampling.temperature
+    temperature = sampling.temperature
+    if jnp.ndim(temperature):
+        temperature = jnp.where(temperature == 0, 1.0, temperature)
+    logits = logits / temperature
     return filter_logits(logits, sampling.top_k, sampling.top_p) if static.filtered else logits
 
 

@@ -59,12 +59,12 @@ class PreviewWriter:
             save_image(self._files[i], Image.fromarray(pixels))
 
 
-def hide_undrawn(pixels: np.ndarray, done: int, total: int) -> np.ndarray:
-    """Grey where codes, row by row over the square grid, are not drawn yet."""
+def hide_undrawn(pixels: np.ndarray, done: int, total: int, shade: int = GREY) -> np.ndarray:
+    """`shade` where codes, row by row over the square grid, are not drawn yet."""
     if done == total:
         return pixels
     grid = int(total**0.5)
     side = pixels.shape[1] // grid
     drawn = (np.arange(total) < done).reshape(grid, grid)
     drawn = np.kron(drawn, np.ones((side, side), bool))
-    return np.where(drawn[..., None], pixels, np.uint8(GREY))
+    return np.where(drawn[..., None], pixels, np.uint8(shade))

@@ -1,0 +1,153 @@
+"""The engine of the server: a thread that owns the device, between requests of many users and one model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from janus_jax.inference import Janus
+from janus_jax.inference.drawing import Progress
+from janus_jax.inference.memory import free_bytes
+from janus_jax.serving.chatting import Chatting
+from janus_jax.serving.drawing import Drawing
+from janus_jax.serving.jobs import Event, Failed, Job, QueueFull
+from janus_jax.serving.scheduling import Scheduler, Ticket, Worker
+
+log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16)
+
+
+class WorkerThread:
+    """A `jobs.Engine` of any workers: their jobs are done in a thread of its own, which runs from the start.
+
+    Args:
+      workers: one a kind of jobs.
+      max_waiting: most pictures, and most answers, that wait for their turn.
+      gather: seconds that an engine without work waits for more requests after the first, so that those which
+        come together are computed together.
+    """
+
+    def __init__(self, workers: Sequence[Worker], max_waiting: int = 256, gather: float = 0.01):
+        self._changed = threading.Condition()
+        self._scheduler = Scheduler(workers, max_waiting, self._wake)
+        self._gather = gather
+        self._closing, self._stopped = False, False
+        self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs are done without waiting for a compiler."""
+        return not self._closing
+
+    def submit(
+        self, job: Job, on_event: Callable[[Event], None], deadline: float | None = None
+    ) -> Ticket:
+        """See `jobs.Engine.submit`. Raises QueueFull, too, once the engine is closed."""
+        if self._closing:
+            raise QueueFull(10)
+        ticket = self._scheduler.add(job, on_event, deadline)
+        if self._stopped:  # in the meantime: nobody else would end this job
+            self._scheduler.fail_all(Failed("error", "the server has stopped"))
+        return ticket
+
+    def stats(self) -> Mapping[str, Any]:
+        """See `Scheduler.stats`."""
+        return self._scheduler.stats()
+
+    def close(self, drain: bool = True) -> None:
+        """Takes nothing more, ends all jobs (see `jobs.Engine.close`), and returns when they have ended."""
+        self._closing = True
+        if not drain:
+            self._scheduler.cancel_all()
+        self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        scheduler = self._scheduler
+        try:
+            while True:
+                with self._changed:
+                    if scheduler.idle:
+                        self._changed.wait_for(lambda: self._closing or not scheduler.idle)
+                        if self._gather:
+                            together = lambda: self._closing or scheduler.full
+                            self._changed.wait_for(together, timeout=self._gather)
+                if self._closing and scheduler.idle:
+                    return
+                scheduler.tick()
+        except BaseException:
+            log.exception("the engine has stopped")
+        finally:
+            self._closing = self._stopped = True
+            scheduler.fail_all(Failed("error", "the server has stopped"))
+
+
+class ServingEngine(WorkerThread):
+    """A `jobs.Engine` on a model. `warm_up` makes it `ready`; before, jobs are taken and wait for the compiler.
+
+    Args:
+      janus: the model; nothing else may use it meanwhile.
+      sizes: numbers of rows that programs are compiled for; a batch takes the next larger one. Those that do not
+        fit into memory are left out.
+      longest_prompt: tokens of a prompt of a picture, with its chat template.
+      longest_question: tokens of a conversation before an answer, with its pictures; 16 less than a power of two
+        is best, as the cache has room for the first block of the answer, too.
+      longest_answer: tokens of an answer; one that may be longer is cut there.
+      most_pictures: of a conversation.
+      max_waiting, gather: see `WorkerThread`.
+
+    Raises:
+      UserError: not even the smallest batch fits into memory.
+    """
+
+    def __init__(
+        self,
+        janus: Janus,
+        *,
+        sizes: Sequence[int] = SIZES,
+        longest_prompt: int = 256,
+        longest_question: int = 2032,
+        longest_answer: int = 1024,
+        most_pictures: int = 4,
+        max_waiting: int = 256,
+        gather: float = 0.01,
+    ):
+        janus = copy.copy(janus)  # with a share of the memory for each batch that may be there
+        limit = janus.memory_limit or int(0.9 * free_bytes())
+        janus.memory_limit = limit // (Drawing.max_batches + Chatting.max_batches)
+        self._drawing = Drawing(janus, sizes, longest_prompt)
+        self._chatting = Chatting(janus, sizes, longest_question, longest_answer, most_pictures)
+        self._warm = False
+        super().__init__([self._drawing, self._chatting], max_waiting, gather)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all programs are compiled."""
+        return self._warm and super().ready
+
+    def warm_up(self, progress: Progress | None = None) -> int:
+        """Compiles every program that a job can need, in the calling thread; ends early if the engine is closed.
+
+        Args:
+          progress: wraps the list of programs, such as `tqdm.tqdm`.
+
+        Returns:
+          The number of programs.
+        """
+        programs = [*self._drawing.programs(), *self._chatting.programs()]
+        for program in progress(programs) if progress else programs:
+            if self._closing:
+                return 0
+            program.compile()
+        self._warm = True
+        return len(programs)

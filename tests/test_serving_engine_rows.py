@@ -1,0 +1,58 @@
+"""Settings and random keys that differ from row to row, as the server has them."""
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.errors import UserError
+from janus_jax.inference.generator import Request, picture_keys, prompt_number
+from janus_jax.inference.logits import StaticSampling, log_probs, make_sampling_params, sample
+from janus_jax.serving.drawing import _keys, sizes_that_fit, stacked
+
+SETTINGS = (
+    dict(temperature=0),
+    dict(temperature=0.5),
+    dict(temperature=1.5, top_k=2),
+    dict(temperature=1.0, top_p=0.6),
+)
+
+
+def test_a_row_of_settings_of_its_own_draws_as_alone():
+    logits = np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)
+    together = stacked([make_sampling_params(30, **one)[0] for one in SETTINGS])
+    static = StaticSampling(guided=False, greedy=False, filtered=True)
+    drawn = set()
+    for seed in range(20):
+        keys = jax.random.split(jax.random.key(seed), 4)
+        found = sample(logits, keys, together, static)
+        scores = log_probs(logits, found, together, static)
+        for row, one in enumerate(SETTINGS):
+            alone = slice(row, row + 1)
+            how = make_sampling_params(30, **one)
+            want = sample(logits[alone], keys[alone], *how)
+            np.testing.assert_array_equal(found[alone], want)
+            np.testing.assert_array_equal(scores[alone], log_probs(logits[alone], want, *how))
+        drawn.add(tuple(found.tolist()))
+    assert len(drawn) > 5
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_keys_of_rows_are_those_of_a_drawing_with_their_seed(seed):
+    requests = [Request([1, 5, 9], 0), Request([1, 5, 9], 3), Request([1, 7], 0)]
+    want = picture_keys(jax.random.key(seed), requests, 3)
+    prompts = [prompt_number(request.ids) for request in requests]
+    columns = [seed] * 3, prompts, [request.index for request in requests]
+    found = jax.jit(_keys)(*(np.asarray(column, np.uint32) for column in columns))
+    np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(want))
+
+
+def test_sizes_that_fit():
+    assert sizes_that_fit([4, 1, 2, 2, 16], 9) == [1, 2, 4]
+    assert sizes_that_fit([1, 2, 4, 6], 100, shards=4) == [4, 8]
+    for wrong, message in (
+        ([], "sizes is an empty list"),
+        ([0], "each of sizes must be >= 1"),
+        ([16, 32], "not even 16 rows fit, the limit of memory and max_batch is 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sizes_that_fit(wrong, 8)
