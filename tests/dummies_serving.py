@@ -55,7 +55,7 @@ class FakeEngine:
         return Ticket(stop)
 
     def stats(self):
-        return {"waiting": {"draw": 2, "chat": 0}, "codes made": 7}
+        return {"draw": {"waiting": 2, "made": 7}, "chat": {"waiting": 0, "made": 1.5}}
 
     def close(self, drain=True):
         self.closed = drain

@@ -249,8 +249,8 @@ def test_ready_and_metrics_and_the_end():
     assert engine.closed is True
     for line in (
         "janus_ready 1.0",
-        'janus_waiting{kind="draw"} 2.0',
-        "janus_codes_made 7.0",
+        'janus_engine_waiting{kind="draw"} 2.0',
+        'janus_engine_made_total{kind="chat"} 1.5',
         f'janus_http_requests_total{{path="{CHAT}",status="200"}} 1.0',
         'janus_http_requests_total{path="/ready",status="503"} 1.0',
         'janus_http_requests_total{path="other",status="404"} 1.0',

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from janus_jax.serving.jobs import Engine
 
+_NOW = ("waiting", "running")  # what the engine does not only count up
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class _OfEngine:
-    """`Engine.stats()` as it is when somebody asks: a number each, or one a kind."""
+    """`Engine.stats()` as it is when somebody asks: kind of job -> name -> number."""
 
     def __init__(self, engine: Engine):
         self._engine = engine
@@ -25,15 +25,13 @@ class _OfEngine:
         ready = GaugeMetricFamily("janus_ready", "1 when all programs are compiled")
         ready.add_metric([], float(self._engine.ready))
         yield ready
-        for name, value in sorted(self._engine.stats().items()):
-            by_kind = isinstance(value, Mapping)
-            metric = GaugeMetricFamily(
-                "janus_" + re.sub(r"\W", "_", name),
-                f"{name} of the engine",
-                labels=["kind"] if by_kind else [],
-            )
-            for kind, number in value.items() if by_kind else [(None, value)]:
-                metric.add_metric([str(kind)] if by_kind else [], float(number))
+        stats = self._engine.stats()
+        for name in sorted({name for numbers in stats.values() for name in numbers}):
+            make = GaugeMetricFamily if name in _NOW else CounterMetricFamily
+            metric = make(f"janus_engine_{name}", f"{name} of the engine", labels=["kind"])
+            for kind, numbers in stats.items():
+                if name in numbers:
+                    metric.add_metric([kind], float(numbers[name]))
             yield metric
 
 
