@@ -270,7 +270,7 @@ def test_bodies_that_are_too_large():
     assert len(engine.jobs) == 1
 
 
-def call(app, messages, path=CHAT):
+def call(app, messages, path=CHAT, on_send=lambda message: None):
     """(messages that were sent, a task): the application on a connection that brings `messages`, then nothing."""
     scope = {
         "type": "http",
@@ -288,6 +288,7 @@ def call(app, messages, path=CHAT):
 
     async def send(message):
         sent.append(message)
+        on_send(message)
 
     return sent, asyncio.create_task(app(scope | {"asgi": {}}, receive, send))
 
@@ -354,6 +355,27 @@ def test_a_client_that_goes_away_cancels_its_job_alone(stream, started):
 
     asyncio.run(go())
     assert [job.seed for job in engine.cancelled] == [1]
+
+
+def test_a_stream_that_cannot_be_sent_cancels_its_job():
+    """As of servers that raise where the client has gone, instead of saying so."""
+    engine = FakeEngine()
+    engine.go.clear()
+
+    async def go():
+        connection = asyncio.Queue()
+        connection.put_nowait(part(json.dumps(HELLO | {"stream": True}).encode()))
+
+        def broken(message):
+            if message["type"] == "http.response.body":
+                raise OSError("the pipe is broken")
+
+        _, ends = call(app_of(engine), connection, on_send=broken)
+        with pytest.raises(OSError, match="pipe"):
+            await asyncio.wait_for(ends, 5)
+        await asyncio.to_thread(wait_for, lambda: engine.cancelled)
+
+    asyncio.run(go())
 
 
 def test_a_connection_that_is_closed_on_a_real_server():
