@@ -19,6 +19,7 @@ from dummies_serving import CARD, CHAT, FakeEngine, wait_for
 
 from janus_jax.cli import serve
 from janus_jax.errors import UserError
+from janus_jax.serving.limits import Limits
 from janus_jax.serving.security import check_binding, is_loopback
 
 BAD = [
@@ -131,7 +132,13 @@ class Warming(FakeEngine):
 
 
 def flags_of(**changed):
-    flags = {"timeout": 30.0, "api_key": None, "host": "127.0.0.1", "quiet": True}
+    flags = {
+        "timeout": 30.0,
+        "api_key": None,
+        "host": "127.0.0.1",
+        "quiet": True,
+        "insecure": False,
+    }
     return argparse.Namespace(**flags | changed)
 
 
@@ -171,7 +178,7 @@ def test_it_serves_says_when_it_is_ready_and_drains_at_sigterm(signals, capfd):
 
     user = threading.Thread(target=use)
     user.start()
-    serve.run_server(engine, CARD, flags_of(api_key="k"), listener)
+    serve.run_server(engine, CARD, Limits(), flags_of(api_key="k"), listener)
     user.join()
     assert seen["before"] == 503
     assert seen["asked"]["choices"][0]["message"]["content"] == "You said: hello"
@@ -185,7 +192,7 @@ def test_a_model_that_does_not_fit_ends_the_server(signals):
     engine = Warming(UserError("not enough memory"))
     engine.compiled.set()
     with pytest.raises(UserError, match="not enough memory"):
-        serve.run_server(engine, CARD, flags_of(), serve.listen("127.0.0.1", 0))
+        serve.run_server(engine, CARD, Limits(), flags_of(), serve.listen("127.0.0.1", 0))
 
 
 def test_the_line_to_try_is_a_command():

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +127,18 @@ def test_errors_are_exceptions_of_the_package(served):
             list(ask(client, stream=True))
     finally:
         engine.script = usual
+
+
+def test_the_example_of_the_docs(served, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    client, _ = served
+    page = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    example = example.replace("http://127.0.0.1:8000/v1", str(client.base_url))
+    exec(example.replace('"none"', repr(KEY)), {})
+    assert capsys.readouterr().out == "You said: what is it?"
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["dog_completed.png", "dog_partial_image.png"]
 
 
 def test_to_close_a_stream_cancels(served):

@@ -32,6 +32,7 @@ from janus_jax.errors import UserError, run_main
 if TYPE_CHECKING:
     from janus_jax.inference import Janus
     from janus_jax.serving.engine import ServingEngine
+    from janus_jax.serving.limits import Limits
     from janus_jax.serving.schemas import ModelCard
 
 _DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
@@ -85,7 +86,11 @@ def parse_flags() -> argparse.Namespace:
         metavar="KEY",
         help="wanted of every request but /health; rather JANUS_API_KEY, which other users do not see",
     )
-    add("--insecure", action="store_true", help="let others in without a key (--host)")
+    add(
+        "--insecure",
+        action="store_true",
+        help="without a key: let in other machines (--host), and names other than localhost (a proxy)",
+    )
     add("--quiet", action="store_true", help="no progress bar while programs are compiled")
     flags = parser.parse_args()
     if flags.api_key is None:
@@ -168,7 +173,11 @@ def ready_line(address: tuple[Any, ...], key: str | None, name: str) -> str:
 
 
 def run_server(
-    engine: ServingEngine, card: ModelCard, flags: argparse.Namespace, listener: socket.socket
+    engine: ServingEngine,
+    card: ModelCard,
+    limits: Limits,
+    flags: argparse.Namespace,
+    listener: socket.socket,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C, and until what is running then is answered.
 
@@ -178,7 +187,6 @@ def run_server(
     import uvicorn
 
     from janus_jax.serving.app import create_app
-    from janus_jax.serving.limits import Limits
     from janus_jax.serving.security import is_loopback
 
     class Server(uvicorn.Server):
@@ -189,9 +197,9 @@ def run_server(
     app = create_app(
         engine,
         card,
-        Limits(seconds=flags.timeout),
+        limits,
         flags.api_key,
-        local_only=is_loopback(flags.host),
+        local_only=is_loopback(flags.host) and not flags.insecure,
     )
     server = Server(
         uvicorn.Config(
@@ -239,6 +247,7 @@ def main() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f'{error.name} is not installed: pip install "janus-jax[serve]"') from error
+    from janus_jax.serving.limits import Limits
     from janus_jax.serving.security import check_binding
 
     check_binding(flags.host, flags.api_key, flags.insecure)
@@ -247,8 +256,11 @@ def main() -> None:
 
     janus = load(flags)
     sizes = [size for size in _SIZES if size < flags.max_batch] + [flags.max_batch]
-    engine = ServingEngine(janus, sizes=sizes, max_waiting=flags.queue)
-    run_server(engine, describe(janus), flags, listener)
+    limits = Limits(seconds=flags.timeout)
+    engine = ServingEngine(
+        janus, sizes=sizes, max_waiting=flags.queue, longest_answer=limits.tokens
+    )
+    run_server(engine, describe(janus), limits, flags, listener)
 
 
 def command() -> None:

@@ -41,7 +41,7 @@ class Limits:
     messages: int = 200
     drawn: int = 10
     previews: int = 3
-    tokens: int = 4096
+    tokens: int = 1024
     stops: int = 4
 
 
