@@ -151,7 +151,10 @@ def test_a_lazy_kernel_stays_lazy():
         (dict(rnk=8), r"lora has no field 'rnk'\. Did you mean 'rank'"),
         (dict(targets=["decoder/*/attn/q_prj"]), r"'decoder/\*/attn/q_prj' matches no dense layer"),
         (dict(targets="decoder/embed"), r"'decoder/embed' matches no dense layer"),
-        (dict(targets="decoder/*/attn/q_proj/kernel"), r"matches no dense layer \(.*\)\. Did you mean"),
+        (
+            dict(targets="decoder/*/attn/q_proj/kernel"),
+            r"matches no dense layer \(.*\)\. Did you mean",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(options, message):

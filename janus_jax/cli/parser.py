@@ -19,6 +19,7 @@ COMMANDS = {
     "convert_torch_weights.py": "janus-convert",
     "-m janus_jax.data": "janus-data",
     "-m janus_jax.evaluation": "janus-evaluate",
+    "-m janus_jax.serving": "janus-serve",
 }
 
 

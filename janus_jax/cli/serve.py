@@ -1,0 +1,268 @@
+"""Serves a checkpoint over HTTP, in the form of OpenAI's API: pictures, answers, streams.
+
+  python -m janus_jax.serving --checkpoint runs/janus_tiny
+  python -m janus_jax.serving --checkpoint models/janus-pro-1b --port 8080 --max_batch 16 --int8 weights
+  JANUS_API_KEY=secret python -m janus_jax.serving --checkpoint models/janus-pro-1b --host 0.0.0.0
+
+  curl http://127.0.0.1:8000/v1/images/generations -H "Content-Type: application/json" \\
+    -d '{"prompt": "a red apple on the left", "seed": 1}'
+
+Requests that come together are computed together. Without a key it can only be reached from this machine.
+SIGTERM or Ctrl-C: no new requests, and those that are there are answered first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from janus_jax.cli.parser import Parser, step_of_run
+from janus_jax.console import printable
+from janus_jax.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from janus_jax.inference import Janus
+    from janus_jax.serving.engine import ServingEngine
+    from janus_jax.serving.limits import Limits
+    from janus_jax.serving.schemas import ModelCard
+
+_DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
+_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+def parse_flags() -> argparse.Namespace:
+    """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR|ID", default="runs/janus_tiny", help="default: %(default)s")
+    add("--adapter", metavar="DIR|ID", help="a LoRA adapter for it, as PEFT writes it")
+    add(
+        "--step",
+        type=step_of_run,
+        metavar="N|best",
+        help="of a training run; best: that with the lowest held-out loss; default: the newest",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: float32 on a CPU, else bfloat16",
+    )
+    add("--int8", default="", metavar="PARTS", help="'weights', 'cache' or 'weights,cache'")
+    add("--host", default="127.0.0.1", help="default: %(default)s, this machine only")
+    add("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
+    add(
+        "--max_batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help=f"most pictures or answers at once, {_SIZES[0]} to {_SIZES[-1]}; default: %(default)s",
+    )
+    add(
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="pictures, and answers, that may wait; further requests get 429; default: %(default)s",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="of a request, with its wait; then 504; default: %(default)s",
+    )
+    add(
+        "--api-key",
+        metavar="KEY",
+        help="wanted of every request but /health; rather JANUS_API_KEY, which other users do not see",
+    )
+    add(
+        "--insecure",
+        action="store_true",
+        help="without a key: let in other machines (--host), and names other than localhost (a proxy)",
+    )
+    add("--quiet", action="store_true", help="no progress bar while programs are compiled")
+    flags = parser.parse_args()
+    if flags.api_key is None:
+        flags.api_key = os.environ.get("JANUS_API_KEY")
+    for name, least, most in (
+        ("port", 0, 65535),
+        ("max_batch", _SIZES[0], _SIZES[-1]),
+        ("queue", 1, 10**6),
+    ):
+        if not least <= getattr(flags, name) <= most:
+            given = getattr(flags, name)
+            raise UserError(f"--{name} must be from {least} to {most}, got {given}")
+    if not 0 < flags.timeout < math.inf:
+        raise UserError(f"--timeout must be above 0 and finite, got {flags.timeout}")
+    return flags
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that has the address, but takes no connections yet.
+
+    Raises:
+      UserError: there is no such address, or it is taken.
+    """
+    where = f"{printable(host)}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot listen on {where}: {why}; give another --host or --port"
+        ) from error
+
+
+def load(flags: argparse.Namespace) -> Janus:
+    """The model."""
+    from janus_jax.config import Policy
+    from janus_jax.inference import Janus, enable_compilation_cache
+
+    enable_compilation_cache()
+    return Janus.load(
+        flags.checkpoint,
+        step=flags.step,
+        policy=Policy.auto(flags.dtype),
+        int8=[part for part in flags.int8.split(",") if part],
+        adapter=flags.adapter,
+        max_batch=flags.max_batch,
+    )
+
+
+def describe(janus: Janus) -> ModelCard:
+    """What the protocol says of a model."""
+    from janus_jax.serving.schemas import ModelCard
+
+    side = janus.config.vq.image_size
+    return ModelCard(
+        name=printable(janus.config.name),
+        width=side,
+        height=side,
+        input_size=janus.config.siglip.image_size,
+        created=int(time.time()),
+    )
+
+
+def ready_line(address: tuple[Any, ...], key: str | None, name: str) -> str:
+    """What to try, at the socket's address."""
+    host, port = address[:2]
+    base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    header = ' -H "Authorization: Bearer $JANUS_API_KEY"' if key is not None else ""
+    return (
+        f"{name} is ready at {base}/v1; try\n"
+        f'  curl {base}/v1/images/generations{header} -H "Content-Type: application/json" '
+        """-d '{"prompt": "a red apple on the left"}'"""
+    )
+
+
+def run_server(
+    engine: ServingEngine,
+    card: ModelCard,
+    limits: Limits,
+    flags: argparse.Namespace,
+    listener: socket.socket,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C, and until what is running then is answered.
+
+    Raises:
+      UserError: what `warm_up` raised.
+    """
+    import uvicorn
+
+    from janus_jax.serving.app import create_app
+    from janus_jax.serving.security import is_loopback
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, *args: Any) -> None:
+            print("stopping: what is running is answered first", file=sys.stderr, flush=True)
+            super().handle_exit(*args)
+
+    app = create_app(
+        engine,
+        card,
+        limits,
+        flags.api_key,
+        local_only=is_loopback(flags.host) and not flags.insecure,
+    )
+    server = Server(
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=math.ceil(flags.timeout + _DRAIN),
+        )
+    )
+    failed: list[BaseException] = []
+
+    def warm_up() -> None:
+        try:
+            engine.warm_up(
+                lambda programs: tqdm(
+                    programs, unit="program", desc="compiling", disable=flags.quiet or None
+                )
+            )
+        except BaseException as error:
+            failed.append(error)
+            server.should_exit = True
+            return
+        if engine.ready:
+            print(ready_line(listener.getsockname(), flags.api_key, card.name), flush=True)
+
+    # uvicorn raises the signal again once it has stopped; by then all is done.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    warming = threading.Thread(target=warm_up, name="warm-up", daemon=True)
+    warming.start()
+    server.run(sockets=[listener])
+    warming.join(_DRAIN)
+    if failed:
+        raise failed[0]
+
+
+def main() -> None:
+    flags = parse_flags()
+    try:
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'{error.name} is not installed: pip install "janus-jax[serve]"') from error
+    from janus_jax.serving.limits import Limits
+    from janus_jax.serving.security import check_binding
+
+    check_binding(flags.host, flags.api_key, flags.insecure)
+    listener = listen(flags.host, flags.port)  # before the model is read for minutes
+    from janus_jax.serving.engine import ServingEngine
+
+    janus = load(flags)
+    sizes = [size for size in _SIZES if size < flags.max_batch] + [flags.max_batch]
+    limits = Limits(seconds=flags.timeout)
+    engine = ServingEngine(
+        janus, sizes=sizes, max_waiting=flags.queue, longest_answer=limits.tokens
+    )
+    run_server(engine, describe(janus), limits, flags, listener)
+
+
+def command() -> None:
+    """Entry point of `janus-serve` and of `python -m janus_jax.serving`."""
+    run_main(main)

@@ -1,0 +1,54 @@
+"""What all endpoints share: the engine, the model's facts, limits, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from starlette.requests import Request
+
+from janus_jax.serving.errors import ApiError
+from janus_jax.serving.fields import parse_json
+from janus_jax.serving.jobs import Engine, Job
+from janus_jax.serving.limits import Limits
+from janus_jax.serving.running import Running, in_thread
+from janus_jax.serving.schemas import ModelCard
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Of one application.
+
+    Attributes:
+      engine: does the jobs.
+      card: the model.
+      limits: of requests.
+      pool: a few threads for pictures and long texts, beside the event loop. They also bound how many pictures are
+        decoded at the same time.
+    """
+
+    engine: Engine
+    card: ModelCard
+    limits: Limits
+    pool: ThreadPoolExecutor
+
+    def run(self, job: Job, request: Request) -> Running:
+        """The job of a request, not handed in yet."""
+        return Running(self.engine, job, request, self.limits.seconds, self.pool)
+
+
+async def read_json(request: Request, context: Context) -> Any:
+    """The body of a request.
+
+    Raises:
+      ApiError: it is not declared as JSON, which also keeps out what a form on a web page can send.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(
+            "send JSON, with the header Content-Type: application/json",
+            415,
+            code="unsupported_media_type",
+        )
+    return await in_thread(context.pool, parse_json, await request.body())

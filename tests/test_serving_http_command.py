@@ -1,0 +1,204 @@
+"""`janus-serve`: what is wrong with its flags; starting, serving and stopping on an engine without a model."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("httpx")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("uvicorn")
+
+from dummies_serving import CARD, CHAT, FakeEngine, wait_for
+
+from janus_jax.cli import serve
+from janus_jax.errors import UserError
+from janus_jax.serving.limits import Limits
+from janus_jax.serving.security import check_binding, is_loopback
+
+BAD = [
+    (("--prot", "1"), "--prot"),
+    (("--port", "99999"), "--port must be from 0 to 65535"),
+    (("--max_batch", "0"), "--max_batch must be from 1"),
+    (("--queue", "0"), "--queue must be"),
+    (("--timeout", "0"), "--timeout must be above 0"),
+    (("--timeout", "nan"), "--timeout must be above 0"),
+    (("--host", "0.0.0.0"), "--api-key"),
+    (("--host", "::"), "--api-key"),
+    (("--host", ""), "--api-key"),
+    (("--api-key", ""), "not empty"),
+    (("--api-key", "a\nb"), "printable"),
+    (("--host", "203.0.113.7", "--insecure"), "cannot listen on 203.0.113.7:8000"),
+    (("--step", "first"), "the number of a step"),
+]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """(exit code, standard output, standard error) of the command."""
+    monkeypatch.delenv("JANUS_API_KEY", raising=False)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["janus-serve", *flags])
+        code = 0
+        try:
+            serve.command()
+        except SystemExit as ended:
+            code = ended.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD)
+def test_bad_flags_are_one_line(call, flags, words):
+    code, out, err = call(*flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_help_shows_how_to_start_and_to_ask(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    assert "janus-serve --checkpoint runs/janus_tiny" in out and "python -m" not in out
+    assert "curl http://127.0.0.1:8000/v1/images/generations" in out and "\\\n    -d" in out
+
+
+def test_a_port_that_is_taken_is_seen_before_the_model_is_read(call):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = call("--port", str(taken.getsockname()[1]), "--checkpoint", "/no/such")
+    assert code == 2 and "Address already in use" in err and "--port" in err
+
+
+def test_without_the_packages_it_says_what_to_install(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, err = call()
+    assert code == 2 and 'pip install "janus-jax[serve]"' in err
+
+
+def test_the_key_may_come_from_the_environment(call, monkeypatch):
+    monkeypatch.setenv("JANUS_API_KEY", "of the environment")
+    monkeypatch.setattr(sys, "argv", ["janus-serve"])
+    assert serve.parse_flags().api_key == "of the environment"
+    monkeypatch.setattr(sys, "argv", ["janus-serve", "--api-key", "of the flag"])
+    assert serve.parse_flags().api_key == "of the flag"
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.2", False),
+        ("", False),
+        ("2130706433", False),
+        ("localhost.example.com", False),
+    ],
+)
+def test_what_only_this_machine_reaches(host, local):
+    assert is_loopback(host) is local
+    check_binding(host, "a-key", insecure=False)
+    check_binding(host, None, insecure=True)
+    if local:
+        check_binding(host, None, insecure=False)
+    else:
+        with pytest.raises(UserError, match="--insecure"):
+            check_binding(host, None, insecure=False)
+
+
+class Warming(FakeEngine):
+    """Compiles until `compiled` is set."""
+
+    def __init__(self, failure=None):
+        super().__init__()
+        self.ready, self.compiled, self.failure = False, threading.Event(), failure
+
+    def warm_up(self, progress):
+        assert list(progress([1, 2])) == [1, 2]
+        assert self.compiled.wait(5)
+        if self.failure:
+            raise self.failure
+        self.ready = True
+
+
+def flags_of(**changed):
+    flags = {
+        "timeout": 30.0,
+        "api_key": None,
+        "host": "127.0.0.1",
+        "quiet": True,
+        "insecure": False,
+    }
+    return argparse.Namespace(**flags | changed)
+
+
+@pytest.fixture
+def signals():
+    """Leaves the handlers as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_it_serves_says_when_it_is_ready_and_drains_at_sigterm(signals, capfd):
+    import httpx
+
+    engine = Warming()
+    listener = serve.listen("127.0.0.1", 0)
+    base = "http://{}:{}".format(*listener.getsockname())
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    headers = {"Authorization": "Bearer k"}
+    seen = {}
+
+    def use():
+        try:
+            transport = httpx.HTTPTransport(retries=20)
+            with httpx.Client(transport=transport, headers=headers, timeout=10) as client:
+                seen["before"] = client.get(f"{base}/ready").status_code
+                engine.compiled.set()
+                wait_for(lambda: client.get(f"{base}/ready").status_code == 200)
+                engine.go.clear()
+                threading.Timer(0.3, engine.go.set).start()
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                seen["asked"] = client.post(f"{base}{CHAT}", json=body).json()
+        finally:
+            if "asked" not in seen:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    user = threading.Thread(target=use)
+    user.start()
+    serve.run_server(engine, CARD, Limits(), flags_of(api_key="k"), listener)
+    user.join()
+    assert seen["before"] == 503
+    assert seen["asked"]["choices"][0]["message"]["content"] == "You said: hello"
+    assert engine.closed is True and not engine.cancelled
+    out, err = capfd.readouterr()
+    assert f"{CARD.name} is ready at {base}/v1; try\n  curl {base}/v1/" in out
+    assert "$JANUS_API_KEY" in out and "stopping" in err and "Traceback" not in err
+
+
+def test_a_model_that_does_not_fit_ends_the_server(signals):
+    engine = Warming(UserError("not enough memory"))
+    engine.compiled.set()
+    with pytest.raises(UserError, match="not enough memory"):
+        serve.run_server(engine, CARD, Limits(), flags_of(), serve.listen("127.0.0.1", 0))
+
+
+def test_the_line_to_try_is_a_command():
+    import shlex
+
+    line = serve.ready_line(("::1", 80, 0, 0), None, "x").split("\n")[1]
+    words = shlex.split(line)
+    assert words[:2] == ["curl", "http://[::1]:80/v1/images/generations"]
+    assert json.loads(words[-1])["prompt"]
