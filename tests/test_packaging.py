@@ -81,7 +81,8 @@ def test_the_version_is_written_once(wheel):
 
 
 @pytest.mark.parametrize(
-    "name", ["janus-train", "janus-sample", "janus-convert", "janus-data", "janus-evaluate"]
+    "name",
+    ["janus-train", "janus-sample", "janus-convert", "janus-data", "janus-evaluate", "janus-serve"],
 )
 def test_every_command_explains_itself_by_its_own_name(installed, name):
     done = installed(name, "--help")
@@ -96,4 +97,4 @@ def test_an_installation_has_the_configs(installed):
     assert "Did you mean 'smoke'?" in done.stderr
     assert "janus-train --help" in installed("janus-train", "--workdirr=x").stderr
     done = installed("janus-train", "--config.stages.stage2.stepz=3")  # of the default config
-    assert done.returncode == 2 and 'Did you mean "steps"' in done.stderr
+    assert done.returncode == 2 and "Did you mean 'steps'?" in done.stderr
