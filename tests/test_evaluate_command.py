@@ -82,6 +82,15 @@ def test_every_command_explains_itself_with_an_example(monkeypatch, capsys, word
     assert code == 0 and f"janus-evaluate {word}" in shown
 
 
+def test_forgotten_pictures_are_told_before_the_model_is_loaded(monkeypatch, capsys, tmp_path):
+    paths, _ = write_layout("pope", "json", tmp_path / "pope")
+    out = tmp_path / "out"
+    argv = (*RUN, "--data", f"pope={paths[0]}", "--out", out)
+    code, shown, error = call(monkeypatch, capsys, *argv)
+    assert code == 2 and error.count("\n") == 1 and not shown and not out.exists()
+    assert "--images" in error and "COCO_val2014_000000000000.jpg" in error
+
+
 def test_the_command_without_a_model_behind_it(monkeypatch, capsys, tmp_path, files):
     janus = _Loaded(JANUS_PRO_1B)
     janus.with_prompts = lambda template, system: janus

@@ -67,7 +67,7 @@ def test_a_whole_run_stands_beside_the_paper(tmp_path, whole):
     [
         ("paper", 8, "F1 random (8 of 12)"),
         ("vlmevalkit", None, "F1 overall (protocol vlmevalkit)"),
-        ("lmms-eval", 6, "F1 overall (6 of 12)"),
+        ("lmms-eval", 6, "F1 overall (6 of 12, protocol lmms-eval)"),
     ],
 )
 def test_a_part_or_another_protocol_never_has_the_papers_name(
@@ -87,6 +87,18 @@ def test_a_file_that_is_too_small_for_the_benchmark_is_a_part_of_it(tmp_path):
     )
     assert outcome.numbers[0].metric == "F1 random (12 of at least 5000)"
     assert outcome.numbers[0].paper is None
+
+
+def test_a_number_without_some_pictures_never_has_the_papers_name(tmp_path, whole):
+    rows = tsv_rows("pope")
+    rows[5]["image"] = rows[5]["image"][:60]
+    out, task = tmp_path / "out", task_of(tmp_path, rows=rows)
+    outcome = run(Answerer(), [task], out, MODEL, paper_model="Janus-Pro-1B")
+    assert outcome.numbers[0].metric == "F1 random (1 of 12 pictures unreadable)"
+    assert all(n.paper is None and "unreadable" in n.metric for n in outcome.numbers)
+    (warning,) = (w for w in outcome.results[0].warnings if "pictures" in w)
+    assert "1 of 12 questions counts as wrong" in warning and "popular/6: " in warning
+    assert "table.tsv, row 6" in warning
 
 
 def test_the_average_of_figure_1_needs_its_four_benchmarks_whole(tmp_path, whole):

@@ -76,6 +76,12 @@ def test_a_bad_entry_is_refused_before_the_training(tmp_path, change, part):
     assert part in str(error.value)
 
 
+def test_forgotten_pictures_are_told_before_the_training(tmp_path):
+    paths, _ = write_layout("pope", "json", tmp_path / "pope")
+    with pytest.raises(UserError, match=r"no picture can be read .* with images"):
+        build_benchmarks([{"name": "understanding/pope", "path": paths}])
+
+
 def test_processes_that_cannot_read_the_same_pictures_end(tmp_path, monkeypatch):
     from janus_jax.evaluation import while_training
 

@@ -183,6 +183,7 @@ def main(argv: Sequence[str]) -> None:
     from janus_jax.evaluation.number_tables import as_text, named_grid, numbers_grid
     from janus_jax.evaluation.running import PAGE, run
 
+    check_new(flags.out, tasks)
     janus, model = evaluate_model.load(flags)
     predictor = ModelPredictor(janus)
     judge = make_complete(flags.judge, predictor) if flags.judge else (None, "")
@@ -218,6 +219,16 @@ def main(argv: Sequence[str]) -> None:
     if flags.export:
         export(flags, tasks)
     print(printable(f"page: {os.path.join(flags.out, PAGE)}"))
+
+
+def check_new(out: str, tasks: Sequence[Task]) -> None:
+    """Raises UserError where a new run finds no picture, before the model is loaded (`run` checks others)."""
+    from janus_jax.evaluation.asking import check_pictures
+    from janus_jax.evaluation.running import PREDICTIONS
+
+    if not Path(out, PREDICTIONS).exists():
+        for task in tasks:
+            check_pictures(task, "--images")
 
 
 def export(flags: argparse.Namespace, tasks: Sequence[Task]) -> None:

@@ -16,6 +16,7 @@ from janus_jax.evaluation.tables import MEAN, is_table
 from janus_jax.evaluation.understanding import BenchmarkScores, benchmark_facts, score_answers
 from janus_jax.evaluation.understanding.parsers import JUDGED
 from janus_jax.evaluation.understanding.protocols import Protocol
+from janus_jax.untrusted import printable
 
 FORMAT = 1
 OWN_PROTOCOL = "paper"
@@ -171,15 +172,16 @@ def task_result(
         warnings.append(problem)
     warnings += scores.warnings
     if of[UNREADABLE]:
+        first = next(i for i in task.indices if i in of[UNREADABLE])
         warnings.append(
-            f"{len(of[UNREADABLE])} of {len(task.indices)} questions count as wrong, as their pictures cannot "
-            "be read"
+            f"{_questions(len(of[UNREADABLE]), task)} as wrong, as their pictures cannot be read (the first is "
+            f"{printable(first, 80)}: {of[UNREADABLE][first]}); the next run looks for them again"
         )
     if of[FAILED]:
         warnings.append(
-            f"{len(of[FAILED])} of {len(task.indices)} questions count as wrong, as the model cannot be asked them"
+            f"{_questions(len(of[FAILED]), task)} as wrong, as the model cannot be asked them"
         )
-    numbers = _numbers(task, scores, model, judge, missing)
+    numbers = _numbers(task, scores, model, judge, missing, len(of[UNREADABLE]))
     return TaskResult(task, scores, numbers, missing, of[UNREADABLE], of[FAILED], warnings)
 
 
@@ -230,12 +232,17 @@ def named_numbers(tables: Mapping[str, Any]) -> list[Number]:
     return numbers
 
 
+def _questions(count: int, task: Task) -> str:
+    return f"{count} of {len(task.indices)} questions {'counts' if count == 1 else 'count'}"
+
+
 def _numbers(
     task: Task,
     scores: BenchmarkScores,
     model: str | None,
     judge: TextJudge | None,
     missing: int,
+    unreadable: int,
 ) -> list[Number]:
     protocol = task.protocol
     headline = metric_name(protocol)
@@ -243,7 +250,10 @@ def _numbers(
     values |= {name: value for name, value in scores.beside.items() if name != headline}
     total, least = len(task.items), LEAST.get(protocol.benchmark, 0)
     done = len(task.indices) - missing
-    parts = [f"{total} of at least {least}"] if total < least else []
+    # Of a part of the file `unlike` says how many.
+    parts = [f"{total} of at least {least}"] if total < least and done == total else []
+    if unreadable:
+        parts.append(f"{unreadable} of {len(task.indices)} pictures unreadable")
     others = list(parts)
     if protocol.name != OWN_PROTOCOL:
         others.append(f"protocol {protocol.name}")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from janus_jax import places
 from janus_jax.errors import RunError, UserError
-from janus_jax.evaluation.asking import Line, Task, ask, make_task
+from janus_jax.evaluation.asking import Line, Task, ask, check_pictures, make_task
 from janus_jax.evaluation.benchmark import ANSWER, DRAW, Benchmark, Scores
 from janus_jax.evaluation.generation import (
     draw,
@@ -71,7 +71,8 @@ class Understanding(Benchmark):
             raise UserError("MM-Vet's answers are graded by a language model: give judge")
         if self.judge is not None and "://" not in self.judge:
             load_function(self.judge, "judge")
-        self.task()  # the files are looked at before the training, not after it
+        # The files are looked at before the training, not after it.
+        check_pictures(self.task(), "images")
 
     def task(self) -> Task:
         """What is asked."""
@@ -103,7 +104,7 @@ class Understanding(Benchmark):
             judge = TextJudge(find_complete(self.judge))
         result = task_result(task, done, None, judge)
         assert result.scores is not None  # MM-Vet has a judge
-        named = _name_of(task.protocol, task)
+        named = _name_of(task.protocol, task, len(result.unreadable))
         return {
             f"{name}, {named}": {row: _numbers(cells) for row, cells in table.items()}
             for name, table in result.scores.tables.items()
@@ -203,9 +204,10 @@ class GenEvalDraw(Benchmark):
         return {f"geneval, judged by {detector_name(detector)}{reason}": found.table()}
 
 
-def _name_of(protocol: Protocol, task: Task) -> str:
+def _name_of(protocol: Protocol, task: Task, unreadable: int) -> str:
     part = f", {len(task.indices)} of {len(task.items)}" if task.partial else ""
-    return f"protocol {protocol.name}{part}"
+    bad = f", {unreadable} of {len(task.indices)} pictures unreadable" if unreadable else ""
+    return f"protocol {protocol.name}{part}{bad}"
 
 
 def _numbers(cells: dict[str, float | None]) -> dict[str, float | None]:
