@@ -27,7 +27,7 @@ from janus_jax.evaluation.results import Number
 from janus_jax.evaluation.running import Named, run
 from janus_jax.evaluation.settings import model_settings
 from janus_jax.evaluation.tables import Grid
-from janus_jax.evaluation.understanding import get_protocol, open_benchmark
+from janus_jax.evaluation.understanding import get_protocol, open_benchmark, vlmevalkit_tsv
 
 MODEL = {"checkpoint": "models/dummy", "fingerprint": "1"}
 HOSTILE = '<script>alert("x")</script>\x1b[31m\u202e"><img src=x onerror=1>'
@@ -43,7 +43,8 @@ def task_of(tmp_path, benchmark="pope", protocol="paper", limit=None, rows=None)
 
 @pytest.fixture
 def whole(monkeypatch):
-    """Twelve questions are a whole benchmark."""
+    """Twelve questions are a whole benchmark, and tables of them the known ones."""
+    monkeypatch.setattr(vlmevalkit_tsv, "md5_warning", lambda path, facts: "")
     monkeypatch.setattr(results, "LEAST", {})
 
 
@@ -99,6 +100,15 @@ def test_a_number_without_some_pictures_never_has_the_papers_name(tmp_path, whol
     (warning,) = (w for w in outcome.results[0].warnings if "pictures" in w)
     assert "1 of 12 questions counts as wrong" in warning and "popular/6: " in warning
     assert "table.tsv, row 6" in warning
+
+
+def test_a_number_of_another_file_never_has_the_papers_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "LEAST", {})
+    outcome = run(
+        Answerer(), [task_of(tmp_path)], tmp_path / "out", MODEL, paper_model="Janus-Pro-1B"
+    )
+    assert outcome.numbers[0].metric == "F1 random (another file)"
+    assert all(n.paper is None for n in outcome.numbers)
 
 
 def test_the_average_of_figure_1_needs_its_four_benchmarks_whole(tmp_path, whole):

@@ -251,7 +251,11 @@ def _numbers(
     total, least = len(task.items), LEAST.get(protocol.benchmark, 0)
     done = len(task.indices) - missing
     # Of a part of the file `unlike` says how many.
-    parts = [f"{total} of at least {least}"] if total < least and done == total else []
+    parts = []
+    if total < least and done == total:
+        parts.append(f"{total} of at least {least}")
+    elif task.items.other:
+        parts.append(task.items.other)
     if unreadable:
         parts.append(f"{unreadable} of {len(task.indices)} pictures unreadable")
     others = list(parts)
