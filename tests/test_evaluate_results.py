@@ -145,6 +145,26 @@ def test_mmvet_is_handed_over_ungraded_or_graded_by_a_named_judge(tmp_path, whol
     assert len(said) == 12  # what a judge said is kept
 
 
+def test_what_a_judge_does_not_grade_is_no_score_of_zero(tmp_path, whole):
+    task, out, grades = task_of(tmp_path, "mmvet"), tmp_path / "out", iter(["0.5"] * 9)
+
+    def complete(prompt, number):
+        if (said := next(grades, "")) == "":
+            raise OSError("gone")
+        return said
+
+    how = dict(complete=complete, judge_name="a friend", paper_model="Janus-Pro-1B")
+    (part,) = run(Answerer(), [task], out, MODEL, **how).numbers
+    assert part.metric == "score (9 of 12 graded, judged by a friend)" and part.value == 50.0
+    how["judge_name"] = "a foe"
+    none = run(Answerer(), [task], out, MODEL, **how)
+    (number,) = none.numbers
+    assert (number.metric, number.value) == ("score (not graded)", None)
+    assert none.results[0].scores is None and "gone" in none.results[0].warnings[-2]
+    assert "| score (not graded) | paper | - |" in (out / "table.md").read_text()
+    assert read_scores(out)["numbers"] == [number]
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [

@@ -14,7 +14,7 @@ from janus_jax.evaluation.predictions import ANSWER, FAILED, UNREADABLE
 from janus_jax.evaluation.published import Own, published, understanding_average, unlike
 from janus_jax.evaluation.tables import MEAN, is_table
 from janus_jax.evaluation.understanding import BenchmarkScores, benchmark_facts, score_answers
-from janus_jax.evaluation.understanding.parsers import JUDGED
+from janus_jax.evaluation.understanding.parsers import JUDGED, UNREAD
 from janus_jax.evaluation.understanding.protocols import Protocol
 from janus_jax.untrusted import printable
 
@@ -96,7 +96,7 @@ class TaskResult:
 
     Attributes:
       task: it.
-      scores: None where answers of MM-Vet were not graded.
+      scores: None where not one answer of MM-Vet was graded.
       numbers: the headline first, then those by other conventions.
       missing: questions that were not asked.
       unreadable, failed: index -> why.
@@ -170,6 +170,11 @@ def task_result(
     scores = score() if judge is None else judge.score(score, on_judge)
     if judge and (problem := judge.problem()):
         warnings.append(problem)
+    if protocol.parser == "judged" and scores.counts.get(UNREAD) and not scores.counts.get(JUDGED):
+        warnings.append("MM-Vet is not graded: the judge gave not one grade")
+        name = f"{metric_name(protocol)} (not graded)"
+        none = Number(protocol.benchmark, name, None, protocol.name, protocol.split or "")
+        return TaskResult(task, None, (none,), missing, of[UNREADABLE], of[FAILED], warnings)
     warnings += scores.warnings
     if of[UNREADABLE]:
         first = next(i for i in task.indices if i in of[UNREADABLE])
@@ -258,6 +263,9 @@ def _numbers(
         parts.append(task.items.other)
     if unreadable:
         parts.append(f"{unreadable} of {len(task.indices)} pictures unreadable")
+    graded, ungraded = scores.counts.get(JUDGED, 0), scores.counts.get(UNREAD, 0)
+    if protocol.parser == "judged" and ungraded:
+        parts.append(f"{graded} of {graded + ungraded} graded")
     others = list(parts)
     if protocol.name != OWN_PROTOCOL:
         others.append(f"protocol {protocol.name}")
