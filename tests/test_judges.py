@@ -272,6 +272,19 @@ def test_refused_questions_do_not_end_the_judging():
     assert len(asked.bodies) == GIVE_UP + 5
 
 
+@pytest.mark.parametrize("bad", [(429, b"", {}), (500, b"", {}), b"", completion("")])
+def test_the_first_contact_is_tried_again(bad):
+    with chat_server(lambda body, number: bad if number < 3 else "yes") as (url, asked):
+        endpoint(url).check()
+    assert len(asked.bodies) == 4
+    with (
+        chat_server(lambda body, number: bad) as (url, asked),
+        pytest.raises(UserError, match="the judge judge-1 at 127"),
+    ):
+        endpoint(url).check()
+    assert len(asked.bodies) == 4
+
+
 def test_judges_are_found_by_address_and_model(tmp_path):
     with chat_server(lambda body, number: "yes") as (url, asked):
         judge = find_picture_judge(f"{url}#org/model-7b", tmp_path / "j")

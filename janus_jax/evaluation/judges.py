@@ -231,7 +231,7 @@ class PictureJudge:
 
 
 def find_complete(place: str) -> Complete:
-    """A language model by name: ADDRESS#MODEL of a server, which is asked once to see that it answers, or
+    """A language model by name: ADDRESS#MODEL of a server, which is asked to see that it answers, or
     "module:function" of (prompt, number of the try) -> text.
 
     Raises:
