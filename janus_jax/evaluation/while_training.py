@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,12 +100,22 @@ class Understanding(Benchmark):
         return dataclasses.replace(self, limit=limit)
 
     def _tables(self, task: Task, done: dict[str, tuple[str, str]]) -> Scores:
-        judge = None
+        judge, problem = None, ""
         if self.judge is not None:
-            judge = TextJudge(find_complete(self.judge))
+            try:
+                judge = TextJudge(find_complete(self.judge))
+            except UserError as error:  # hours of training do not end for it, nor do other scores
+                problem = str(error)
         result = task_result(task, done, None, judge)
-        assert result.scores is not None  # MM-Vet has a judge
+        problem = problem or (judge.problem() if judge else "")
         named = _name_of(task.protocol, task, len(result.unreadable))
+        if result.scores is None:
+            _warn(f"{self.name} is not graded: {problem}")
+            row = {"score": None, "questions": len(task.indices)}
+            return {f"{self.benchmark}, not graded, {named}": {"total": row}}
+        if problem:
+            _warn(f"{self.name} is scored without some of its judge's answers: {problem}")
+            named += ", without its judge" if judge is None else f", {judge.failed} not judged"
         return {
             f"{name}, {named}": {row: _numbers(cells) for row, cells in table.items()}
             for name, table in result.scores.tables.items()
@@ -202,6 +213,10 @@ class GenEvalDraw(Benchmark):
         found = score_results(judge_pictures(detector, folder, folder / "results.jsonl"))
         reason = f" ({found.incomplete})" if found.incomplete else ""
         return {f"geneval, judged by {detector_name(detector)}{reason}": found.table()}
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _name_of(protocol: Protocol, task: Task, unreadable: int) -> str:
