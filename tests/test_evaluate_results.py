@@ -86,7 +86,8 @@ def test_a_file_that_is_too_small_for_the_benchmark_is_a_part_of_it(tmp_path):
     outcome = run(
         Answerer(), [task_of(tmp_path)], tmp_path / "out", MODEL, paper_model="Janus-Pro-1B"
     )
-    assert outcome.numbers[0].metric == "F1 random (12 of at least 5000)"
+    assert outcome.numbers[0].metric == "F1 random (4 of at least 2910)"
+    assert outcome.numbers[1].metric == "F1 overall (12 of at least 5000)"
     assert outcome.numbers[0].paper is None
 
 
@@ -170,13 +171,14 @@ def test_what_a_judge_does_not_grade_is_no_score_of_zero(tmp_path, whole):
     [
         (dict(model=dict(MODEL, fingerprint="2")), "another model: fingerprint"),
         (dict(model=dict(MODEL, adapter="x")), "another model: adapter"),
-        (dict(data={"paper/pope": {"data": "2"}}), "set of benchmarks: paper/pope"),
+        (dict(data={"paper/pope": {"data": "2", "files": ["POPE.tsv"]}}), "POPE.tsv has changed"),
+        (dict(data={"paper/pope": {"data": "1", "files": ["P.tsv"]}}), "benchmarks: paper/pope"),
         (dict(protocol="vlmevalkit"), "set of benchmarks: vlmevalkit/pope"),
     ],
 )
 def test_answers_of_something_else_are_refused_in_a_line(tmp_path, change, part):
     out = tmp_path / "out"
-    data = {"paper/pope": {"data": "1"}}
+    data = {"paper/pope": {"data": "1", "files": ["POPE.tsv"]}}
     run(Answerer(), [task_of(tmp_path)], out, MODEL, data=data)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     task = task_of(tmp_path, protocol=change.get("protocol", "paper"))

@@ -96,6 +96,7 @@ def test_a_part_and_a_protocol_are_in_the_names_of_the_tables(tmp_path):
         ({"path": ""}, "give path"),
         ({"protocol": "papre"}, "Did you mean 'paper'?"),
         ({"limit": 0}, "limit"),
+        ({"judge": "self"}, "give ADDRESS#MODEL of a server"),
         ({"limt": 5}, "Did you mean 'limit'?"),
         ({"batch_size": 0}, "batch_size"),
         ({"name": "understanding/mme"}, "is no mme"),

@@ -225,7 +225,7 @@ def test_nonsense_is_asked_again_warmer_and_then_counted(tmp_path):
         assert [body["temperature"] for body in asked.bodies] == [0.0, 0.25, 0.5]
         assert judge.judge("what?", OPTIONS, "x") is None and len(asked.bodies) == 3
     assert judge.failed == 1
-    expected = "the judge judge-1 gave no answer to 1 questions (its 3 replies name no option)"
+    expected = "the judge judge-1 gave no answer to 1 question (its 3 replies name no option)"
     assert judge.problem() == expected
     with chat_server(lambda body, number: "NONE") as (url, _):  # what failed is asked again
         again = TextJudge(endpoint(url), cache)

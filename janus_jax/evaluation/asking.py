@@ -104,7 +104,7 @@ def check_pictures(task: Task, images: str, indices: Sequence[str] | None = None
         first = first or question.unreadable
     if tried:
         raise UserError(
-            f"{task.protocol.benchmark}: no picture can be read ({len(tried)} were tried), the first one: "
+            f"{task.protocol.benchmark}: no picture can be read ({len(tried)} tried), the first one: "
             f"{first}: give the directory of the pictures with {images}, or get the file again"
         )
 

@@ -23,6 +23,7 @@ OWN_PROTOCOL = "paper"
 # A file with fewer questions is a part of the benchmark, whatever it is called.
 LEAST = {
     "pope": 5000,
+    "pope random": 2910,  # of its numbers of that part alone
     "mme": 2374,
     "mmbench": 4000,
     "seed": 14000,
@@ -237,8 +238,21 @@ def named_numbers(tables: Mapping[str, Any]) -> list[Number]:
     return numbers
 
 
+def _too_few(task: Task, metric: str) -> str:
+    """That the file has fewer questions for a metric than the benchmark; "" where it has enough."""
+    name, count = task.protocol.benchmark, len(task.items)
+    if name == "pope" and metric.endswith(" random"):
+        name = "pope random"
+        subsets = task.items.categories.items()
+        count = sum(n for subset, n in subsets if "random" in subset.split(","))
+    least = LEAST.get(name, 0)
+    return f"{count} of at least {least}" if count < least else ""
+
+
 def _questions(count: int, task: Task) -> str:
-    return f"{count} of {len(task.indices)} questions {'counts' if count == 1 else 'count'}"
+    asked = len(task.indices)
+    what = "question" if asked == 1 else "questions"
+    return f"{count} of {asked} {what} {'counts' if count == 1 else 'count'}"
 
 
 def _numbers(
@@ -253,14 +267,9 @@ def _numbers(
     headline = metric_name(protocol)
     values = {headline: scores.headline}
     values |= {name: value for name, value in scores.beside.items() if name != headline}
-    total, least = len(task.items), LEAST.get(protocol.benchmark, 0)
+    total = len(task.items)
     done = len(task.indices) - missing
-    # Of a part of the file `unlike` says how many.
     parts = []
-    if total < least and done == total:
-        parts.append(f"{total} of at least {least}")
-    elif task.items.other:
-        parts.append(task.items.other)
     if unreadable:
         parts.append(f"{unreadable} of {len(task.indices)} pictures unreadable")
     graded, ungraded = scores.counts.get(JUDGED, 0), scores.counts.get(UNREAD, 0)
@@ -276,11 +285,15 @@ def _numbers(
         fields = dict(
             protocol=protocol.name, split=protocol.split or "", headline=metric == headline
         )
+        # Of a part of the file `unlike` says how many.
+        size = _too_few(task, metric) if done == total else ""
+        size = [size or task.items.other] if size or task.items.other else []
         if value is None:
-            partial = unlike(Own(protocol.benchmark, metric, 0.0, done, total, ", ".join(parts)))
+            reasons = ", ".join(size + parts)
+            partial = unlike(Own(protocol.benchmark, metric, 0.0, done, total, reasons))
             name = f"{metric} ({partial})" if partial else metric
             numbers.append(Number(protocol.benchmark, name, None, **fields))
             continue
-        own = Own(protocol.benchmark, metric, value, done, total, ", ".join(others))
+        own = Own(protocol.benchmark, metric, value, done, total, ", ".join(size + others))
         numbers.append(number(own, model, **fields))
     return numbers

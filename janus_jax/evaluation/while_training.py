@@ -30,7 +30,7 @@ from janus_jax.evaluation.generation import (
     score_results,
 )
 from janus_jax.evaluation.generation.detectors import detector_name
-from janus_jax.evaluation.judges import TextJudge, find_complete
+from janus_jax.evaluation.judges import TextJudge, check_judge, find_complete
 from janus_jax.evaluation.results import task_result
 from janus_jax.evaluation.understanding import Items, Protocol, get_protocol, open_benchmark
 from janus_jax.untrusted import printable
@@ -70,6 +70,8 @@ class Understanding(Benchmark):
             )
         if self.benchmark == "mmvet" and self.judge is None:
             raise UserError("MM-Vet's answers are graded by a language model: give judge")
+        if self.judge is not None:
+            check_judge(self.judge, forms="")
         if self.judge is not None and "://" not in self.judge:
             load_function(self.judge, "judge")
         # The files are looked at before the training, not after it.
