@@ -138,6 +138,38 @@ def test_pictures_that_cannot_be_read_are_wrong_and_listed(tmp_path):
     assert run(Answerer(kill_at=1), [task], tmp_path / "out", MODEL).asked == 0
 
 
+def test_pictures_that_could_not_be_read_are_looked_for_again(tmp_path):
+    paths, pictures = write_layout("pope", "json", tmp_path / "pope")
+    rules, out = get_protocol("paper", "pope"), tmp_path / "out"
+    hidden = tmp_path / "pope" / "pictures" / "COCO_val2014_000000000003.jpg"
+    hidden.rename(tmp_path / "away.jpg")
+    (result,) = run(
+        Answerer(), [make_task(open_benchmark("pope", paths, pictures), rules)], out, MODEL
+    ).results
+    assert len(result.unreadable) == 1 and len(lines_of(out)) == 11
+    with open(out / "predictions.jsonl", "a") as file:  # as older versions wrote
+        (index,) = result.unreadable
+        line = {"protocol": "paper", "benchmark": "pope", "index": index, "unreadable": "x"}
+        file.write(json.dumps(line) + "\n")
+    (tmp_path / "away.jpg").rename(hidden)
+    again = run(Answerer(), [make_task(open_benchmark("pope", paths, pictures), rules)], out, MODEL)
+    assert again.asked == 1 and not again.results[0].unreadable
+
+
+def test_without_any_picture_nothing_is_asked(tmp_path):
+    paths, pictures = write_layout("pope", "json", tmp_path / "pope")
+    rules, out = get_protocol("paper", "pope"), tmp_path / "out"
+    task = make_task(open_benchmark("pope", paths), rules)
+    with pytest.raises(UserError) as error:
+        run(Answerer(kill_at=1), [task], out, MODEL)
+    for part in ("COCO_val2014_000000000000.jpg", str(tmp_path / "pope"), "--images"):
+        assert part in str(error.value)
+    assert lines_of(out) == []
+    run(Answerer(), [make_task(open_benchmark("pope", paths, pictures), rules)], out, MODEL)
+    # What is answered can be scored where the pictures are gone.
+    assert run(Answerer(kill_at=1), [task], out, MODEL).asked == 0
+
+
 def test_a_question_that_cannot_be_asked_does_not_stop_the_others(tmp_path):
     def reply(text):
         if "thing 11 " in text:

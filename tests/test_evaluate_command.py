@@ -39,7 +39,13 @@ BAD = [
     ((*RUN, "--data", "pope={pope}", "--out", "s3://x/y"), "object stores"),
     ((*RUN, "--data", "pope={pope}", "--out", "{pope}"), "cannot be a directory"),
     ((*RUN, "--data", "pope"), "write it as pope=PATH"),
+    ((*RUN, "--data", "{pope}"), "write it as NAME=PATH, such as pope=/"),
     ((*RUN, "--data", "pope=/no/such.tsv"), "/no/such.tsv"),
+    (
+        (*RUN, "--data", "pope={pope}", "--judge", "nonsense"),
+        "self (the checkpoint itself), ADDRESS#M",
+    ),
+    ((*RUN, "--data", "pope={pope}", "--judge", "localhost:80/v1#x"), "such as http://localhost"),
     ((*RUN, "--data", "mme={pope}"), "is no mme"),
     ((*RUN, "--data", "pope={pope}", "--protocol", "papre"), "Did you mean 'paper'?"),
     ((*RUN, "--data", "pope={pope}", "--protocol", ","), "--protocol is empty"),
@@ -56,6 +62,10 @@ BAD = [
     (
         ("judge", "--pictures", "x", "--out", "y", "--questions", "z", "--judge", "self"),
         "--checkpoint",
+    ),
+    (
+        ("judge", "--pictures", "x", "--out", "y", "--questions", "z", "--judge", "gpt-4o"),
+        "or module:function",
     ),
     (("score", "geneva", "x"), "Did you mean 'geneval'?"),
     (("score", "geneval", "/no/such.jsonl"), "/no/such.jsonl"),
@@ -82,6 +92,15 @@ def test_every_command_explains_itself_with_an_example(monkeypatch, capsys, word
     assert code == 0 and f"janus-evaluate {word}" in shown
 
 
+def test_forgotten_pictures_are_told_before_the_model_is_loaded(monkeypatch, capsys, tmp_path):
+    paths, _ = write_layout("pope", "json", tmp_path / "pope")
+    out = tmp_path / "out"
+    argv = (*RUN, "--data", f"pope={paths[0]}", "--out", out)
+    code, shown, error = call(monkeypatch, capsys, *argv)
+    assert code == 2 and error.count("\n") == 1 and not shown and not out.exists()
+    assert "--images" in error and "COCO_val2014_000000000000.jpg" in error
+
+
 def test_the_command_without_a_model_behind_it(monkeypatch, capsys, tmp_path, files):
     janus = _Loaded(JANUS_PRO_1B)
     janus.with_prompts = lambda template, system: janus
@@ -98,8 +117,8 @@ def test_the_command_without_a_model_behind_it(monkeypatch, capsys, tmp_path, fi
     ]
     code, shown, error = call(monkeypatch, capsys, *argv, "--protocol", "paper,vlmevalkit")
     assert code == 0 and error == ""  # a bar is for a terminal
-    assert "accuracy random (12 of at least 5000)" in shown and "paper, Janus-Pro-1B" in shown
-    assert "(12 of at least 5000, protocol vlmevalkit)" in shown
+    assert "accuracy random (4 of at least 2910)" in shown and "paper, Janus-Pro-1B" in shown
+    assert "F1 overall (12 of at least 5000, protocol vlmevalkit)" in shown
     assert f"page: {tmp_path}/out/index.html" in shown
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 24
     code, _, error = call(monkeypatch, capsys, *argv)
@@ -121,7 +140,7 @@ def test_the_command_asks_a_model_and_goes_on_with_more(monkeypatch, capsys, tmp
     assert scores["complete"] and scores["model"]["paper_model"] is None
     assert (out / "vlmevalkit_files" / "paper" / "out_POPE.tsv").is_file()
     code, shown, _ = call(monkeypatch, capsys, "table", out, "--markdown")
-    assert code == 0 and "| pope | F1 random (12 of at least 5000) | paper |" in shown
+    assert code == 0 and "| pope | F1 random (4 of at least 2910) | paper |" in shown
     other = write_smoke_model(tmp_path / "other")
     argv[2] = other
     code, _, error = call(monkeypatch, capsys, *argv)

@@ -27,7 +27,7 @@ from janus_jax.evaluation.results import Number
 from janus_jax.evaluation.running import Named, run
 from janus_jax.evaluation.settings import model_settings
 from janus_jax.evaluation.tables import Grid
-from janus_jax.evaluation.understanding import get_protocol, open_benchmark
+from janus_jax.evaluation.understanding import get_protocol, open_benchmark, vlmevalkit_tsv
 
 MODEL = {"checkpoint": "models/dummy", "fingerprint": "1"}
 HOSTILE = '<script>alert("x")</script>\x1b[31m\u202e"><img src=x onerror=1>'
@@ -43,7 +43,8 @@ def task_of(tmp_path, benchmark="pope", protocol="paper", limit=None, rows=None)
 
 @pytest.fixture
 def whole(monkeypatch):
-    """Twelve questions are a whole benchmark."""
+    """Twelve questions are a whole benchmark, and tables of them the known ones."""
+    monkeypatch.setattr(vlmevalkit_tsv, "md5_warning", lambda path, facts: "")
     monkeypatch.setattr(results, "LEAST", {})
 
 
@@ -67,7 +68,7 @@ def test_a_whole_run_stands_beside_the_paper(tmp_path, whole):
     [
         ("paper", 8, "F1 random (8 of 12)"),
         ("vlmevalkit", None, "F1 overall (protocol vlmevalkit)"),
-        ("lmms-eval", 6, "F1 overall (6 of 12)"),
+        ("lmms-eval", 6, "F1 overall (6 of 12, protocol lmms-eval)"),
     ],
 )
 def test_a_part_or_another_protocol_never_has_the_papers_name(
@@ -85,8 +86,30 @@ def test_a_file_that_is_too_small_for_the_benchmark_is_a_part_of_it(tmp_path):
     outcome = run(
         Answerer(), [task_of(tmp_path)], tmp_path / "out", MODEL, paper_model="Janus-Pro-1B"
     )
-    assert outcome.numbers[0].metric == "F1 random (12 of at least 5000)"
+    assert outcome.numbers[0].metric == "F1 random (4 of at least 2910)"
+    assert outcome.numbers[1].metric == "F1 overall (12 of at least 5000)"
     assert outcome.numbers[0].paper is None
+
+
+def test_a_number_without_some_pictures_never_has_the_papers_name(tmp_path, whole):
+    rows = tsv_rows("pope")
+    rows[5]["image"] = rows[5]["image"][:60]
+    out, task = tmp_path / "out", task_of(tmp_path, rows=rows)
+    outcome = run(Answerer(), [task], out, MODEL, paper_model="Janus-Pro-1B")
+    assert outcome.numbers[0].metric == "F1 random (1 of 12 pictures unreadable)"
+    assert all(n.paper is None and "unreadable" in n.metric for n in outcome.numbers)
+    (warning,) = (w for w in outcome.results[0].warnings if "pictures" in w)
+    assert "1 of 12 questions counts as wrong" in warning and "popular/6: " in warning
+    assert "table.tsv, row 6" in warning
+
+
+def test_a_number_of_another_file_never_has_the_papers_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "LEAST", {})
+    outcome = run(
+        Answerer(), [task_of(tmp_path)], tmp_path / "out", MODEL, paper_model="Janus-Pro-1B"
+    )
+    assert outcome.numbers[0].metric == "F1 random (another file)"
+    assert all(n.paper is None for n in outcome.numbers)
 
 
 def test_the_average_of_figure_1_needs_its_four_benchmarks_whole(tmp_path, whole):
@@ -123,18 +146,39 @@ def test_mmvet_is_handed_over_ungraded_or_graded_by_a_named_judge(tmp_path, whol
     assert len(said) == 12  # what a judge said is kept
 
 
+def test_what_a_judge_does_not_grade_is_no_score_of_zero(tmp_path, whole):
+    task, out, grades = task_of(tmp_path, "mmvet"), tmp_path / "out", iter(["0.5"] * 9)
+
+    def complete(prompt, number):
+        if (said := next(grades, "")) == "":
+            raise OSError("gone")
+        return said
+
+    how = dict(complete=complete, judge_name="a friend", paper_model="Janus-Pro-1B")
+    (part,) = run(Answerer(), [task], out, MODEL, **how).numbers
+    assert part.metric == "score (9 of 12 graded, judged by a friend)" and part.value == 50.0
+    how["judge_name"] = "a foe"
+    none = run(Answerer(), [task], out, MODEL, **how)
+    (number,) = none.numbers
+    assert (number.metric, number.value) == ("score (not graded)", None)
+    assert none.results[0].scores is None and "gone" in none.results[0].warnings[-2]
+    assert "| score (not graded) | paper | - |" in (out / "table.md").read_text()
+    assert read_scores(out)["numbers"] == [number]
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         (dict(model=dict(MODEL, fingerprint="2")), "another model: fingerprint"),
         (dict(model=dict(MODEL, adapter="x")), "another model: adapter"),
-        (dict(data={"paper/pope": {"data": "2"}}), "set of benchmarks: paper/pope"),
+        (dict(data={"paper/pope": {"data": "2", "files": ["POPE.tsv"]}}), "POPE.tsv has changed"),
+        (dict(data={"paper/pope": {"data": "1", "files": ["P.tsv"]}}), "benchmarks: paper/pope"),
         (dict(protocol="vlmevalkit"), "set of benchmarks: vlmevalkit/pope"),
     ],
 )
 def test_answers_of_something_else_are_refused_in_a_line(tmp_path, change, part):
     out = tmp_path / "out"
-    data = {"paper/pope": {"data": "1"}}
+    data = {"paper/pope": {"data": "1", "files": ["POPE.tsv"]}}
     run(Answerer(), [task_of(tmp_path)], out, MODEL, data=data)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     task = task_of(tmp_path, protocol=change.get("protocol", "paper"))

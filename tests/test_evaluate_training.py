@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from benchmark_files import write_layout
+from chat_server import chat_server
 from dummies_answering import Answerer
 
 from janus_jax.errors import RunError, UserError
@@ -48,6 +49,38 @@ def test_all_seven_are_asked_at_once_and_give_tables_of_their_own(tmp_path, judg
     assert sound_scores({"stage3": scores})[1] == []  # what a run accepts in its scores.json
 
 
+def test_a_judge_that_is_gone_ends_nothing(tmp_path, capsys):
+    with chat_server(lambda body, number: (404, b"", {})) as (url, _):
+        address = f"{url}#gone"
+        entries = [entry(tmp_path, name, judge=address) for name in ("mmvet", "pope")]
+        scores = run_benchmarks(build_benchmarks(entries), Model())
+    assert scores["mmvet, not graded, protocol paper"] == {
+        "total": {"score": None, "questions": 12}
+    }
+    assert scores["pope, protocol paper, without its judge"]["overall"]["questions"] == 12
+    assert sound_scores({"stage3": scores})[1] == []
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "warning: understanding/mmvet is not graded: the judge gone at 127.0.0.1"
+    )
+    assert second.startswith("warning: understanding/pope is scored without")
+
+
+def test_a_judge_that_fails_in_part_is_in_the_name(tmp_path, monkeypatch, capsys):
+    code = (
+        "said = []\n"
+        "def ask(prompt, number):\n"
+        "    said.append(prompt)\n"
+        "    return '0.25' if len(said) < 9 else 1 / 0\n"
+    )
+    (tmp_path / "part_judge.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (one,) = build_benchmarks([entry(tmp_path, "mmvet", judge="part_judge:ask")])
+    scores = one.run(Model())
+    assert scores["mmvet, protocol paper, 4 not judged"]["total"] == {"score": 25.0, "questions": 8}
+    assert capsys.readouterr().err.count("ZeroDivisionError") == 1
+
+
 def test_a_part_and_a_protocol_are_in_the_names_of_the_tables(tmp_path):
     (part,) = build_benchmarks([entry(tmp_path, "pope", limit=5, protocol="lmms-eval")])
     assert list(part.run(Model())) == ["pope, protocol lmms-eval, 5 of 12"]
@@ -63,6 +96,7 @@ def test_a_part_and_a_protocol_are_in_the_names_of_the_tables(tmp_path):
         ({"path": ""}, "give path"),
         ({"protocol": "papre"}, "Did you mean 'paper'?"),
         ({"limit": 0}, "limit"),
+        ({"judge": "self"}, "give ADDRESS#MODEL of a server"),
         ({"limt": 5}, "Did you mean 'limit'?"),
         ({"batch_size": 0}, "batch_size"),
         ({"name": "understanding/mme"}, "is no mme"),
@@ -74,6 +108,12 @@ def test_a_bad_entry_is_refused_before_the_training(tmp_path, change, part):
     with pytest.raises(UserError, match=r"config\.eval\.benchmarks\[0\]") as error:
         build_benchmarks([entry(tmp_path, "pope") | change])
     assert part in str(error.value)
+
+
+def test_forgotten_pictures_are_told_before_the_training(tmp_path):
+    paths, _ = write_layout("pope", "json", tmp_path / "pope")
+    with pytest.raises(UserError, match=r"no picture can be read .* with images"):
+        build_benchmarks([{"name": "understanding/pope", "path": paths}])
 
 
 def test_processes_that_cannot_read_the_same_pictures_end(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """DPG-Bench: the graph of questions, every quirk of the official script pinned, its files read, judges asked."""
 
+import csv
 import json
 import re
 
@@ -262,6 +263,15 @@ def test_bad_questions_are_told(tmp_path, rows, message):
     with pytest.raises(UserError, match=message) as caught:
         questions(tmp_path, *rows, compat=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_field_is_too_long_whatever_the_module_csv_lets_through(tmp_path):
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        with pytest.raises(UserError, match="line 2: is no CSV: a field has more than 131,072"):
+            questions(tmp_path, row("a", 1, question="x" * 200_000), compat=False)
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_other_files_are_no_questions(tmp_path):

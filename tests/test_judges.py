@@ -225,7 +225,7 @@ def test_nonsense_is_asked_again_warmer_and_then_counted(tmp_path):
         assert [body["temperature"] for body in asked.bodies] == [0.0, 0.25, 0.5]
         assert judge.judge("what?", OPTIONS, "x") is None and len(asked.bodies) == 3
     assert judge.failed == 1
-    expected = "the judge judge-1 gave no answer to 1 questions (its 3 replies name no option)"
+    expected = "the judge judge-1 gave no answer to 1 question (its 3 replies name no option)"
     assert judge.problem() == expected
     with chat_server(lambda body, number: "NONE") as (url, _):  # what failed is asked again
         again = TextJudge(endpoint(url), cache)
@@ -270,6 +270,19 @@ def test_refused_questions_do_not_end_the_judging():
         for i in range(GIVE_UP + 5):
             judge.judge(f"q{i}", OPTIONS, "x")
     assert len(asked.bodies) == GIVE_UP + 5
+
+
+@pytest.mark.parametrize("bad", [(429, b"", {}), (500, b"", {}), b"", completion("")])
+def test_the_first_contact_is_tried_again(bad):
+    with chat_server(lambda body, number: bad if number < 3 else "yes") as (url, asked):
+        endpoint(url).check()
+    assert len(asked.bodies) == 4
+    with (
+        chat_server(lambda body, number: bad) as (url, asked),
+        pytest.raises(UserError, match="the judge judge-1 at 127"),
+    ):
+        endpoint(url).check()
+    assert len(asked.bodies) == 4
 
 
 def test_judges_are_found_by_address_and_model(tmp_path):

@@ -49,6 +49,10 @@ def parse_flags(argv: Sequence[str], word: str) -> argparse.Namespace:
             raise UserError(f"--{name} is missing (see --help)")
     if word == "judge" and flags.judge == "self":
         evaluate_model.check_model_flags(flags)
+    elif word == "judge":
+        from janus_jax.evaluation.judges import check_judge
+
+        check_judge(flags.judge)
     check_file(flags.out, "--out")
     return flags
 

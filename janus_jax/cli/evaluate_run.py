@@ -89,7 +89,12 @@ def open_tasks(flags: argparse.Namespace) -> tuple[list[Task], dict[str, dict[st
     """The tasks of --data and --protocol, and what their answers depend on beside the model."""
     from janus_jax.evaluation.asking import make_task
     from janus_jax.evaluation.settings import fingerprint_of_files
-    from janus_jax.evaluation.understanding import benchmark_facts, get_protocol, open_benchmark
+    from janus_jax.evaluation.understanding import (
+        BENCHMARK_FACTS,
+        benchmark_facts,
+        get_protocol,
+        open_benchmark,
+    )
 
     protocols = [name.strip() for name in flags.protocol.split(",") if name.strip()]
     if not protocols:
@@ -97,6 +102,11 @@ def open_tasks(flags: argparse.Namespace) -> tuple[list[Task], dict[str, dict[st
     wanted = []
     for given in flags.data:
         name, equals, place = given.partition("=")
+        if (not equals and name not in BENCHMARK_FACTS) or "/" in name:
+            raise UserError(
+                f"--data {printable(given[:200])}: write it as NAME=PATH, such as pope={printable(given[:200])}; "
+                f"names are {', '.join(BENCHMARK_FACTS)}"
+            )
         benchmark_facts(name)
         if not equals or not place:
             raise UserError(f"--data {printable(given[:200])}: write it as {name}=PATH")
@@ -121,7 +131,10 @@ def open_tasks(flags: argparse.Namespace) -> tuple[list[Task], dict[str, dict[st
             )
         task = make_task(opened[key], protocol, flags.limit)
         tasks.append(task)
-        data[task.name] = {"data": fingerprint_of_files(paths)}
+        data[task.name] = {
+            "data": fingerprint_of_files(paths),
+            "files": [os.path.basename(os.path.normpath(path)) for path in paths],
+        }
     return tasks, data
 
 
@@ -177,12 +190,17 @@ def make_complete(place: str, predictor: Any) -> tuple[Callable[[str, int], str]
 
 def main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
+    if flags.judge and flags.judge != "self":
+        from janus_jax.evaluation.judges import check_judge
+
+        check_judge(flags.judge)
     tasks, data = open_tasks(flags)
     named = named_benchmarks(flags)
     from janus_jax.evaluation import ModelPredictor
     from janus_jax.evaluation.number_tables import as_text, named_grid, numbers_grid
     from janus_jax.evaluation.running import PAGE, run
 
+    check_new(flags.out, tasks)
     janus, model = evaluate_model.load(flags)
     predictor = ModelPredictor(janus)
     judge = make_complete(flags.judge, predictor) if flags.judge else (None, "")
@@ -218,6 +236,16 @@ def main(argv: Sequence[str]) -> None:
     if flags.export:
         export(flags, tasks)
     print(printable(f"page: {os.path.join(flags.out, PAGE)}"))
+
+
+def check_new(out: str, tasks: Sequence[Task]) -> None:
+    """Raises UserError where a new run finds no picture, before the model is loaded (`run` checks others)."""
+    from janus_jax.evaluation.asking import check_pictures
+    from janus_jax.evaluation.running import PREDICTIONS
+
+    if not Path(out, PREDICTIONS).exists():
+        for task in tasks:
+            check_pictures(task, "--images")
 
 
 def export(flags: argparse.Namespace, tasks: Sequence[Task]) -> None:

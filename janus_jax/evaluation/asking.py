@@ -18,6 +18,7 @@ from janus_jax.untrusted import printable
 
 _ROTATED = 10**6  # MMBench: rotations of question i have the indices i + k * 10^6
 _REASON = 300  # letters of why a question has no answer
+_TRIED = 16  # questions whose pictures are looked at before anything is asked
 
 Line = dict[str, str]
 
@@ -80,6 +81,32 @@ def make_task(items: Items, protocol: Rules, limit: int | None = None) -> Task:
             break
         kept.update(group)
     return Task(items, protocol, tuple(index for index in items.indices if index in kept))
+
+
+def check_pictures(task: Task, images: str, indices: Sequence[str] | None = None) -> None:
+    """Looks at pictures of a few questions, spread evenly, before time goes into asking without any.
+
+    Args:
+      task: whose pictures.
+      images: the option that says where pictures are, for the message, such as "--images".
+      indices: of the questions; by default all that are asked.
+
+    Raises:
+      UserError: not one of them can be read.
+    """
+    indices = task.indices if indices is None else indices
+    tried = indices[:: max(1, -(-len(indices) // _TRIED))]
+    first = ""
+    for index in tried:
+        (question,) = _read(task, [index])
+        if not question.unreadable:
+            return
+        first = first or question.unreadable
+    if tried:
+        raise UserError(
+            f"{task.protocol.benchmark}: no picture can be read ({len(tried)} tried), the first one: "
+            f"{first}: give the directory of the pictures with {images}, or get the file again"
+        )
 
 
 def ask(

@@ -38,6 +38,13 @@ class JudgeError(Exception):
         self.passes, self.wait = passes, wait
 
 
+class NothingSaid(JudgeError):
+    """The server answered, without a word."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason, passes=False)
+
+
 class Endpoint:
     """A model behind a server.
 
@@ -87,15 +94,18 @@ class Endpoint:
         return message_text(self.choice(messages, temperature=min(number * _WARMER, 1.0)))
 
     def check(self) -> None:
-        """Asks something small once, before anything depends on it.
+        """Asks something small, before anything depends on it: again after an error, and where nothing is said.
 
         Raises:
           UserError: there is no answer; the reason is in the message.
         """
-        try:
-            self._once([{"role": "user", "content": "Say yes."}], {"temperature": 0.0})
-        except JudgeError as error:
-            raise UserError(f"the judge {self.name} at {self._host}: {error}") from error
+        for number in range(self._tries):
+            try:
+                self("Say yes.", number)
+                return
+            except JudgeError as error:
+                if not isinstance(error, NothingSaid) or number == self._tries - 1:
+                    raise UserError(f"the judge {self.name} at {self._host}: {error}") from error
 
     def choice(self, messages: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
         """The first of the server's `choices`; asked again where the server fails.
@@ -191,7 +201,7 @@ def message_text(choice: Mapping[str, Any]) -> str:
     text = choice["message"].get("content")
     if not isinstance(text, str) or not text.strip():
         reason = untrusted.shown(choice.get("finish_reason"))
-        raise JudgeError(f"the judge said nothing (finish_reason {reason})", passes=False)
+        raise NothingSaid(f"the judge said nothing (finish_reason {reason})")
     return text
 
 

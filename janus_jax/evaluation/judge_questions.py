@@ -22,6 +22,10 @@ Progress = Callable[[int, int], None]  # (questions that are asked, questions in
 Ask = Callable[[], Any]  # asks one question; returns what JSON can hold, or raises JudgeError
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 class JudgeQuestions:
     """Questions to one judge.
 
@@ -101,10 +105,10 @@ class JudgeQuestions:
         if not self.failed:
             return ""
         (reason, _), *others = Counter(self.failed.values()).most_common()
-        more = f", and {len(others)} other reasons" if len(others) > 1 else ""
+        more = f", and {_counted(len(others), 'other reason')}" if others else ""
         end = "; it was asked no more" if self.given_up else ""
         return (
-            f"the judge {self.name} gave no answer to {len(self.failed)} questions "
+            f"the judge {self.name} gave no answer to {_counted(len(self.failed), 'question')} "
             f"({reason}{more}){end}"
         )
 

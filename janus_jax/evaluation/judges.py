@@ -28,7 +28,7 @@ from janus_jax.evaluation.generation.detectors import detector_name, load_functi
 from janus_jax.evaluation.judge_questions import WORKERS, Ask, JudgeQuestions, Progress
 from janus_jax.evaluation.understanding.mmvet import Grade, grader
 from janus_jax.evaluation.understanding.parsers import Judge
-from janus_jax.untrusted import printable
+from janus_jax.untrusted import printable, shown
 
 # (prompt, number of the try from 0) -> what a language model says; an `Endpoint`, or a function of one's own.
 Complete = Callable[[str, int], str]
@@ -231,12 +231,13 @@ class PictureJudge:
 
 
 def find_complete(place: str) -> Complete:
-    """A language model by name: ADDRESS#MODEL of a server, which is asked once to see that it answers, or
+    """A language model by name: ADDRESS#MODEL of a server, which is asked to see that it answers, or
     "module:function" of (prompt, number of the try) -> text.
 
     Raises:
       UserError: there is none, or it does not answer.
     """
+    check_judge(place, forms="")
     if not _is_address(place):
         return load_function(place, "judge")
     endpoint = _endpoint(place)
@@ -254,11 +255,31 @@ def find_picture_judge(place: str, cache: str | Path | None = None) -> Callable[
     Raises:
       UserError: there is none, or it does not answer.
     """
+    check_judge(place, forms="")
     if not _is_address(place):
         return load_function(place, "judge")
     endpoint = _endpoint(place)
     endpoint.check()
     return PictureJudge(endpoint, cache)
+
+
+def check_judge(place: str, forms: str = "self (the checkpoint itself), ") -> None:
+    """Looks at the name of a judge, before anything is loaded.
+
+    Args:
+      place: the name.
+      forms: what may be given beside a server and a function, for the message.
+
+    Raises:
+      UserError: it is none.
+    """
+    module, colon, name = place.partition(":")
+    is_function = bool(module and name and colon) and not set(place) & set("#/")
+    if not (_is_address(place) or is_function):
+        raise UserError(
+            f"no judge is called {shown(place, 100)}: give {forms}ADDRESS#MODEL of a server, such as "
+            "http://localhost:8000/v1#Qwen/Qwen3-32B, or module:function"
+        )
 
 
 def _is_address(place: str) -> bool:

@@ -94,14 +94,16 @@ class Predictions(AppendedLines):
     """The answers of a run: of each question an answer, or why it was not asked or has none.
 
     A line: {"protocol", "benchmark", "index"} and one of "answer", "unreadable" (its pictures cannot be read) and
-    "failed" (the model cannot be asked this, such as a question that is too long).
+    "failed" (the model cannot be asked this, such as a question that is too long). Those that are unreadable are
+    not written, and left out where an older file has them: the next run looks for their pictures again.
     """
 
     def __init__(self, path: str | Path):
         super().__init__(path, _is_sound)
         self._found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
         for line in self.lines:
-            self._keep(line)
+            if _kind(line) != UNREADABLE:
+                self._keep(line)
         self.lines = []
 
     def done(self, protocol: str, benchmark: str) -> Mapping[str, tuple[str, str]]:
@@ -110,7 +112,7 @@ class Predictions(AppendedLines):
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         lines = list(lines)
-        super().add(lines)
+        super().add(line for line in lines if _kind(line) != UNREADABLE)
         for line in lines:
             self._keep(line)
 

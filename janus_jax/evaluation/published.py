@@ -332,7 +332,8 @@ def unlike(own: Own) -> str:
     """Why a number is not one of the whole benchmark as the paper has it, such as "100 of 553"; "" if it is."""
     whole = WHOLE.get(own.benchmark, own.total)
     if own.done != own.total or own.total != whole or own.done < 1:
-        return f"{own.done} of {max(own.total, whole)}"
+        part = f"{own.done} of {max(own.total, whole)}"
+        return f"{part}, {own.other}" if own.other else part
     return own.other
 
 

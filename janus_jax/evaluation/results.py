@@ -14,14 +14,16 @@ from janus_jax.evaluation.predictions import ANSWER, FAILED, UNREADABLE
 from janus_jax.evaluation.published import Own, published, understanding_average, unlike
 from janus_jax.evaluation.tables import MEAN, is_table
 from janus_jax.evaluation.understanding import BenchmarkScores, benchmark_facts, score_answers
-from janus_jax.evaluation.understanding.parsers import JUDGED
+from janus_jax.evaluation.understanding.parsers import JUDGED, UNREAD
 from janus_jax.evaluation.understanding.protocols import Protocol
+from janus_jax.untrusted import printable
 
 FORMAT = 1
 OWN_PROTOCOL = "paper"
 # A file with fewer questions is a part of the benchmark, whatever it is called.
 LEAST = {
     "pope": 5000,
+    "pope random": 2910,  # of its numbers of that part alone
     "mme": 2374,
     "mmbench": 4000,
     "seed": 14000,
@@ -95,7 +97,7 @@ class TaskResult:
 
     Attributes:
       task: it.
-      scores: None where answers of MM-Vet were not graded.
+      scores: None where not one answer of MM-Vet was graded.
       numbers: the headline first, then those by other conventions.
       missing: questions that were not asked.
       unreadable, failed: index -> why.
@@ -169,17 +171,23 @@ def task_result(
     scores = score() if judge is None else judge.score(score, on_judge)
     if judge and (problem := judge.problem()):
         warnings.append(problem)
+    if protocol.parser == "judged" and scores.counts.get(UNREAD) and not scores.counts.get(JUDGED):
+        warnings.append("MM-Vet is not graded: the judge gave not one grade")
+        name = f"{metric_name(protocol)} (not graded)"
+        none = Number(protocol.benchmark, name, None, protocol.name, protocol.split or "")
+        return TaskResult(task, None, (none,), missing, of[UNREADABLE], of[FAILED], warnings)
     warnings += scores.warnings
     if of[UNREADABLE]:
+        first = next(i for i in task.indices if i in of[UNREADABLE])
         warnings.append(
-            f"{len(of[UNREADABLE])} of {len(task.indices)} questions count as wrong, as their pictures cannot "
-            "be read"
+            f"{_questions(len(of[UNREADABLE]), task)} as wrong, as their pictures cannot be read (the first is "
+            f"{printable(first, 80)}: {of[UNREADABLE][first]}); the next run looks for them again"
         )
     if of[FAILED]:
         warnings.append(
-            f"{len(of[FAILED])} of {len(task.indices)} questions count as wrong, as the model cannot be asked them"
+            f"{_questions(len(of[FAILED]), task)} as wrong, as the model cannot be asked them"
         )
-    numbers = _numbers(task, scores, model, judge, missing)
+    numbers = _numbers(task, scores, model, judge, missing, len(of[UNREADABLE]))
     return TaskResult(task, scores, numbers, missing, of[UNREADABLE], of[FAILED], warnings)
 
 
@@ -230,20 +238,43 @@ def named_numbers(tables: Mapping[str, Any]) -> list[Number]:
     return numbers
 
 
+def _too_few(task: Task, metric: str) -> str:
+    """That the file has fewer questions for a metric than the benchmark; "" where it has enough."""
+    name, count = task.protocol.benchmark, len(task.items)
+    if name == "pope" and metric.endswith(" random"):
+        name = "pope random"
+        subsets = task.items.categories.items()
+        count = sum(n for subset, n in subsets if "random" in subset.split(","))
+    least = LEAST.get(name, 0)
+    return f"{count} of at least {least}" if count < least else ""
+
+
+def _questions(count: int, task: Task) -> str:
+    asked = len(task.indices)
+    what = "question" if asked == 1 else "questions"
+    return f"{count} of {asked} {what} {'counts' if count == 1 else 'count'}"
+
+
 def _numbers(
     task: Task,
     scores: BenchmarkScores,
     model: str | None,
     judge: TextJudge | None,
     missing: int,
+    unreadable: int,
 ) -> list[Number]:
     protocol = task.protocol
     headline = metric_name(protocol)
     values = {headline: scores.headline}
     values |= {name: value for name, value in scores.beside.items() if name != headline}
-    total, least = len(task.items), LEAST.get(protocol.benchmark, 0)
+    total = len(task.items)
     done = len(task.indices) - missing
-    parts = [f"{total} of at least {least}"] if total < least else []
+    parts = []
+    if unreadable:
+        parts.append(f"{unreadable} of {len(task.indices)} pictures unreadable")
+    graded, ungraded = scores.counts.get(JUDGED, 0), scores.counts.get(UNREAD, 0)
+    if protocol.parser == "judged" and ungraded:
+        parts.append(f"{graded} of {graded + ungraded} graded")
     others = list(parts)
     if protocol.name != OWN_PROTOCOL:
         others.append(f"protocol {protocol.name}")
@@ -254,11 +285,15 @@ def _numbers(
         fields = dict(
             protocol=protocol.name, split=protocol.split or "", headline=metric == headline
         )
+        # Of a part of the file `unlike` says how many.
+        size = _too_few(task, metric) if done == total else ""
+        size = [size or task.items.other] if size or task.items.other else []
         if value is None:
-            partial = unlike(Own(protocol.benchmark, metric, 0.0, done, total, ", ".join(parts)))
+            reasons = ", ".join(size + parts)
+            partial = unlike(Own(protocol.benchmark, metric, 0.0, done, total, reasons))
             name = f"{metric} ({partial})" if partial else metric
             numbers.append(Number(protocol.benchmark, name, None, **fields))
             continue
-        own = Own(protocol.benchmark, metric, value, done, total, ", ".join(others))
+        own = Own(protocol.benchmark, metric, value, done, total, ", ".join(size + others))
         numbers.append(number(own, model, **fields))
     return numbers

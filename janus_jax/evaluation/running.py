@@ -18,7 +18,7 @@ from typing import Any
 
 from janus_jax import places, untrusted
 from janus_jax.errors import UserError
-from janus_jax.evaluation.asking import Line, Task, ask
+from janus_jax.evaluation.asking import Line, Task, ask, check_pictures
 from janus_jax.evaluation.benchmark import Benchmark, run_benchmarks
 from janus_jax.evaluation.failures import pick_failures
 from janus_jax.evaluation.judges import Complete, TextJudge
@@ -30,7 +30,7 @@ from janus_jax.evaluation.number_tables import (
     scores_json,
 )
 from janus_jax.evaluation.page import page
-from janus_jax.evaluation.predictions import ANSWER, Predictions
+from janus_jax.evaluation.predictions import ANSWER, UNREADABLE, Predictions
 from janus_jax.evaluation.results import (
     Number,
     TaskResult,
@@ -123,8 +123,8 @@ def run(
       on_judge: called with (answers that the judge was asked about, in all) for each task.
 
     Raises:
-      UserError: the directory cannot be written, has answers of other settings, or is in use; the model cannot be
-        asked; see also `understanding.score_answers`.
+      UserError: the directory cannot be written, has answers of other settings, or is in use; no picture of a
+        benchmark can be read; the model cannot be asked; see also `understanding.score_answers`.
     """
     out = Path(out)
     names = [task.name for task in tasks] + [str(n.entry["name"]) for n in named]
@@ -178,10 +178,19 @@ def _ask_all(
     batch_size: int,
     progress: Progress | None,
 ) -> int:
-    """Asks what is missing; returns how many questions that were."""
+    """Asks what is missing; returns how many questions that were.
+
+    Raises:
+      UserError: a benchmark of which nothing is answered has no picture that can be read.
+    """
     total = sum(len(task.indices) for task in tasks)
     done_of = {task.name: predictions.done(*task.name.split("/")) for task in tasks}
-    count = before = sum(i in done_of[task.name] for task in tasks for i in task.indices)
+    for task in tasks:
+        done = done_of[task.name]
+        if not any(kind == ANSWER for kind, _ in done.values()):
+            check_pictures(task, "--images", [i for i in task.indices if i not in done])
+    asked = 0
+    count = sum(i in done_of[task.name] for task in tasks for i in task.indices)
 
     for task in tasks:
         done = done_of[task.name]
@@ -191,14 +200,15 @@ def _ask_all(
             progress(count, total, task.name)
 
         def add(lines: list[Line], name: str = task.name) -> None:
-            nonlocal count
+            nonlocal count, asked
             predictions.add(lines)
             count += len(lines)
+            asked += sum(UNREADABLE not in line for line in lines)
             if progress:
                 progress(count, total, name)
 
         ask(predictor, task, dict(done), batch_size, add)
-    return count - before
+    return asked
 
 
 def _run_named(predictor: Any, named: Sequence[Named], path: Path) -> dict[str, Any]:

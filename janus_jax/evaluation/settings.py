@@ -51,6 +51,8 @@ def keep_settings(directory: str | Path, settings: Mapping[str, Any]) -> None:
             raise UserError(f"{where}/{RUN_FILE} is damaged: choose another --out")
         for name in dict.fromkeys([*new, *old]):
             if old.get(name) != new.get(name):
+                if files := _changed_files(old.get(name), new.get(name)):
+                    raise UserError(f"{files} since {where} got its answers: {advice}")
                 raise UserError(
                     f"{where} has answers with another {_what(part, name)} "
                     f"({_brief(old.get(name))}, not {_brief(new.get(name))}): {advice}"
@@ -123,6 +125,17 @@ def _what(part: str, name: str) -> str:
     return (
         f"model: {name}" if part == "model" else f"set of benchmarks: {untrusted.printable(name)}"
     )
+
+
+def _changed_files(old: Any, new: Any) -> str:
+    """That the files of a benchmark have changed, where nothing else has and they have the same names; else ""."""
+    if not isinstance(old, dict) or not isinstance(new, dict) or not new.get("files"):
+        return ""
+    if {**old, "data": ""} != {**new, "data": ""}:
+        return ""
+    first, *others = map(untrusted.printable, new["files"])
+    named = ", ".join([first, *others])
+    return f"one of {named} has changed" if others else f"{first} has changed"
 
 
 def _brief(value: Any) -> str:

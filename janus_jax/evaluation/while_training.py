@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 from janus_jax import places
 from janus_jax.errors import RunError, UserError
-from janus_jax.evaluation.asking import Line, Task, ask, make_task
+from janus_jax.evaluation.asking import Line, Task, ask, check_pictures, make_task
 from janus_jax.evaluation.benchmark import ANSWER, DRAW, Benchmark, Scores
 from janus_jax.evaluation.generation import (
     draw,
@@ -29,7 +30,7 @@ from janus_jax.evaluation.generation import (
     score_results,
 )
 from janus_jax.evaluation.generation.detectors import detector_name
-from janus_jax.evaluation.judges import TextJudge, find_complete
+from janus_jax.evaluation.judges import TextJudge, check_judge, find_complete
 from janus_jax.evaluation.results import task_result
 from janus_jax.evaluation.understanding import Items, Protocol, get_protocol, open_benchmark
 from janus_jax.untrusted import printable
@@ -69,9 +70,12 @@ class Understanding(Benchmark):
             )
         if self.benchmark == "mmvet" and self.judge is None:
             raise UserError("MM-Vet's answers are graded by a language model: give judge")
+        if self.judge is not None:
+            check_judge(self.judge, forms="")
         if self.judge is not None and "://" not in self.judge:
             load_function(self.judge, "judge")
-        self.task()  # the files are looked at before the training, not after it
+        # The files are looked at before the training, not after it.
+        check_pictures(self.task(), "images")
 
     def task(self) -> Task:
         """What is asked."""
@@ -98,12 +102,22 @@ class Understanding(Benchmark):
         return dataclasses.replace(self, limit=limit)
 
     def _tables(self, task: Task, done: dict[str, tuple[str, str]]) -> Scores:
-        judge = None
+        judge, problem = None, ""
         if self.judge is not None:
-            judge = TextJudge(find_complete(self.judge))
+            try:
+                judge = TextJudge(find_complete(self.judge))
+            except UserError as error:  # hours of training do not end for it, nor do other scores
+                problem = str(error)
         result = task_result(task, done, None, judge)
-        assert result.scores is not None  # MM-Vet has a judge
-        named = _name_of(task.protocol, task)
+        problem = problem or (judge.problem() if judge else "")
+        named = _name_of(task.protocol, task, len(result.unreadable))
+        if result.scores is None:
+            _warn(f"{self.name} is not graded: {problem}")
+            row = {"score": None, "questions": len(task.indices)}
+            return {f"{self.benchmark}, not graded, {named}": {"total": row}}
+        if problem:
+            _warn(f"{self.name} is scored without some of its judge's answers: {problem}")
+            named += ", without its judge" if judge is None else f", {judge.failed} not judged"
         return {
             f"{name}, {named}": {row: _numbers(cells) for row, cells in table.items()}
             for name, table in result.scores.tables.items()
@@ -203,9 +217,14 @@ class GenEvalDraw(Benchmark):
         return {f"geneval, judged by {detector_name(detector)}{reason}": found.table()}
 
 
-def _name_of(protocol: Protocol, task: Task) -> str:
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _name_of(protocol: Protocol, task: Task, unreadable: int) -> str:
     part = f", {len(task.indices)} of {len(task.items)}" if task.partial else ""
-    return f"protocol {protocol.name}{part}"
+    bad = f", {unreadable} of {len(task.indices)} pictures unreadable" if unreadable else ""
+    return f"protocol {protocol.name}{part}{bad}"
 
 
 def _numbers(cells: dict[str, float | None]) -> dict[str, float | None]:

@@ -15,6 +15,9 @@ from janus_jax.errors import UserError
 
 L1_CATEGORIES = ("global", "entity", "attribute", "relation", "other")
 COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
+_FIELD_LETTERS = (
+    131_072  # the limit of the module csv, which other code in the process may have raised
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,8 @@ def _grouped(rows: csv.DictReader, shown: str, compat: bool) -> dict[str, dict[i
         if compat and i == 0:
             continue
         where = f"{shown}, line {rows.line_num}"
+        if any(isinstance(value, str) and len(value) > _FIELD_LETTERS for value in row.values()):
+            raise UserError(f"{where}: is no CSV: a field has more than {_FIELD_LETTERS:,} letters")
         try:
             item, text = row["item_id"], row["question_natural_language"].strip()
             category = row["tuple"].split("(")[0].strip()

@@ -110,9 +110,11 @@ class Items(Sequence[Item]):
       make: (fields, pictures) -> item.
       split: only the items of this split, and of none; None: all.
       warnings: what a person should know about the files.
+      other: what makes them others than those that published numbers are of, such as "another file"; "" for
+        nothing that is known.
 
     Attributes:
-      benchmark, warnings: as given.
+      benchmark, warnings, other: as given.
       indices: of the items, in order.
       categories: of the items -> how many.
 
@@ -128,8 +130,9 @@ class Items(Sequence[Item]):
         make: Callable[[Mapping[str, Any], tuple[Picture, ...]], Item],
         split: str | None = None,
         warnings: Sequence[str] = (),
+        other: str = "",
     ):
-        self.benchmark, self.warnings = benchmark, tuple(warnings)
+        self.benchmark, self.warnings, self.other = benchmark, tuple(warnings), other
         self._rows, self._make = rows, make
         self._positions: dict[str, int] = {}
         self.categories: dict[str, int] = {}

@@ -17,6 +17,7 @@ from janus_jax.evaluation.understanding.items import Items, Picture, Progress, R
 from janus_jax.evaluation.understanding.layouts import SUBSET, make_item
 
 FORMATS = ("tsv", "parquet", "json")
+ANOTHER_FILE = "another file"  # in the names of numbers
 
 
 def open_benchmark(
@@ -61,7 +62,9 @@ def open_benchmark(
             "of one format"
         )
     rows, warnings = _rows(facts, kinds[0], found, roots, progress)
-    items = Items(name, rows, make_item(name), split, warnings)
+    items = Items(
+        name, rows, make_item(name), split, warnings, other=ANOTHER_FILE if warnings else ""
+    )
     _check_categories(items, found[0])
     return items
 
@@ -106,6 +109,7 @@ def recognised(path: str) -> str:
 def _rows(
     facts: BenchmarkFacts, kind: str, paths: list[str], roots: list[str], progress: Progress | None
 ) -> tuple[Rows, list[str]]:
+    """(the rows, why they are not those of the known file)."""
     if kind == "tsv":
         from janus_jax.evaluation.understanding.vlmevalkit_tsv import TsvRows, md5_warning
 

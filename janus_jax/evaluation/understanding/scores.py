@@ -126,8 +126,8 @@ def _read(
     grade: Grade | None,
     no_picture: bool,
     seed: int,
-) -> tuple[Reading, float]:
-    """(what an answer says, its grade)."""
+) -> tuple[Reading, float | None]:
+    """(what an answer says, its grade; None where a judge should have given one and did not)."""
     if no_picture:
         return Reading("", False, NO_PICTURE), 0.0
     if answer is None:
@@ -138,10 +138,12 @@ def _read(
         reading = parse_answer(protocol.parser, answer, item, judge, seed)
         return reading, float(reading.right)
     given = grade(item.question, item.answer, answer)
-    mark = 0.0 if given is None else float(given)
+    if given is None:
+        return Reading(answer, False, UNREAD), None
+    mark = float(given)
     if not 0 <= mark <= 1:
         raise UserError(f"the judge of {shown(item.index)} gave {mark}, which is not from 0 to 1")
-    return Reading(answer, mark == 1, UNREAD if given is None else JUDGED), mark
+    return Reading(answer, mark == 1, JUDGED), mark
 
 
 def _tables(protocol: Protocol, verdicts: Sequence[Verdict]) -> NamedTables:

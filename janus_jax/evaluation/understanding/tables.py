@@ -138,7 +138,10 @@ def mmmu_tables(verdicts: Sequence[Verdict]) -> NamedTables:
 
 
 def mmvet_tables(verdicts: Sequence[Verdict]) -> NamedTables:
-    """Mean grades: of all answers, of those that need an ability, and by what abilities they need together."""
+    """Mean grades: of all answers, of those that need an ability, and by what abilities they need together.
+
+    Answers to which the judge gave no grade are left out, of the counts too.
+    """
     abilities = _by(verdicts, lambda v: v.groups)
     order = [*MMVET_ABILITIES, *(a for a in abilities if a not in MMVET_ABILITIES)]
     table = {ability: _grade_row(abilities[ability]) for ability in order if ability in abilities}
@@ -187,4 +190,5 @@ def _accuracy_row(verdicts: Sequence[Verdict]) -> Row:
 
 
 def _grade_row(verdicts: Sequence[Verdict]) -> Row:
-    return {"score": _percent([v.grade for v in verdicts]), "count": len(verdicts)}
+    grades = [v.grade for v in verdicts if v.grade is not None]
+    return {"score": _percent(grades), "count": len(grades)}

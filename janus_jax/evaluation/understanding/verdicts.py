@@ -16,7 +16,7 @@ class Verdict:
       truth: the true answer.
       right: whether they agree; of MM-Vet whether the grade is 1.
       how: it was read (`parsers`: READ, REFUSED, RANDOM, JUDGED, UNREAD, MISSING, NO_PICTURE).
-      grade: from 0 to 1: of MM-Vet the judge's, elsewhere 1 for right.
+      grade: from 0 to 1: of MM-Vet the judge's, None where it gave none; elsewhere 1 for right.
       category, groups, picture_key: of the item.
     """
 
@@ -26,7 +26,7 @@ class Verdict:
     truth: str
     right: bool
     how: str
-    grade: float
+    grade: float | None
     category: str = ""
     groups: tuple[str, ...] = ()
     picture_key: str = ""
