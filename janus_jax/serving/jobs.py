@@ -165,7 +165,8 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> Mapping[str, Any]:
-        """Numbers for /metrics: jobs that wait, run and have ended, by kind; tokens and codes made; seconds."""
+        """Numbers for /metrics, kind of job -> name -> number: jobs that wait, run and have ended, and how; rows,
+        batches, tokens or codes that were made; seconds."""
         ...
 
     def close(self, drain: bool = True) -> None:

@@ -136,7 +136,22 @@ class DpgLayout:
             del self._waiting[prompt.number]
 
 
-class CompBenchLayout:
+class _FileEach:
+    """A file a picture, at `path(prompt, sample)`."""
+
+    _samples: int  # of a prompt
+
+    def prepare(self, prompt: Prompt) -> None:
+        pass
+
+    def missing(self, prompt: Prompt) -> list[int]:
+        return [i for i in range(self._samples) if not untrusted.is_file(self.path(prompt, i))]
+
+    def put(self, prompt: Prompt, sample: int, picture: np.ndarray) -> None:
+        _save(self.path(prompt, sample), picture)
+
+
+class CompBenchLayout(_FileEach):
     """`samples/PROMPT_000000.png`: the prompt is read from the name, the number counts all pictures of the set.
 
     Raises:
@@ -164,17 +179,8 @@ class CompBenchLayout:
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._folder, r".*")  # the official script reads a number of every name
 
-    def prepare(self, prompt: Prompt) -> None:
-        pass
 
-    def missing(self, prompt: Prompt) -> list[int]:
-        return [i for i in range(self._samples) if not untrusted.is_file(self.path(prompt, i))]
-
-    def put(self, prompt: Prompt, sample: int, picture: np.ndarray) -> None:
-        _save(self.path(prompt, sample), picture)
-
-
-class FolderLayout:
+class FolderLayout(_FileEach):
     """`KEY_SAMPLE.png`; `run.json` says which prompt a key stands for."""
 
     def __init__(self, directory: Path, prompts: PromptSet, samples: int):
@@ -186,15 +192,6 @@ class FolderLayout:
     def start(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._directory, r".*\.png")
-
-    def prepare(self, prompt: Prompt) -> None:
-        pass
-
-    def missing(self, prompt: Prompt) -> list[int]:
-        return [i for i in range(self._samples) if not untrusted.is_file(self.path(prompt, i))]
-
-    def put(self, prompt: Prompt, sample: int, picture: np.ndarray) -> None:
-        _save(self.path(prompt, sample), picture)
 
 
 LAYOUTS: dict[str, Callable[[Path, PromptSet, int], Layout]] = {
