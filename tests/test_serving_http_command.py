@@ -152,6 +152,7 @@ def signals():
 
 
 def test_it_serves_says_when_it_is_ready_and_drains_at_sigterm(signals, capfd):
+    import absl.logging  # noqa: F401  (its handler holds stderr, and is to keep it)
     import httpx
 
     engine = Warming()

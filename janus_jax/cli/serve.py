@@ -206,6 +206,7 @@ def run_server(
             app,
             lifespan="on",
             log_level="warning",
+            log_config=None,  # its own would close the handlers of others, such as absl's, which hold stderr
             access_log=False,
             server_header=False,
             ws="none",
