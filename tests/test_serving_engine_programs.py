@@ -12,7 +12,7 @@ from janus_jax.serving.jobs import ChatJob, DrawJob, Message
 
 pytestmark = pytest.mark.slow
 SEEN = np.asarray(picture(0))
-SIZES = dict(longest_prompt=30, longest_question=90, longest_answer=40, most_pictures=1)
+SIZES = dict(longest_prompt=30, context=130, most_pictures=1)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def janus():
 
 @pytest.fixture(scope="module")
 def engine(janus):
-    made = ServingEngine(janus, sizes=[2], gather=0.2, **SIZES)
+    made = ServingEngine(janus, sizes=[2], **SIZES)
     assert not made.ready
     assert made.warm_up() > 10
     assert made.ready
@@ -79,7 +79,7 @@ def test_a_sampled_answer_is_that_of_a_conversation(janus, engine, settings):
 
 def test_the_smoke_model_is_served_as_it_draws_and_answers(smoke_model):
     janus = Janus.load(smoke_model)
-    engine = ServingEngine(janus, sizes=[1, 4], longest_prompt=64, gather=0.2)
+    engine = ServingEngine(janus, sizes=[1, 4], longest_prompt=64)
     prompts = "a red car", "a panda", "a blue dog above a red car"
     drawn = ask(engine, *(DrawJob(prompt, seed=seed) for seed, prompt in enumerate(prompts)))
     for seed, (prompt, events) in enumerate(zip(prompts, drawn, strict=True)):

@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from dummies_model import make_janus
 
 from janus_jax.errors import UserError
 from janus_jax.inference.generator import Request, picture_keys, prompt_number
 from janus_jax.inference.logits import StaticSampling, log_probs, make_sampling_params, sample
-from janus_jax.serving.drawing import _keys, sizes_that_fit, stacked
+from janus_jax.inference.slots import Rows, stacked
+from janus_jax.serving.sizes import choose_sizes
 
 SETTINGS = (
     dict(temperature=0),
@@ -42,17 +44,20 @@ def test_keys_of_rows_are_those_of_a_drawing_with_their_seed(seed):
     want = picture_keys(jax.random.key(seed), requests, 3)
     prompts = [prompt_number(request.ids) for request in requests]
     columns = [seed] * 3, prompts, [request.index for request in requests]
-    found = jax.jit(_keys)(*(np.asarray(column, np.uint32) for column in columns))
+    columns = (np.asarray(column, np.uint32) for column in columns)
+    rows = Rows(None, None, None, *columns, None, None)
+    engine = make_janus().slot_engine(2, True, 30, 4)
+    found = jax.jit(engine._keys)(rows)
     np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(want))
 
 
-def test_sizes_that_fit():
-    assert sizes_that_fit([4, 1, 2, 2, 16], 9) == [1, 2, 4]
-    assert sizes_that_fit([1, 2, 4, 6], 100, shards=4) == [4, 8]
+def test_sizes():
+    assert choose_sizes([4, 1, 2, 2, 16], 9) == [1, 2, 4]
+    assert choose_sizes([1, 2, 4, 6], 100, shards=4) == [8], "rows of a part would not lie evenly"
     for wrong, message in (
         ([], "sizes is an empty list"),
         ([0], "each of sizes must be >= 1"),
         ([16, 32], "not even 16 rows fit, the limit of memory and max_batch is 8"),
     ):
         with pytest.raises(UserError, match=message):
-            sizes_that_fit(wrong, 8)
+            choose_sizes(wrong, 8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from janus_jax.errors import UserError
+from janus_jax.serving import scheduling
 from janus_jax.serving.engine import WorkerThread
 from janus_jax.serving.jobs import (
     ChatJob,
@@ -30,53 +31,62 @@ class Clerk:
     """A worker: a drawing takes as many blocks as its seed, an answer as many as its max_tokens.
 
     Attributes:
-      log: (kind, prompts of the batch) of every block, in order; may be shared.
-      closed: how many batches were ended early.
-      before_block: is called at the beginning of each block.
+      log: (kind, prompts of the rows) of every block, in order; may be shared.
+      stopped: places that were freed.
+      before_block, before_start: are called at the beginning of each block, and with each prompt.
+      lost: forgotten rows.
     """
 
     kind: str = "draw"
-    max_rows: int = 4
-    max_batches: int = 1
+    places: int = 4
     log: list = field(default_factory=list)
-    closed: int = 0
-    before_block: object = lambda rows: None
+    stopped: list = field(default_factory=list)
+    before_block: object = lambda names: None
+    before_start: object = lambda name: None
+    lost: int = 0
+    intact: bool = True
+    rows: dict = field(default_factory=dict)
 
     def takes(self, job):
         return isinstance(job, DrawJob) == (self.kind == "draw")
 
     def prepare(self, job):
         if self.kind == "chat":
-            return Prepared(1, "chat", 3, (job.messages[0].text, job.max_tokens))
+            return Prepared(1, 3, (job.messages[0].text, job.max_tokens))
         if not job.prompt:
             raise UserError("the prompt is empty")
-        return Prepared(job.n, job.cfg_weight, 3, (job.prompt, job.seed))
+        return Prepared(job.n, 3, (job.prompt, job.seed))
 
-    def run(self, rows):
-        names = [row.work[0] for row in rows]
-        finished = False
-        try:
-            last = max(row.work[1] for row in rows) - 1
-            for block in range(last + 1):
-                self.before_block(names)
-                self.log.append((self.kind, names))
-                said = []
-                for number, row in enumerate(rows):
-                    if block < row.work[1]:
-                        said.append((number, Delta(f"{row.work[0]}{block}")))
-                    if block == row.work[1] - 1:
-                        said += [
-                            (number, Picture(row.index, None)),
-                            (number, RowDone("stop", block + 1)),
-                        ]
-                finished = block == last
-                yield said
-        finally:
-            self.closed += not finished
+    def start(self, place, row):
+        assert place not in self.rows and 0 <= place < self.places
+        self.before_start(row.work[0])
+        self.rows[place] = [row, 0]
+
+    def step(self):
+        names = [row.work[0] for row, _ in self.rows.values()]
+        assert names
+        self.before_block(names)
+        self.log.append((self.kind, names))
+        said = []
+        for place, state in self.rows.items():
+            row, block = state
+            state[1] += 1
+            said.append((place, Delta(f"{row.work[0]}{block}")))
+            if state[1] == row.work[1]:
+                said += [(place, Picture(row.index, None)), (place, RowDone("stop", state[1]))]
+        return said
+
+    def stop(self, place):
+        self.stopped.append(self.rows.pop(place)[0].work[0])
+
+    def reset(self):
+        self.lost += len(self.rows)
+        self.rows.clear()
+        self.intact = True
 
 
-def draw(prompt, blocks=2, n=1, group=None):
-    return DrawJob(prompt, n=n, seed=blocks, cfg_weight=group)
+def draw(prompt, blocks=2, n=1):
+    return DrawJob(prompt, n=n, seed=blocks)
 
 
 def chat(text, blocks=2):
@@ -119,29 +129,34 @@ def run(scheduler):
     raise AssertionError("jobs are stuck")
 
 
-def test_jobs_that_fit_together_are_one_batch_and_others_are_not():
-    clerk = Clerk()
+def test_jobs_are_computed_together_and_join_and_leave_at_any_block():
+    clerk = Clerk(places=3)
     scheduler = Scheduler([clerk])
-    jobs = add(scheduler, draw("a"), draw("b", group=2), draw("c", 1), draw("d", group=2))
+    jobs = add(scheduler, draw("a", 4), draw("b", 1))
+    scheduler.tick()
+    jobs += add(scheduler, draw("c", 2), draw("d", 1), draw("e", 1))
     run(scheduler)
-    a, b = ("draw", ["a", "c"]), ("draw", ["b", "d"])
-    assert clerk.log == [a, a, b, b]
-    assert all(
-        client.last == Finished("stop", 3, made)
-        for (_, client), made in zip(jobs, (2, 2, 1, 2), strict=True)
-    )
+    names = [names for _, names in clerk.log]
+    assert [sorted(n) for n in names] == [
+        ["a", "b"],
+        ["a", "c", "d"],
+        ["a", "c", "e"],
+        ["a"],
+    ]
+    assert [client.last for _, client in jobs] == [
+        Finished("stop", 3, made) for made in (4, 1, 2, 1, 1)
+    ]
+    assert sorted(clerk.stopped) == list("abcde")
 
 
 def test_a_single_picture_does_not_wait_for_all_of_a_large_job():
     clerk = Clerk()
     scheduler = Scheduler([clerk])
-    jobs = draw("many", 1, n=10), draw("one", 1), draw("other", 1, group=2)
-    (_, many), *_ = add(scheduler, *jobs)
+    (_, many), *_ = add(scheduler, draw("many", 1, n=10), draw("one", 1), draw("other", 1))
     run(scheduler)
-    first, second, *rest = [names for _, names in clerk.log]
-    assert first == ["many", "one", "many", "many"]
-    assert second == ["other"], "whose group has not been served comes first"
-    assert Counter(name for names in rest for name in names) == {"many": 7}
+    first, *rest = [names for _, names in clerk.log]
+    assert first == ["many", "one", "other", "many"]
+    assert Counter(name for names in rest for name in names) == {"many": 8}
     pictures = [event.index for event in many.events if isinstance(event, Picture)]
     assert sorted(pictures) == list(range(10))
     assert many.last == Finished("stop", 3, 10)
@@ -149,18 +164,26 @@ def test_a_single_picture_does_not_wait_for_all_of_a_large_job():
 
 def test_drawings_and_answers_take_turns():
     log = []
-    scheduler = Scheduler([Clerk(log=log), Clerk("chat", max_batches=2, log=log)])
+    scheduler = Scheduler([Clerk(log=log), Clerk("chat", log=log)])
     add(scheduler, draw("picture", 5), chat("long", 5))
     scheduler.tick()
     add(scheduler, *(chat(f"late{i}", 1) for i in range(2)))
     run(scheduler)
     kinds = [kind for kind, _ in log]
-    assert all("draw" in kinds[i : i + 3] for i in range(9))
-    at = [names for _, names in log].index(["late0", "late1"])
-    assert at < 5, "it does not wait for the end of the long answer"
+    assert kinds == ["draw", "chat"] * 5
+    assert log[1][1] == ["long", "late0", "late1"], "they do not wait for the long answer"
 
 
-def test_a_cancelled_job_hears_nothing_more_and_its_batch_goes_on():
+def test_prompts_do_not_keep_those_that_are_in_the_middle_waiting(monkeypatch):
+    monkeypatch.setattr(scheduling, "STARTING", 0.0)
+    clerk = Clerk(places=6, before_start=lambda name: time.sleep(0.001))
+    scheduler = Scheduler([clerk])
+    add(scheduler, *(draw(name, 3) for name in "abc"))
+    run(scheduler)
+    assert [len(names) for _, names in clerk.log] == [1, 2, 3, 2, 1]
+
+
+def test_a_cancelled_job_hears_nothing_more_and_others_go_on():
     clerk = Clerk()
     scheduler = Scheduler([clerk])
     (gone, silent), (_, other) = add(scheduler, draw("gone", 9), draw("other", 3))
@@ -170,26 +193,21 @@ def test_a_cancelled_job_hears_nothing_more_and_its_batch_goes_on():
     assert silent.events == [Delta("gone0"), Failed("cancelled", "the request was cancelled")]
     run(scheduler)
     assert other.last == Finished("stop", 3, 3)
-    assert len(clerk.log) == 3 and clerk.closed == 1, (
-        "the blocks that only it needed are not computed"
-    )
+    assert len(clerk.log) == 3, "the blocks that only it needed are not computed"
     gone.cancel()
     scheduler.tick()
     assert len(silent.events) == 2
 
 
 def test_a_cancelled_job_frees_its_place_within_a_block():
-    clerk = Clerk()
+    clerk = Clerk(places=1)
     scheduler = Scheduler([clerk])
-    (gone, _), (waits, never), _ = add(
-        scheduler, draw("gone", 9), draw("waits", group=2), draw("next", 1, group=3)
-    )
+    (gone, _), (waits, never), _ = add(scheduler, draw("gone", 9), draw("waits"), draw("next", 1))
     scheduler.tick()
     gone.cancel()
     waits.cancel()
     scheduler.tick()
     assert [names for _, names in clerk.log] == [["gone"], ["next"]]
-    assert clerk.closed == 1
     assert never.events == [Failed("cancelled", "the request was cancelled")]
     assert scheduler.stats()["draw"]["cancelled"] == 2
 
@@ -217,15 +235,15 @@ def test_a_deadline_ends_a_job_that_runs_and_one_that_waits():
         (UserError("not even one\x1b fits"), r"^not even one\\x1b fits$"),
     ],
 )
-def test_an_error_ends_the_jobs_of_its_batch_alone(error, message, caplog):
+def test_an_error_of_a_block_ends_the_jobs_that_were_in_it(error, message, caplog):
     def fail(names):
         if "bad" in names and len(clerk.log) == 1:
             raise error
 
-    clerk = Clerk(before_block=fail, max_rows=2)
-    scheduler = Scheduler([clerk])
-    (_, bad), (_, beside), (_, after) = add(
-        scheduler, draw("bad", n=3), draw("beside"), draw("after")
+    clerk = Clerk(before_block=fail, places=2)
+    scheduler = Scheduler([clerk, Clerk("chat")])
+    (_, bad), (_, beside), (_, after), (_, other) = add(
+        scheduler, draw("bad", n=3), draw("beside"), draw("after"), chat("other", 3)
     )
     run(scheduler)
     for client in (bad, beside):
@@ -234,9 +252,30 @@ def test_an_error_ends_the_jobs_of_its_batch_alone(error, message, caplog):
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(client.last.message)
     assert after.ended() == Finished("stop", 3, 2)
+    assert other.ended() == Finished("stop", 3, 3)
+    assert clerk.lost == 2
     assert "bad" not in [name for _, names in clerk.log[1:] for name in names]
     assert scheduler.stats()["draw"]["error"] == 2
     assert "Traceback" in caplog.text, "the operator sees where"
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_an_error_of_a_prompt_ends_its_job_alone_unless_the_others_are_lost(intact, caplog):
+    def fail(name):
+        if name == "bad" and len(clerk.rows) == 3:
+            clerk.intact = intact
+            raise RuntimeError("no")
+
+    clerk = Clerk(before_start=fail)
+    scheduler = Scheduler([clerk])
+    (_, fine), (_, bad), (_, after) = add(scheduler, draw("fine"), draw("bad", n=2), draw("after"))
+    run(scheduler)
+    assert bad.ended().kind == "error"
+    for client in (fine, after):
+        last = client.ended()
+        assert last == Finished("stop", 3, 2) if intact else last.kind == "error"
+    assert scheduler.stats()["draw"]["rows"] == 3, "of which one was of the bad job"
+    assert not clerk.rows
 
 
 def test_a_receiver_that_raises_harms_nobody_else(caplog):
@@ -259,7 +298,7 @@ def test_the_queue_is_bounded_by_rows():
     add(scheduler, chat("another kind has its own queue"), draw("third"))
     with pytest.raises(UserError, match="asks for 6 at once, the limit of this server is 5"):
         scheduler.add(draw("never", n=6), print)
-    scheduler.tick()  # four rows are in a batch now
+    scheduler.tick()  # four rows have places now
     add(scheduler, draw("second", n=2))
     with pytest.raises(UserError, match="the prompt is empty"):
         scheduler.add(draw(""), print)
@@ -269,43 +308,31 @@ def test_the_queue_is_bounded_by_rows():
 
 def test_statistics_count_every_job_once():
     scheduler = Scheduler([Clerk(), Clerk("chat")])
-    add(scheduler, draw("a", n=5), draw("b", group=2), chat("c"))
+    add(scheduler, draw("a", n=5), draw("b"), chat("c"))
     scheduler.tick()
     now = scheduler.stats()
-    assert (now["draw"]["running"], now["draw"]["waiting"], now["chat"]["running"]) == (1, 1, 1)
+    assert (now["draw"]["running"], now["draw"]["waiting"], now["chat"]["running"]) == (2, 0, 1)
+    add(scheduler, draw("late"))
+    assert scheduler.stats()["draw"]["waiting"] == 1
     run(scheduler)
     now = scheduler.stats()["draw"]
-    assert (now["running"], now["waiting"], now["finished"], now["rows"]) == (0, 0, 2, 6)
-    assert (now["made"], now["prompt_tokens"], now["batches"]) == (12, 6, 3)
+    assert (now["running"], now["waiting"], now["finished"], now["rows"]) == (0, 0, 3, 7)
+    assert (now["made"], now["prompt_tokens"]) == (14, 9)
+    assert (now["blocks"], now["block_rows"]) == (4, 14)
 
 
 def engine(*clerks, **options):
-    return WorkerThread(clerks or [Clerk(), Clerk("chat", max_batches=2)], **options)
-
-
-def test_requests_that_come_together_are_computed_together():
-    clerk = Clerk(max_rows=3)
-    one = engine(clerk, gather=WAIT)  # ends as soon as a batch is full
-    clients = [Client() for _ in range(3)]
-    for client in clients:
-        one.submit(draw("x"), client)
-    assert all(isinstance(client.ended(), Finished) for client in clients)
-    assert [len(names) for _, names in clerk.log] == [3, 3]
-    one.close()
+    return WorkerThread(clerks or [Clerk(), Clerk("chat")], **options)
 
 
 def test_200_mixed_jobs_of_which_a_fifth_is_cancelled_all_end():
-    one, rng = engine(max_waiting=1000, gather=0), random.Random(0)
+    one, rng = engine(max_waiting=1000), random.Random(0)
     clients, cancelled = [], defaultdict(bool)
 
     def submit(part):
         for number in part:
             blocks = rng.randint(1, 5)
-            job = (
-                chat("x", blocks)
-                if number % 2
-                else draw("x", blocks, n=1 + number % 3, group=number % 5)
-            )
+            job = chat("x", blocks) if number % 2 else draw("x", blocks, n=1 + number % 3)
             client = clients[number]
             ticket = one.submit(job, client)
             if number % 5 == 0:
@@ -336,10 +363,10 @@ def test_close(drain):
         begun.set()
         assert go_on.wait(WAIT)
 
-    one = engine(Clerk(before_block=hold), gather=0)
+    one = engine(Clerk(places=1, before_block=hold))
     running, waiting = Client(), Client()
     one.submit(draw("running"), running)
-    one.submit(draw("waiting", group=2), waiting)
+    one.submit(draw("waiting"), waiting)
     assert begun.wait(WAIT)
     closing = threading.Thread(target=one.close, args=[drain])
     closing.start()
@@ -362,7 +389,7 @@ def test_a_worker_that_ends_the_thread_leaves_no_job_behind(caplog):
     def leave(names):
         raise SystemExit
 
-    one = engine(Clerk(before_block=leave), gather=0)
+    one = engine(Clerk(before_block=leave))
     clients = [Client(), Client()]
     for client in clients:
         try:

@@ -68,6 +68,14 @@ def parse_flags() -> argparse.Namespace:
         help=f"most pictures or answers at once, {_SIZES[0]} to {_SIZES[-1]}; default: %(default)s",
     )
     add(
+        "--context",
+        type=int,
+        default=4096,
+        metavar="TOKENS",
+        help="of the longest conversation with its pictures and answer, as far as the model has positions; "
+        "less takes less memory; default: %(default)s",
+    )
+    add(
         "--queue",
         type=int,
         default=64,
@@ -98,6 +106,7 @@ def parse_flags() -> argparse.Namespace:
     for name, least, most in (
         ("port", 0, 65535),
         ("max_batch", _SIZES[0], _SIZES[-1]),
+        ("context", 64, 10**6),
         ("queue", 1, 10**6),
     ):
         if not least <= getattr(flags, name) <= most:
@@ -258,9 +267,7 @@ def main() -> None:
     janus = load(flags)
     sizes = [size for size in _SIZES if size < flags.max_batch] + [flags.max_batch]
     limits = Limits(seconds=flags.timeout)
-    engine = ServingEngine(
-        janus, sizes=sizes, max_waiting=flags.queue, longest_answer=limits.tokens
-    )
+    engine = ServingEngine(janus, sizes=sizes, context=flags.context, max_waiting=flags.queue)
     run_server(engine, describe(janus), limits, flags, listener)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,6 +13,11 @@ from janus_jax.inference import gpu_attention, kv_cache
 from janus_jax.inference.matmul import matmul
 from janus_jax.models.attention import apply_rotary, rotary
 from janus_jax.models.layers import gelu, rms_norm
+
+Angles = tuple[jax.Array, jax.Array]
+Attended = tuple[jax.Array, Any]  # [..., T, K, G, H], and the layer's cache
+# (qkv [..., T, K, G + 2, H] not rotated, angles of `rotary`, cache of the layer) -> its result
+Attention = Callable[[jax.Array, Angles, Any], Attended]
 
 
 def embed_text(weights: Any, ids: jax.Array) -> jax.Array:
@@ -54,18 +60,52 @@ def decode(
     Returns:
       Hidden states after the final norm [..., T, D], and the cache.
     """
+    if starts is not None:
+        return run_layers(weights, config, x, positions, cache, kernel_attention(index, starts))
+
+    def attention(qkv: jax.Array, angles: Angles, slot: kv_cache.LayerCache) -> Attended:
+        rotated = apply_rotary(qkv[..., :-1, :], *angles)
+        slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
+        return kv_cache.attend(rotated[..., :-1, :], slot, mask), slot
+
+    return run_layers(weights, config, x, positions, cache, attention)
+
+
+def kernel_attention(index: jax.Array, starts: jax.Array) -> Attention:
+    """Of one token of each row by the kernel for GPUs: writes slot `index`, attends from `starts` on."""
+
+    def attention(qkv: jax.Array, angles: Angles, slot: kv_cache.LayerCache) -> Attended:
+        cos, sin = angles
+        token = (qkv[..., 0, :, :, :], (cos[..., 0, :], sin[..., 0, :]))
+        return gpu_attention.decode_attention(*token, slot, index, starts)
+
+    return attention
+
+
+def run_layers(
+    weights: Any,
+    config: DecoderConfig,
+    x: jax.Array,
+    positions: jax.Array,
+    cache: Iterable[Any],
+    attention: Attention,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """All blocks with a given attention.
+
+    Args:
+      weights, config, x, positions: see `decode`.
+      cache: what `attention` gets of each layer.
+      attention: see `Attention`.
+
+    Returns:
+      Hidden states after the final norm [..., T, D], and what `attention` has made of the cache.
+    """
     angles = rotary(positions, config.head_dim, config.rope_theta)
     updated = []
     for layer, slot in zip(weights["layers"], cache, strict=True):
         y = rms_norm(x, layer["attn_norm"], config.norm_eps, x.dtype)
         qkv = matmul(y, layer["qkv"], dtype=x.dtype)  # [..., T, K, G + 2, H]
-        if starts is None:
-            rotated = apply_rotary(qkv[..., :-1, :], *angles)
-            slot = kv_cache.append(slot, rotated[..., -1, :], qkv[..., -1, :], index)
-            y = kv_cache.attend(rotated[..., :-1, :], slot, mask)
-        else:
-            token = (qkv[..., 0, :, :, :], tuple(x[..., 0, :] for x in angles))
-            y, slot = gpu_attention.decode_attention(*token, slot, index, starts)
+        y, slot = attention(qkv, angles, slot)
         x = x + matmul(y.reshape(*x.shape[:-1], -1), layer["o"], dtype=x.dtype)
         y = rms_norm(x, layer["mlp_norm"], config.norm_eps, x.dtype)
         gate_up = matmul(y, layer["gate_up"], dtype=x.dtype)  # [..., T, 2, F]

@@ -8,6 +8,7 @@ the start, and one program serves all steps. Each program of the grid has one ke
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -41,8 +42,9 @@ def decode_attention(
     Args:
       qkv: [..., K, G + 2, H], not rotated: G queries of each key head, its key, its value.
       angles: cosines and sines of `models.attention.rotary`, float32 [..., H/2].
-      layer: {"k", "v"}: [..., K, S, H], or with the axes before S merged.
-      index: int32 scalar, the slot of this token, the same in all rows.
+      layer: {"k", "v"}: [..., K, S, H], or with the axes before S merged. It may have more rows than there are
+        tokens: the first ones are used, and the others stay.
+      index: int32, the slot of this token: a scalar for all rows, or [...].
       starts: int32 [...], the first slot of each row.
       interpret: computes without a GPU, slowly.
       block, warps: of the kernel; both powers of two. The defaults were the fastest on an H200.
@@ -53,7 +55,8 @@ def decode_attention(
     lead, (K, G, H) = qkv.shape[:-3], (qkv.shape[-3], qkv.shape[-2] - 2, qkv.shape[-1])
     shape, S = layer["k"].shape, layer["k"].shape[-2]
     keys, values = (layer[name].reshape(-1, S, H) for name in "kv")
-    N = keys.shape[0]
+    N = math.prod(lead) * K
+    index = jnp.broadcast_to(index, lead)
     splits = min(-(-_PROGRAMS // N), -(-S // block))
     warps = warps or (8 if splits == 1 else 4)
     cos, sin = (x.reshape(-1, H // 2) for x in angles)
@@ -70,7 +73,7 @@ def decode_attention(
             pl.BlockSpec((None, G + 2, H), whole),
             pl.BlockSpec((None, H), of_row),
             pl.BlockSpec((None, H), of_row),
-            pl.BlockSpec((1,), lambda i, j: (0,)),
+            pl.BlockSpec((1,), lambda i, j: (i // K,)),
             pl.BlockSpec((1,), lambda i, j: (i // K,)),
             cache_spec,
             cache_spec,
@@ -91,7 +94,7 @@ def decode_attention(
         qkv.reshape(N, G + 2, H),
         jnp.concatenate([cos, cos], -1),
         jnp.concatenate([-sin, sin], -1),
-        jnp.reshape(index, 1).astype(jnp.int32),
+        index.reshape(-1).astype(jnp.int32),
         starts.reshape(-1).astype(jnp.int32),
         keys,
         values,

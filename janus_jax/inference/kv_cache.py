@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from janus_jax.config import DecoderConfig, Policy
@@ -109,33 +110,50 @@ def attend(q: jax.Array, layer: LayerCache, mask: jax.Array) -> jax.Array:
     Returns:
       [..., T, K, G, H] in the dtype of q.
     """
-    stored = layer["k"].dtype
+    return attend_parts(q, ((layer, mask),))
+
+
+def attend_parts(q: jax.Array, parts: Sequence[tuple[LayerCache, jax.Array]]) -> jax.Array:
+    """As `attend`, over caches of equal rows that lie in several arrays, each with its mask."""
+    stored = parts[0][0]["k"].dtype
     dtype = q.dtype if stored == jnp.int8 else stored
     return jax.lax.platform_dependent(
         q,
-        layer,
-        mask,
+        parts,
         cpu=partial(_attend, dtype=jnp.float32),  # lacks some products in bfloat16
         default=partial(_attend, dtype=dtype),
     )
 
 
-def _attend(q: jax.Array, layer: LayerCache, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _attend(
+    q: jax.Array, parts: Sequence[tuple[LayerCache, jax.Array]], dtype: jnp.dtype
+) -> jax.Array:
     matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
     T, K, G, H = q.shape[-4:]
-    rows, length = layer["k"].shape[:-2], layer["k"].shape[-2]  # as the cache has them
+    rows = parts[0][0]["k"].shape[:-2]  # as the cache has them
     queries = rearrange(q, "... t k g h -> ... k (g t) h").reshape(*rows, G * T, H)
-    scores = matmul("...qh,...sh->...qs", queries.astype(dtype), layer["k"].astype(dtype))
-    scores = scores * H**-0.5
-    if "k_scale" in layer:
-        scores = scores * layer["k_scale"][..., None, :]
-    seen = mask[..., None, None, :, :]
-    split = scores.reshape(*q.shape[:-4], K, G, T, length)
-    weights = jax.nn.softmax(jnp.where(seen, split, jnp.finfo(jnp.float32).min), axis=-1)
-    weights = weights.reshape(scores.shape)
-    if "v_scale" in layer:
-        weights = weights * layer["v_scale"][..., None, :]
-    out = matmul("...qs,...sh->...qh", weights.astype(dtype), layer["v"].astype(dtype))
+
+    def score(layer: LayerCache, mask: jax.Array) -> jax.Array:
+        scores = matmul("...qh,...sh->...qs", queries.astype(dtype), layer["k"].astype(dtype))
+        scores = scores * H**-0.5
+        if "k_scale" in layer:
+            scores = scores * layer["k_scale"][..., None, :]
+        split = scores.reshape(*q.shape[:-4], K, G, T, scores.shape[-1])
+        return jnp.where(mask[..., None, None, :, :], split, jnp.finfo(jnp.float32).min)
+
+    def read(layer: LayerCache, weights: jax.Array) -> jax.Array:
+        weights = weights.reshape(*rows, G * T, weights.shape[-1])
+        if "v_scale" in layer:
+            weights = weights * layer["v_scale"][..., None, :]
+        return matmul("...qs,...sh->...qh", weights.astype(dtype), layer["v"].astype(dtype))
+
+    scores = [score(layer, mask) for layer, mask in parts]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    ends = np.cumsum([part.shape[-1] for part in scores])[:-1]
+    split = jnp.split(weights, ends, axis=-1)
+    out, *others = [read(layer, w) for (layer, _), w in zip(parts, split, strict=True)]
+    for other in others:
+        out = out + other
     out = out.reshape(*q.shape[:-4], K, G * T, H)
     return rearrange(out, "... k (g t) h -> ... t k g h", g=G).astype(q.dtype)
 

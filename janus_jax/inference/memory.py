@@ -45,19 +45,13 @@ def answer_bytes(
 ) -> int:
     """Bytes that one more answer takes: cache, logits, and SigLIP on its pictures."""
     cache = _CACHE_COPIES * cache_length * bytes_per_slot(config.decoder, cache_dtype)
-    patches, width = config.siglip.num_patches, config.siglip.width
-    attention = 4 * config.siglip.heads * patches**2
-    vision = pictures * (3 * attention + 32 * patches * width)
-    return int(cache) + 4 * 4 * config.decoder.vocab_size + vision
+    return int(cache) + 4 * 4 * config.decoder.vocab_size + pictures * vision_bytes(config)
 
 
 def score_bytes(config: JanusConfig, length: int, targets: int, classes: int) -> int:
     """Bytes that one more row takes when it is scored in one pass, in float32."""
-    decoder = config.decoder
-    cache = length * bytes_per_slot(decoder, jnp.float32)
-    attention = 3 * 4 * decoder.heads * length**2
-    activations = 4 * length * (8 * decoder.width + 4 * decoder.ffw)
-    return cache + attention + activations + 3 * 4 * targets * classes
+    cache = length * bytes_per_slot(config.decoder, jnp.float32)
+    return cache + prefill_bytes(config, length) + 3 * 4 * targets * classes
 
 
 def free_bytes(device: jax.Device | None = None) -> int:
@@ -76,7 +70,22 @@ def free_bytes(device: jax.Device | None = None) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def max_rows_that_fit(bytes_per_row: int, limit: int | None, max_batch: int, what: str) -> int:
+def prefill_bytes(config: JanusConfig, length: int) -> int:
+    """Bytes that one prompt of so many tokens takes while it is computed, in float32."""
+    decoder = config.decoder
+    attention = 3 * 4 * decoder.heads * length**2
+    return attention + 4 * length * (8 * decoder.width + 4 * decoder.ffw)
+
+
+def vision_bytes(config: JanusConfig) -> int:
+    """Bytes that SigLIP takes for one picture."""
+    patches, width = config.siglip.num_patches, config.siglip.width
+    return 3 * 4 * config.siglip.heads * patches**2 + 32 * patches * width
+
+
+def max_rows_that_fit(
+    bytes_per_row: int, limit: int | None, max_batch: int, what: str, fixed: int = 0
+) -> int:
     """How many rows fit: a power of two, at most `max_batch`.
 
     Args:
@@ -84,14 +93,15 @@ def max_rows_that_fit(bytes_per_row: int, limit: int | None, max_batch: int, wha
       limit: bytes to stay within; None takes what is free on the device.
       max_batch: upper bound.
       what: names a row in the message.
+      fixed: bytes that all of them take together, besides.
 
     Raises:
       UserError: not even one row fits.
     """
     budget = _budget(limit)
-    count = budget // bytes_per_row
+    count = (budget - fixed) // bytes_per_row
     if count < 1:
-        raise _too_little(f"even one {what}: it takes", bytes_per_row, budget, limit)
+        raise _too_little(f"even one {what}: it takes", bytes_per_row + fixed, budget, limit)
     count = min(int(count), max_batch)
     return count if count == max_batch else 1 << (count.bit_length() - 1)
 

@@ -30,6 +30,7 @@ from janus_jax.inference.limits import PositionLimits
 from janus_jax.inference.logits import SamplingParams, StaticSampling
 from janus_jax.inference.options import checked_options
 from janus_jax.inference.scoring import Scorer
+from janus_jax.inference.slots import SlotEngine
 from janus_jax.inference.text_engine import TextEngine
 from janus_jax.interop import load_checkpoint, local_directory, open_checkpoint
 from janus_jax.interop.adapters import check_adapter, with_adapter
@@ -49,6 +50,7 @@ class InferenceModel:
       max_batch: most pictures or answers computed at once; more are split.
       memory_limit: bytes that a batch may take beside the weights; None takes what is free.
       limits: positions of the model.
+      cache_dtype: of keys and values.
       image_engine, text_engine, scorer: compiled functions.
       num_params: parameters of the model.
       origin: of `load`: where the weights come from; of a training run also "stage" and "step".
@@ -93,9 +95,9 @@ class InferenceModel:
         self.policy = policy or Policy()
         self.mesh = mesh
         self.limits = PositionLimits(config.decoder.max_position)
-        self._cache_dtype = kv_cache.stored_dtype(self.policy, "cache" in self.int8)
+        self.cache_dtype = kv_cache.stored_dtype(self.policy, "cache" in self.int8)
         tokenizer = processor.tokenizer
-        how = dict(cache_dtype=self._cache_dtype, mesh=mesh, int8="weights" in self.int8)
+        how = dict(cache_dtype=self.cache_dtype, mesh=mesh, int8="weights" in self.int8)
         self.image_engine = ImageEngine(self.config, self.policy, **how)
         self.text_engine = TextEngine(
             self.config, self.policy, tokenizer.image_id, tokenizer.eos_id, **how
@@ -274,6 +276,11 @@ class InferenceModel:
             tokenizer.eos_id,
         )
 
+    def slot_engine(self, ways: int, codes: bool, slots: int, steps: int) -> SlotEngine:
+        """Compiled functions for rows that come and go; see `SlotEngine`."""
+        how = dict(cache_dtype=self.cache_dtype, mesh=self.mesh, int8="weights" in self.int8)
+        return SlotEngine(self.config.decoder, ways, codes, slots, steps, **how)
+
     @property
     def data_shards(self) -> int:
         """Over how many devices the pictures of a batch are cut."""
@@ -285,7 +292,7 @@ class InferenceModel:
         Raises:
           UserError: not even one fits.
         """
-        row = memory.picture_bytes(self.config, bucket(prompt_length), guided, self._cache_dtype)
+        row = memory.picture_bytes(self.config, bucket(prompt_length), guided, self.cache_dtype)
         row += memory.decode_bytes(self.config, 1)
         shards = self.data_shards
         max_batch = max(1, self.max_batch // shards)
@@ -317,7 +324,7 @@ class InferenceModel:
 
     def _answer_bytes(self, cache_length: int, pictures: int = 1) -> int:
         return memory.answer_bytes(
-            self.config, bucket(cache_length), self._cache_dtype, max(pictures, 1)
+            self.config, bucket(cache_length), self.cache_dtype, max(pictures, 1)
         )
 
     def __repr__(self) -> str:

@@ -1,34 +1,31 @@
-"""Answers to conversations of many users in one batch, in blocks of tokens.
-
-A row has its own seed, settings and limit. What keeps two conversations apart is the length of the program's
-prompt and how many pictures its rows may have, both of few values.
-"""
+"""Answers to conversations of many users, written together in blocks of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from janus_jax.errors import UserError
-from janus_jax.inference import Janus, checks
-from janus_jax.inference.batching import padded_size
-from janus_jax.inference.dialogue import TEXT, StateHolder, Turn, answer_turn
+from janus_jax.inference import Janus, checks, memory
+from janus_jax.inference.batching import round_up
+from janus_jax.inference.dialogue import TEXT
 from janus_jax.inference.generator import prompt_number
-from janus_jax.inference.logits import SamplingParams, StaticSampling, make_sampling_params
-from janus_jax.inference.programs import Program, ProgramList, execute
-from janus_jax.inference.schedule import BLOCK, UNLIMITED, AnswerSchedule
+from janus_jax.inference.logits import SamplingParams, make_sampling_params
+from janus_jax.inference.programs import Call, Program, ProgramList, execute
+from janus_jax.inference.schedule import BLOCK
 from janus_jax.inference.text_stream import TextStream, find_stop
 from janus_jax.parallel import to_host
 from janus_jax.processing import image_positions, load_image, understanding_pixels
-from janus_jax.serving.drawing import sizes_that_fit, stacked
 from janus_jax.serving.jobs import ChatJob, Delta, Job, Message
+from janus_jax.serving.pool import Pool, Start
 from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
+from janus_jax.serving.sizes import sizes_that_fit
 
-SHORTEST = (
-    128  # slots of the smallest cache that programs are compiled for; each is twice the one before
+SHORTEST = 64  # tokens of the shortest prompt that programs are compiled for
+HALF_STEPS = (
+    512  # from here on the next one is a half longer, not twice: a picture takes most of it
 )
 
 
@@ -54,26 +51,13 @@ class Asked(NamedTuple):
     stop: tuple[str, ...]
 
 
-class Group(NamedTuple):
-    """What conversations of one batch have in common.
-
-    Attributes:
-      length: tokens of the program's prompt.
-      pictures: that each row has room for.
-    """
-
-    length: int
-    pictures: int
-
-
 class Chatting:
     """The `Worker` for answers.
 
     Args:
       janus: the model.
-      sizes: numbers of answers that programs are compiled for.
-      longest_question: tokens of the longest conversation before the answer.
-      longest_answer: tokens of the longest answer.
+      sizes: numbers of answers that programs are compiled for; the largest that fits is how many there can be.
+      context: tokens of the longest conversation with its answer.
       most_pictures: of a conversation.
 
     Raises:
@@ -81,29 +65,22 @@ class Chatting:
     """
 
     kind = "chat"
-    max_batches = 2  # a long answer keeps its batch for a while: others need not wait for it
 
-    def __init__(
-        self,
-        janus: Janus,
-        sizes: Sequence[int],
-        longest_question: int,
-        longest_answer: int,
-        most_pictures: int,
-    ):
+    def __init__(self, janus: Janus, sizes: Sequence[int], context: int, most_pictures: int):
         self._janus = janus
-        self._longest = min(longest_question, janus.limits.longest_prompt(1))
-        self._longest_answer = longest_answer
-        self._most_pictures = most_pictures
-        # A prompt leaves room for the first block of the answer in a cache of the same size.
-        self._lengths = [SHORTEST - BLOCK]
-        while self._lengths[-1] < self._longest:
-            self._lengths.append(2 * (self._lengths[-1] + BLOCK) - BLOCK)
-        largest = self._schedule(1, Group(self._lengths[-1], 0), longest_answer)
-        fit = janus.answers_that_fit(largest.cache_lengths[-1], most_pictures)
-        self._sizes = sizes_that_fit(sizes, fit)
-        self.max_rows = self._sizes[-1]
-        self._keys = jax.jit(_keys)
+        self._context = min(context, janus.limits.longest_prompt(1))
+        self._patches = janus.config.siglip.num_patches
+        self._most_pictures = min(most_pictures, self._context // self._patches)
+        self._lengths = prompt_lengths(self._context)
+        self._engine = janus.slot_engine(1, False, self._lengths[-1], BLOCK)
+        config = janus.config
+        row = self._engine.pool_bytes(1) + 4 * 4 * config.decoder.vocab_size
+        fixed = memory.vision_bytes(config) + memory.prefill_bytes(config, self._lengths[-1])
+        self._pool = Pool(
+            self._engine, janus.weights, sizes_that_fit(janus, sizes, row, fixed, "answer")
+        )
+        self.places = self._pool.places
+        self._answers: dict[int, _Answer] = {}
 
     def takes(self, job: Job) -> bool:
         return isinstance(job, ChatJob)
@@ -116,12 +93,12 @@ class Chatting:
         sampling, static = make_sampling_params(vocab, temperature=job.temperature, top_p=job.top_p)
         seed, stop = checks.seed_number(job.seed), checks.stop_strings(job.stop)
         ids = model.limits.check(conversation_ids(model, job.messages), "conversation", 1)
-        if len(ids) > self._longest:
-            raise UserError(
-                f"the conversation is too long: {len(ids)} tokens with its chat template, "
-                f"the limit of this server is {self._longest}"
-            )
         pictures = [picture for message in job.messages for picture in message.pictures]
+        if len(ids) >= self._context:
+            raise UserError(
+                f"the conversation is too long: {len(ids)} tokens with its chat template and {len(pictures)} "
+                f"picture(s) of {self._patches}, the limit of this server is {self._context - 1}"
+            )
         if len(pictures) > self._most_pictures:
             raise UserError(
                 f"the conversation has {len(pictures)} pictures, the limit of this server is "
@@ -129,107 +106,107 @@ class Chatting:
             )
         size = model.config.siglip.image_size
         pixels = [understanding_pixels(load_image(picture), size) for picture in pictures]
-        limit = min(limit, self._longest_answer, model.limits.remaining_positions(ids))
-        length = next(length for length in self._lengths if length >= len(ids))
-        group = Group(length, padded_size(len(pixels), UNLIMITED) if pixels else 0)
-        # Greedy rows are in programs with chance, too; see `SamplingParams`.
+        limit = min(limit, self._context - len(ids), model.limits.remaining_positions(ids))
         work = Asked(ids, pixels, limit, seed, sampling, static.filtered, stop)
-        return Prepared(1, group, len(ids), work)
+        return Prepared(1, len(ids), work)
 
-    def run(self, rows: Sequence[Row]) -> Generator[list[Output], None, None]:
-        """See `Worker.run`: the conversation and the first token, then a block of tokens a step."""
-        group: Group = rows[0].ticket.prepared.group
-        size = next(size for size in self._sizes if size >= len(rows))
-        padded = [row.work for row in [*rows, *[rows[-1]] * (size - len(rows))]]
-        static = StaticSampling(False, False, any(asked.filtered for asked in padded))
-        sampling = stacked([asked.sampling for asked in padded])
-        turn = self._turn(padded, group)
-        schedule = self._schedule(size, group, max(asked.limit for asked in padded))
-        model, holder = self._janus, StateHolder()
-        engine = (execute, model.text_engine, model.weights)
-        answers = [_Answer(model, row.work) for row in rows]
-        finished = lambda answer: all(answer.finished for answer in answers)
-        drawn = np.zeros((size, 0), np.int32)
-        for new in answer_turn(*engine, schedule, holder, turn, sampling, static, finished):
-            drawn = np.concatenate([drawn, to_host(new).reshape(size, -1)], axis=1)
-            said: list[Output] = []
-            for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-                if row.alive and not answer.finished:
-                    said += [(number, event) for event in answer.update(drawn[number])]
-            yield said
+    @property
+    def intact(self) -> bool:
+        return self._pool.intact
+
+    def start(self, place: int, row: Row) -> None:
+        """See `Worker.start`."""
+        asked: Asked = row.work
+        key = (asked.seed, prompt_number(asked.ids), 0)
+        start = Start(asked.ids, *key, asked.sampling, asked.filtered, asked.limit)
+        self._pool.start(place, start, lambda call: self._prefill(call, asked))
+        self._answers[place] = _Answer(self._janus, row)
+
+    def step(self) -> list[Output]:
+        """See `Worker.step`: a block of tokens."""
+        said: list[Output] = []
+        for place, new in self._pool.advance().items():
+            said += [(place, event) for event in self._answers[place].update(new)]
+        return said
+
+    def stop(self, place: int) -> None:
+        """See `Worker.stop`."""
+        self._pool.stop(place)
+        self._answers.pop(place, None)
+
+    def reset(self) -> None:
+        """See `Worker.reset`."""
+        self._pool.reset()
+        self._answers.clear()
+
+    def allocate(self) -> None:
+        """Takes the memory of its rows."""
+        self._pool.allocate()
 
     def programs(self) -> list[Program]:
-        """All that `run` can need."""
-        found, model = ProgramList(), self._janus
-        patches, side = model.config.siglip.num_patches, model.config.siglip.image_size
-        counts = sorted({padded_size(n, UNLIMITED) for n in range(1, self._most_pictures + 1)})
-        blank = np.zeros((side, side, 3), np.uint8)
-        for size in self._sizes:
-            row = np.zeros(size, np.uint32)
-            keys = found(self._keys, row, row)
-            sampling = stacked([SamplingParams(1.0, 1.0, 1, 1.0)] * size)
-            for length in self._lengths:
-                # With `count` pictures a row: at least one of the conversations has more than half of them.
-                fewest = lambda count: (count // 2 + 1) * patches
-                for count in [0, *(c for c in counts if fewest(c) <= length)]:
-                    group = Group(length, count)
-                    schedule = self._schedule(size, group, self._longest_answer)
-                    asked = Asked([0], [blank] * (count > 0), 1, 0, sampling, False, ())
-                    turn = self._turn([asked] * size, group)._replace(keys=keys)
-                    for filtered in (False, True):
-                        static = StaticSampling(False, False, filtered)
-                        engine = (found, model.text_engine, model.weights, schedule, StateHolder())
-                        for _ in answer_turn(*engine, turn, sampling, static, lambda answer: False):
-                            pass
+        """All that it can need."""
+        found = ProgramList()
+        side = self._janus.config.siglip.image_size
+        self._features(found, np.zeros((side, side, 3), np.uint8))
+        blank = Asked([0, 0], [], 1, 0, SamplingParams(1.0, 0.0, 1, 1.0), False, ())
+        prompts = [self._prefill(found, blank, length) for length in self._lengths]
+        self._pool.list_programs(found, prompts)
         return found.programs
 
-    def _schedule(self, size: int, group: Group, limit: int) -> AnswerSchedule:
-        blocks = -(-(limit - 1) // BLOCK)
-        ends = [group.length + BLOCK * max(number, 1) for number in range(blocks + 1)]
-        lengths = tuple(SHORTEST * padded_size(-(-end // SHORTEST), UNLIMITED) for end in ends)
-        return AnswerSchedule(size, size * group.pictures, group.length, lengths)
+    def _prefill(self, call: Call, asked: Asked, length: int | None = None) -> Any:
+        """Of one conversation. A program has room for as many pictures as its tokens have."""
+        tokenizer, P = self._janus.processor.tokenizer, self._patches
+        length = length or next(one for one in self._lengths if one >= len(asked.ids))
+        ids = np.full((1, length), tokenizer.pad_id, np.int32)
+        ids[0, : len(asked.ids) - 1] = asked.ids[:-1]
+        prefill = self._engine.prefill, self._janus.weights, ids
+        room = min(length // P, self._most_pictures)
+        if not room:
+            return call(*prefill)
+        sources = np.full((1, length), TEXT, np.int32)
+        at = np.asarray(image_positions(asked.ids, tokenizer.image_id), int)
+        sources[0, at] = np.arange(len(at))
+        width, kind = self._janus.config.decoder.width, self._janus.policy.compute
+        features = [self._features(call, pixels) for pixels in asked.pixels]
+        features += [np.zeros((P, width), kind)] * (room - len(features))
+        return call(*prefill, tuple(features), sources)
 
-    def _turn(self, asked: Sequence[Asked], group: Group) -> Turn:
-        """Host arrays of a batch."""
-        tokenizer, P = self._janus.processor.tokenizer, self._janus.config.siglip.num_patches
-        B, T = len(asked), group.length
-        ids, mask = np.full((B, T), tokenizer.pad_id, np.int32), np.zeros((B, T), bool)
-        sources = np.full((B, T), TEXT, np.int32)
-        pixels: list[np.ndarray] = []
-        for row, one in enumerate(asked):
-            start = T - len(one.ids)
-            ids[row, start:], mask[row, start:] = one.ids, True
-            at = np.asarray(image_positions(one.ids, tokenizer.image_id), int) + start
-            sources[row, at] = len(pixels) * P + np.arange(len(at))
-            pixels += one.pixels
-        limits = np.asarray([one.limit for one in asked], np.int32)
-        numbers = [(one.seed, prompt_number(one.ids)) for one in asked]
-        keys = execute(self._keys, *(np.asarray(n, np.uint32) for n in zip(*numbers, strict=True)))
-        if not group.pictures:
-            return Turn(ids, mask, None, None, limits, keys)
-        pixels += pixels[-1:] * (B * group.pictures - len(pixels))
-        return Turn(ids, mask, np.stack(pixels), sources, limits, keys)
+    def _features(self, call: Call, pixels: np.ndarray) -> np.ndarray:
+        """[P, D] of a picture, on the host: there it is the same array on a mesh and without one."""
+        found = call(self._janus.text_engine.features, self._janus.weights, pixels[None])
+        return to_host(found)[0] if call is execute else found
+
+
+def prompt_lengths(longest: int) -> list[int]:
+    """Tokens of prompts that programs are compiled for; the last one is at least `longest`."""
+    lengths = [SHORTEST]
+    while lengths[-1] < longest:
+        length = 1 << (lengths[-1].bit_length() - 1)  # a power of two, or a half more
+        if length < HALF_STEPS:
+            lengths.append(2 * length)
+        else:
+            lengths.append(length * 3 // 2 if lengths[-1] == length else 2 * length)
+    lengths[-1] = round_up(longest)
+    return lengths
 
 
 class _Answer:
     """The answer of a row as it grows."""
 
-    def __init__(self, model: Janus, asked: Asked):
-        self._tokenizer, self._asked = model.processor.tokenizer, asked
-        self._text = TextStream(self._tokenizer, asked.stop)
+    def __init__(self, model: Janus, row: Row):
+        self._tokenizer, self._asked = model.processor.tokenizer, row.work
+        self._text = TextStream(self._tokenizer, row.work.stop)
+        self._drawn: list[int] = []
 
-    @property
-    def finished(self) -> bool:
-        return self._text.finished
-
-    def update(self, drawn: np.ndarray) -> list[Delta | RowDone]:
-        """What is new, of all tokens [n] that the row has drawn."""
-        tokens, eos = drawn[: self._asked.limit].tolist(), self._tokenizer.eos_id
+    def update(self, new: np.ndarray) -> list[Delta | RowDone]:
+        """What there is to say of new tokens int32 [n]."""
+        self._drawn += new.tolist()
+        tokens, eos = self._drawn, self._tokenizer.eos_id
         ended = eos in tokens
         tokens = tokens[: tokens.index(eos)] if ended else tokens
         piece = self._text.update(tokens, ended or len(tokens) == self._asked.limit)
         said: list[Delta | RowDone] = [Delta(piece)] if piece else []
-        if self.finished:
+        if self._text.finished:
             stopped = find_stop(self._tokenizer.decode(tokens), self._asked.stop) is not None
             said.append(RowDone("stop" if ended or stopped else "length", len(tokens)))
         return said
@@ -267,8 +244,3 @@ def conversation_ids(model: Janus, messages: Sequence[Message]) -> list[int]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     return ids
-
-
-def _keys(seeds: jax.Array, prompts: jax.Array) -> jax.Array:
-    """Keys [B] of rows, the same as a `Conversation` has them."""
-    return jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.key)(seeds), prompts)

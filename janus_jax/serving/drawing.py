@@ -1,33 +1,30 @@
-"""Pictures of many users in one batch, drawn in blocks of codes.
-
-A row has its own seed and its own settings, which are arrays over the rows, so that few things keep two pictures
-apart: the length of the program's prompt, and whether there is guidance.
-"""
+"""Pictures of many users, drawn together in blocks of codes."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import collections
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from janus_jax.errors import UserError
-from janus_jax.inference import Janus, checks, drawing
-from janus_jax.inference.batching import deduplicate_prompts, round_up
-from janus_jax.inference.generator import fold_picture_keys, prompt_number
-from janus_jax.inference.image_engine import Prompts
-from janus_jax.inference.logits import SamplingParams, StaticSampling, make_sampling_params
+from janus_jax.inference import Janus, checks, drawing, memory
+from janus_jax.inference.batching import round_up
+from janus_jax.inference.generator import prompt_number
+from janus_jax.inference.logits import SamplingParams, make_sampling_params
 from janus_jax.inference.previews import hide_undrawn
 from janus_jax.inference.programs import Call, Program, ProgramList, execute
-from janus_jax.inference.schedule import ImageSchedule, Segment
 from janus_jax.parallel import to_host
+from janus_jax.processing.processor import unconditional_ids
 from janus_jax.serving.jobs import DrawJob, Job, Picture, Preview
+from janus_jax.serving.pool import Pool, Start
 from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
+from janus_jax.serving.sizes import sizes_that_fit
 
-BLOCK = 48  # codes between two looks at who else wants the device, about
-FEWEST_BLOCKS = 8  # of a small picture, so that it can be shown while it grows
+STEPS = 48  # most codes of a block
 SHORTEST = 64  # of the program's prompts, of which each length is four times the one before
+REMEMBERED = 4  # prompts: their pictures may be drawn one after the other
 WHITE = 255
 
 
@@ -49,19 +46,37 @@ class Drawn(NamedTuple):
     previews: int
 
 
-class Group(NamedTuple):
-    """What pictures of one batch have in common: tokens of the program's prompt, and whether there is guidance."""
+class _Drawing:
+    """A picture on its way: its row, and its codes so far."""
 
-    length: int
-    guided: bool
+    def __init__(self, row: Row, total: int):
+        self.row, self.total = row, total
+        self.codes = np.zeros(total, np.int32)
+        self.done = self.shown = 0
+
+    @property
+    def until_shown(self) -> int:
+        """Codes up to the next preview or the end."""
+        parts = self.row.work.previews + 1
+        due = next(i for i in range(1, parts + 1) if i * self.total // parts > self.shown)
+        return due * self.total // parts - self.done
+
+    def add(self, new: np.ndarray) -> bool:
+        """Takes new codes; whether the picture is to be shown."""
+        due = self.until_shown <= len(new)
+        self.codes[self.done : self.done + len(new)] = new
+        self.done += len(new)
+        if due:
+            self.shown = self.done
+        return due
 
 
 class Drawing:
-    """The `Worker` for pictures.
+    """The `Worker` for pictures. All have an unconditional half: those without guidance do not read it.
 
     Args:
       janus: the model.
-      sizes: numbers of pictures that programs are compiled for.
+      sizes: numbers of pictures that programs are compiled for; the largest that fits is how many there can be.
       longest: tokens of the longest prompt.
 
     Raises:
@@ -69,7 +84,6 @@ class Drawing:
     """
 
     kind = "draw"
-    max_batches = 1  # all take equally long: two at a time would only make both slower
 
     def __init__(self, janus: Janus, sizes: Sequence[int], longest: int):
         self._janus = janus
@@ -80,12 +94,20 @@ class Drawing:
         while self._lengths[-1] < longest:
             self._lengths.append(4 * self._lengths[-1])
         self._lengths[-1] = round_up(max(longest, 1))
-        fit = janus.images_that_fit(self._lengths[-1], guided=True)
-        self._sizes = sizes_that_fit(sizes, fit, janus.data_shards)
-        self.max_rows = self._sizes[-1]
-        blocks = max(round((self._total - 1) / BLOCK), min(FEWEST_BLOCKS, self._total - 1))
-        self._block = -(-(self._total - 1) // blocks)
-        self._keys = jax.jit(_keys)
+        steps = min(STEPS, self._total)
+        self._engine = janus.slot_engine(2, True, self._lengths[-1] + self._total, steps)
+        row = self._engine.pool_bytes(1) + 2 * 4 * 4 * janus.config.vq.codebook_size
+        fixed = memory.decode_bytes(janus.config, 1)
+        fixed += memory.prefill_bytes(janus.config, 2 * self._lengths[-1])
+        self._pool = Pool(
+            self._engine,
+            janus.weights,
+            sizes_that_fit(janus, sizes, row, fixed, "picture"),
+            REMEMBERED,
+        )
+        self.places = self._pool.places
+        self._drawings: dict[int, _Drawing] = {}
+        self._to_show: collections.deque[int] = collections.deque()
 
     def takes(self, job: Job) -> bool:
         return isinstance(job, DrawJob)
@@ -109,129 +131,71 @@ class Drawing:
         n = checks.whole("n, the number of pictures,", job.n, least=1)
         seed = checks.seed_number(job.seed)
         previews = checks.whole("previews", job.previews, least=0)
-        length = next(length for length in self._lengths if length >= len(ids))
-        work = Drawn(ids, seed, sampling, static.filtered, previews)
-        return Prepared(n, Group(length, static.guided), len(ids), work)
+        work = Drawn(ids, seed, sampling, static.filtered, min(previews, self._total - 1))
+        return Prepared(n, len(ids), work)
 
-    def run(self, rows: Sequence[Row]) -> Generator[list[Output], None, None]:
-        """See `Worker.run`: the prompt and the first code, then a block of codes or a picture a step."""
-        group: Group = rows[0].ticket.prepared.group
-        size = next(size for size in self._sizes if size >= len(rows))
-        padded = [*rows, *[rows[-1]] * (size - len(rows))]
-        static = StaticSampling(group.guided, False, any(row.work.filtered for row in rows))
-        prompts = self._prompts([row.work.ids for row in padded], group)
-        keys = execute(self._keys, *_key_arrays(padded))
-        sampling = stacked([row.work.sampling for row in padded])
-        schedule = self._schedule(size, group)
-        codes = np.zeros((size, schedule.segments[-1].first + self._block), np.int32)
-        done = 0
-        generator = self._janus.generator()
-        for new in generator.draw_segments(execute, schedule, prompts, keys, sampling, static):
-            new = to_host(new)
-            before, drawn = done, done + new.shape[1]
-            codes[:, done:drawn] = new
-            done = min(drawn, self._total)  # the last block may be longer than what is left
-            wanted = [
-                number
-                for number, row in enumerate(rows)
-                if row.alive and self._shows(row.work.previews, before, done)
-            ]
-            if not wanted:
-                yield []
-            for number in wanted:
-                if rows[number].alive:
-                    yield self._show(number, rows[number].index, codes[number], done)
+    @property
+    def intact(self) -> bool:
+        return self._pool.intact
+
+    def start(self, place: int, row: Row) -> None:
+        """See `Worker.start`."""
+        work: Drawn = row.work
+        seed, prompt = work.seed, prompt_number(work.ids)
+        start = (work.ids, seed, prompt, row.index, work.sampling, work.filtered, self._total)
+        self._pool.start(place, Start(*start), lambda call: self._prefill(call, work.ids))
+        self._drawings[place] = _Drawing(row, self._total)
+
+    def step(self) -> list[Output]:
+        """See `Worker.step`: shows a picture that is due, or draws a block of codes."""
+        if not self._to_show:
+            most = min(one.until_shown for one in self._drawings.values())
+            for place, new in self._pool.advance(most).items():
+                if self._drawings[place].add(new):
+                    self._to_show.append(place)
+        return self._show(self._to_show.popleft()) if self._to_show else []
+
+    def stop(self, place: int) -> None:
+        """See `Worker.stop`."""
+        self._pool.stop(place)
+        self._drawings.pop(place, None)
+        if place in self._to_show:
+            self._to_show.remove(place)
+
+    def reset(self) -> None:
+        """See `Worker.reset`."""
+        self._pool.reset()
+        self._drawings.clear()
+        self._to_show.clear()
+
+    def allocate(self) -> None:
+        """Takes the memory of its rows."""
+        self._pool.allocate()
 
     def programs(self) -> list[Program]:
-        """All that `run` can need."""
-        found, generator = ProgramList(), self._janus.generator()
-        for size in self._sizes:
-            row = np.zeros(size, np.uint32)
-            keys = found(self._keys, row, row, row)
-            sampling = stacked([SamplingParams(1.0, 1.0, 1, 1.0)] * size)
-            for length in self._lengths:
-                for guided in (True, False):
-                    group = Group(length, guided)
-                    prompts = self._prompts([[0]] * size, group)
-                    schedule = self._schedule(size, group)
-                    for filtered in (False, True):
-                        static = StaticSampling(guided, False, filtered)
-                        run = (found, schedule, prompts, keys, sampling, static)
-                        for _ in generator.draw_segments(*run):
-                            pass
+        """All that it can need."""
+        found = ProgramList()
+        prompts = [self._prefill(found, [0, 0], length) for length in self._lengths]
+        self._pool.list_programs(found, prompts)
         self._pixels(found, np.zeros((1, self._total), np.int32))
         return found.programs
 
-    def _schedule(self, size: int, group: Group) -> ImageSchedule:
-        """All blocks are equally long, so that they are one program for each length of the cache."""
-        T, bucket = group.length, self._janus.image_engine.cache_bucket
-        firsts = range(1, self._total, self._block)
-        last = firsts[-1] + self._block  # codes are drawn up to here
-        segments = []
-        for first in firsts:
-            end = min(round_up(first + self._block - 1, bucket), last - 1)
-            segments.append(Segment(first, self._block, T + end))
-        return ImageSchedule(size, size * (1 + group.guided), T, tuple(segments))
-
-    def _prompts(self, ids: list[list[int]], group: Group) -> Prompts:
-        """As many prompts as there are rows, though some may be equal: their number is a shape."""
+    def _prefill(self, call: Call, ids: list[int], length: int | None = None) -> Any:
+        """Of the conditional and the unconditional prompt."""
         pad = self._janus.processor.tokenizer.pad_id
-        distinct, rows = deduplicate_prompts(ids, len(ids), group.guided, pad)
-        count, T = len(ids) * (1 + group.guided), group.length
-        array, mask = np.full((count, T), pad, np.int32), np.zeros((count, T), bool)
-        for number in range(count):
-            prompt = distinct[min(number, len(distinct) - 1)]
-            array[number, T - len(prompt) :] = prompt
-            mask[number, T - len(prompt) :] = True
-        return Prompts(array, mask, np.asarray(rows, np.int32))
+        length = length or next(one for one in self._lengths if one >= len(ids))
+        array = np.full((2, length), pad, np.int32)
+        array[:, : len(ids) - 1] = [ids[:-1], unconditional_ids(ids, pad)[:-1]]
+        return call(self._engine.prefill, self._janus.weights, array)
 
-    def _shows(self, previews: int, before: int, done: int) -> bool:
-        """Whether a picture is finished, or due to be shown: `previews` times before that."""
-        parts = previews + 1
-        return done == self._total or done * parts // self._total > before * parts // self._total
-
-    def _show(self, number: int, index: int, codes: np.ndarray, done: int) -> list[Output]:
+    def _show(self, place: int) -> list[Output]:
         """What is said of a row. A picture is decoded alone, so that it is rounded equally in every batch."""
-        total = self._total
-        (pixels,) = to_host(self._pixels(execute, codes[None, :total]))
-        if done == total:
-            return [(number, Picture(index, pixels)), (number, RowDone("stop", total))]
-        shown = hide_undrawn(pixels[None], done, total, WHITE)[0]
-        return [(number, Preview(index, shown, done, total))]
+        one, total = self._drawings[place], self._total
+        (pixels,) = to_host(self._pixels(execute, one.codes[None]))
+        if one.done == total:
+            return [(place, Picture(one.row.index, pixels)), (place, RowDone("stop", total))]
+        shown = hide_undrawn(pixels[None], one.done, total, WHITE)[0]
+        return [(place, Preview(one.row.index, shown, one.done, total))]
 
     def _pixels(self, call: Call, codes: np.ndarray) -> Any:
         return call(self._janus.image_engine.pixels, self._janus.weights, codes)
-
-
-def sizes_that_fit(sizes: Sequence[int], fit: int, shards: int = 1) -> list[int]:
-    """The numbers of rows to compile for: multiples of `shards`, at most `fit`. Raises UserError without any."""
-    sizes = sorted(
-        {round_up(checks.whole("each of sizes", size, least=1), shards) for size in sizes}
-    )
-    if not sizes:
-        raise UserError("sizes is an empty list: give at least one number of rows")
-    if sizes[0] > fit:
-        raise UserError(
-            f"sizes: not even {sizes[0]} rows fit, the limit of memory and max_batch is {fit}: give a smaller one"
-        )
-    return [size for size in sizes if size <= fit]
-
-
-def stacked(sampling: Sequence[SamplingParams]) -> SamplingParams:
-    """Settings of rows as arrays [B, 1]."""
-    cfg_weight, temperature, top_k, top_p = (
-        np.asarray(v)[:, None] for v in zip(*sampling, strict=True)
-    )
-    kinds = (np.float32, np.float32, np.int32, np.float32)
-    values = (cfg_weight, temperature, top_k, top_p)
-    return SamplingParams(*(v.astype(kind) for v, kind in zip(values, kinds, strict=True)))
-
-
-def _key_arrays(rows: Sequence[Row]) -> list[np.ndarray]:
-    numbers = [(row.work.seed, prompt_number(row.work.ids), row.index) for row in rows]
-    return [np.asarray(column, np.uint32) for column in zip(*numbers, strict=True)]
-
-
-def _keys(seeds: jax.Array, prompts: jax.Array, indices: jax.Array) -> jax.Array:
-    """Keys [B] of rows, the same as `Janus.generate` has them."""
-    return fold_picture_keys(jax.vmap(jax.random.key)(seeds), prompts, indices)

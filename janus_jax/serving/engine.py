@@ -19,6 +19,7 @@ from janus_jax.serving.scheduling import Scheduler, Ticket, Worker
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16)
+SHARE = 0.9  # of the free memory
 
 
 class WorkerThread:
@@ -26,15 +27,12 @@ class WorkerThread:
 
     Args:
       workers: one a kind of jobs.
-      max_waiting: most pictures, and most answers, that wait for their turn.
-      gather: seconds that an engine without work waits for more requests after the first, so that those which
-        come together are computed together.
+      max_waiting: most pictures, and most answers, that wait for a place.
     """
 
-    def __init__(self, workers: Sequence[Worker], max_waiting: int = 256, gather: float = 0.01):
+    def __init__(self, workers: Sequence[Worker], max_waiting: int = 256):
         self._changed = threading.Condition()
         self._scheduler = Scheduler(workers, max_waiting, self._wake)
-        self._gather = gather
         self._closing, self._stopped = False, False
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
@@ -77,11 +75,7 @@ class WorkerThread:
         try:
             while True:
                 with self._changed:
-                    if scheduler.idle:
-                        self._changed.wait_for(lambda: self._closing or not scheduler.idle)
-                        if self._gather:
-                            together = lambda: self._closing or scheduler.full
-                            self._changed.wait_for(together, timeout=self._gather)
+                    self._changed.wait_for(lambda: self._closing or not scheduler.idle)
                 if self._closing and scheduler.idle:
                     return
                 scheduler.tick()
@@ -97,17 +91,15 @@ class ServingEngine(WorkerThread):
 
     Args:
       janus: the model; nothing else may use it meanwhile.
-      sizes: numbers of rows that programs are compiled for; a batch takes the next larger one. Those that do not
+      sizes: numbers of rows that programs are compiled for; a block takes the next larger one. Those that do not
         fit into memory are left out.
       longest_prompt: tokens of a prompt of a picture, with its chat template.
-      longest_question: tokens of a conversation before an answer, with its pictures; 16 less than a power of two
-        is best, as the cache has room for the first block of the answer, too.
-      longest_answer: tokens of an answer; one that may be longer is cut there.
-      most_pictures: of a conversation.
-      max_waiting, gather: see `WorkerThread`.
+      context: tokens of a conversation with its pictures and its answer, which is cut there.
+      most_pictures: of a conversation, as far as they fit into `context`.
+      max_waiting: see `WorkerThread`.
 
     Raises:
-      UserError: not even the smallest batch fits into memory.
+      UserError: not even one row fits into memory.
     """
 
     def __init__(
@@ -116,19 +108,16 @@ class ServingEngine(WorkerThread):
         *,
         sizes: Sequence[int] = SIZES,
         longest_prompt: int = 256,
-        longest_question: int = 2032,
-        longest_answer: int = 1024,
-        most_pictures: int = 4,
+        context: int = 4096,
+        most_pictures: int = 8,
         max_waiting: int = 256,
-        gather: float = 0.01,
     ):
-        janus = copy.copy(janus)  # with a share of the memory for each batch that may be there
-        limit = janus.memory_limit or int(0.9 * free_bytes())
-        janus.memory_limit = limit // (Drawing.max_batches + Chatting.max_batches)
+        janus = copy.copy(janus)  # each kind has half of the memory
+        janus.memory_limit = (janus.memory_limit or int(SHARE * free_bytes())) // 2
         self._drawing = Drawing(janus, sizes, longest_prompt)
-        self._chatting = Chatting(janus, sizes, longest_question, longest_answer, most_pictures)
+        self._chatting = Chatting(janus, sizes, context, most_pictures)
         self._warm = False
-        super().__init__([self._drawing, self._chatting], max_waiting, gather)
+        super().__init__([self._drawing, self._chatting], max_waiting)
 
     @property
     def ready(self) -> bool:

@@ -1,7 +1,7 @@
-"""Which rows of which jobs are computed next: batches of what fits together, a block at a time.
+"""Which rows of which jobs get a place, and who has the device next.
 
 No threads and no model: `Scheduler.tick` does one block. Whatever knows how rows are computed is a `Worker`, one
-for drawing and one for answers; each has its own queue, so that neither waits for the other.
+for drawing and one for answers; each has its own places and its own queue, so that neither waits for the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from janus_jax.errors import UserError
@@ -21,6 +21,9 @@ from janus_jax.untrusted import printable
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("finished", "cancelled", "deadline", "error")
+STARTING = (
+    0.3  # seconds of prompts, about, after which those that are being computed get their turn
+)
 
 
 class Prepared(NamedTuple):
@@ -28,13 +31,11 @@ class Prepared(NamedTuple):
 
     Attributes:
       rows: how many it has: pictures, or one answer.
-      group: rows of equal groups can be in one batch.
       prompt_tokens: positions of the prompt.
       work: what the worker needs of it.
     """
 
     rows: int
-    group: Hashable
     prompt_tokens: int
     work: Any
 
@@ -55,7 +56,7 @@ class Ticket:
       deadline: of `time.monotonic()`, or None.
       cancelled: was asked for.
       ended: its last event is out.
-      given: rows that are or were in a batch.
+      given: rows that have or had a place.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class Ticket:
             self.send(Finished(reason, self.prepared.prompt_tokens, made))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One picture or answer of a batch.
+    """One picture or answer.
 
     Attributes:
       work: of its job.
@@ -119,22 +120,20 @@ class Row:
         return self.ticket.alive
 
 
-# The number of the row in the batch, and what is said of it
+# The place of a row, and what is said of it
 Output = tuple[int, Event | RowDone]
 
 
 class Worker(Protocol):
-    """Knows how rows are computed.
+    """Knows how rows are computed, which have places of equal rights.
 
     Attributes:
       kind: its name in `stats`.
-      max_rows: of a batch.
-      max_batches: that are computed by turns, each with a state of its own on the device.
+      places: how many rows there can be at once.
     """
 
     kind: str
-    max_rows: int
-    max_batches: int
+    places: int
 
     def takes(self, job: Job) -> bool:
         """Whether a job is of its kind."""
@@ -144,41 +143,37 @@ class Worker(Protocol):
         """Checks a job without the device, in any thread. Raises UserError."""
         ...
 
-    def run(self, rows: Sequence[Row]) -> Generator[list[Output], None, None]:
-        """Computes rows of one group: a block before each `yield`. Says `RowDone` once of each row; of one that
-        is not alive it may say nothing."""
+    def start(self, place: int, row: Row) -> None:
+        """Gives a row a free place, beside those that are in the middle. If it raises, the place is still free."""
         ...
 
+    def step(self) -> list[Output]:
+        """A block of all rows. Says `RowDone` once of each, and nothing of it afterwards, until it is stopped."""
+        ...
 
-class _Batch:
-    """Rows that are computed together.
-
-    Attributes:
-      open: numbers of the rows that have more to say.
-    """
-
-    def __init__(self, worker: Worker, rows: list[Row]):
-        self.worker, self.rows = worker, rows
-        self.blocks = worker.run(rows)
-        self.open = set(range(len(rows)))
-        self.began = time.monotonic()
+    def stop(self, place: int) -> None:
+        """Frees the place of a row, done or not."""
+        ...
 
     @property
-    def wanted(self) -> bool:
-        """Whether anybody waits for one of its rows."""
-        return any(self.rows[number].alive for number in self.open)
+    def intact(self) -> bool:
+        """Whether its rows are still there, after something has raised."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets all rows: they are lost."""
+        ...
 
 
 class Scheduler:
     """Jobs in, events out. `add` may be called from any thread, `tick` from one.
 
-    Batches take turns, a block each. A new batch is made of the group of the job that is first in the queue; the
-    jobs of that group give one row each in turn, so that a single picture does not wait for a job of many. A job
-    with rows left goes to the end of the queue.
+    The workers take turns, a block each. Jobs give a row each in turn, so that a single picture does not wait for
+    all of a large job.
 
     Args:
       workers: one a kind.
-      max_waiting: most rows of a kind that wait for a place in a batch.
+      max_waiting: most rows of a kind that wait for a place.
       wake: is called when there is something new to do.
     """
 
@@ -194,10 +189,12 @@ class Scheduler:
         self._waiting: dict[str, collections.deque[Ticket]] = {
             kind: collections.deque() for kind in self._workers
         }
-        self._running: collections.deque[_Batch] = collections.deque()
+        self._running: dict[str, dict[int, Row]] = {kind: {} for kind in self._workers}
+        self._turns = collections.deque(self._workers)
         self._open: set[Ticket] = set()  # taken, and not ended
         self._counts = {kind: collections.Counter() for kind in self._workers}
-        self._batch_seconds = {kind: 0.0 for kind in self._workers}
+        self._begun: dict[Row, float] = {}
+        self._row_seconds = {kind: 0.0 for kind in self._workers}
 
     def add(
         self,
@@ -225,7 +222,7 @@ class Scheduler:
         return ticket
 
     def waiting_rows(self, kind: str) -> int:
-        """Rows that wait for a place in a batch."""
+        """Rows that wait for a place."""
         return sum(t.prepared.rows - t.given for t in self._waiting[kind] if t.alive)
 
     @property
@@ -235,23 +232,21 @@ class Scheduler:
 
     @property
     def running(self) -> bool:
-        """Whether a batch is being computed."""
-        return bool(self._running)
-
-    @property
-    def full(self) -> bool:
-        """Whether as much waits as fits into a batch."""
-        with self._lock:
-            return any(self.waiting_rows(k) >= w.max_rows for k, w in self._workers.items())
+        """Whether a row has a place."""
+        return any(self._running.values())
 
     def tick(self) -> None:
-        """Ends what was cancelled or is too late, starts batches, and does the next block of one."""
+        """Ends what was cancelled or is too late, fills free places, and does the next block of a worker."""
         self._end_late()
         self._drop_unwanted()
         for worker in self._workers.values():
             self._start(worker)
-        if self._running:
-            self._step(self._running.popleft())
+        for _ in self._workers:
+            kind = self._turns[0]
+            self._turns.rotate(-1)
+            if self._running[kind]:
+                self._step(self._workers[kind])
+                return
 
     def fail_all(self, failure: Failed) -> None:
         """Ends all jobs and what is computed for them."""
@@ -261,9 +256,8 @@ class Scheduler:
                 waiting.clear()
         for ticket in left:
             self._end(ticket, failure)
-        for batch in self._running:
-            batch.blocks.close()
-        self._running.clear()
+        for worker in self._workers.values():
+            self._reset(worker)
 
     def cancel_all(self) -> None:
         """Cancels every job; from any thread."""
@@ -273,16 +267,17 @@ class Scheduler:
             ticket.cancel()
 
     def stats(self) -> Mapping[str, Any]:
-        """Of each kind: jobs that wait, run and have ended, rows, batches, and what they took.
+        """Of each kind: jobs that wait, run and have ended, rows, blocks, and what they took.
 
         Keys of a kind: "waiting", "running" (jobs), "finished", "cancelled", "deadline", "error" (jobs that have
-        ended so), "rows", "batches" (begun), "made" (tokens or codes of finished rows), "prompt_tokens" (of
-        finished jobs), "seconds" (in which the device worked for them).
+        ended so), "rows" (begun), "blocks", "block_rows" (rows of all blocks together: those of a block on average
+        are `block_rows / blocks`), "made" (tokens or codes of finished rows), "prompt_tokens" (of finished jobs),
+        "seconds" (in which the device worked for them).
         """
         with self._lock:
             open_jobs = list(self._open)
             counts = {kind: dict(counter) for kind, counter in self._counts.items()}
-        names = (*OUTCOMES, "rows", "batches", "made", "prompt_tokens", "seconds")
+        names = (*OUTCOMES, "rows", "blocks", "block_rows", "made", "prompt_tokens", "seconds")
         found = {}
         for kind in self._workers:
             of_kind = [ticket for ticket in open_jobs if ticket.kind == kind]
@@ -292,9 +287,9 @@ class Scheduler:
         return found
 
     def _seconds_until_free(self, worker: Worker, waiting: int) -> float:
-        """When a place may be free: after the batches that are ahead."""
-        rounds = -(-waiting // (worker.max_rows * worker.max_batches))
-        return max(1.0, self._batch_seconds[worker.kind] * rounds)
+        """When a place may be free: after the rows that are ahead."""
+        rounds = -(-waiting // worker.places)
+        return max(1.0, self._row_seconds[worker.kind] * rounds)
 
     def _end_late(self) -> None:
         now = time.monotonic()
@@ -307,65 +302,89 @@ class Scheduler:
                 self._end(ticket, Failed("deadline", "the request took longer than it may"))
 
     def _start(self, worker: Worker) -> None:
-        """Begins batches while there is room for another of the kind."""
-        while sum(batch.worker is worker for batch in self._running) < worker.max_batches:
-            with self._lock:
-                rows = self._take(worker)
-            if not rows:
+        """Fills free places, unless that takes too long for those that are in the middle."""
+        running, end = self._running[worker.kind], None
+        for place in range(worker.places):
+            if place in running:
+                continue
+            if end is not None and time.monotonic() > end:
                 return
-            self._count(worker.kind, rows=len(rows), batches=1)
-            self._running.append(_Batch(worker, rows))
+            with self._lock:
+                row = self._take(worker.kind)
+            if row is None:
+                return
+            start = time.monotonic()
+            end = end or start + STARTING
+            try:
+                worker.start(place, row)
+            except Exception as error:
+                log.exception("a job (%s) could not be started", worker.kind)
+                self._end(row.ticket, Failed("error", explain(error)))
+                self._drop_unwanted()
+                if not worker.intact:
+                    self._fail(worker, error)
+            else:
+                running[place] = row
+                self._begun[row] = start
+                self._count(worker.kind, rows=1)
+            self._count(worker.kind, seconds=time.monotonic() - start)
 
-    def _take(self, worker: Worker) -> list[Row]:
-        """The rows of the next batch."""
-        waiting = collections.deque(t for t in self._waiting[worker.kind] if t.alive)
-        self._waiting[worker.kind] = waiting
-        if not waiting:
-            return []
-        group = waiting[0].prepared.group
-        jobs = [ticket for ticket in waiting if ticket.prepared.group == group]
-        rows: list[Row] = []
-        while jobs and len(rows) < worker.max_rows:
-            for ticket in jobs[: worker.max_rows - len(rows)]:
-                rows.append(Row(ticket.prepared.work, ticket.given, ticket))
-                ticket.given += 1
-            jobs = [ticket for ticket in jobs if ticket.given < ticket.prepared.rows]
-        served = {row.ticket for row in rows}
-        rest = [t for t in waiting if t not in served]
-        rest += [t for t in waiting if t in served and t.given < t.prepared.rows]
-        self._waiting[worker.kind] = collections.deque(rest)
-        return rows
+    def _take(self, kind: str) -> Row | None:
+        """The next row that waits; a job that has more goes to the end of the queue."""
+        waiting = self._waiting[kind]
+        while waiting:
+            ticket = waiting.popleft()
+            if not ticket.alive:
+                continue
+            row = Row(ticket.prepared.work, ticket.given, ticket)
+            ticket.given += 1
+            if ticket.given < ticket.prepared.rows:
+                waiting.append(ticket)
+            return row
+        return None
 
     def _drop_unwanted(self) -> None:
-        """Ends batches that nobody waits for."""
-        for batch in [batch for batch in self._running if not batch.wanted]:
-            self._running.remove(batch)
-            batch.blocks.close()
+        """Frees the places of rows that nobody waits for."""
+        for kind, running in self._running.items():
+            for place in [place for place, row in running.items() if not row.alive]:
+                self._free(self._workers[kind], place)
 
-    def _step(self, batch: _Batch) -> None:
-        """The next block of a batch; one that goes on gets its next turn after all others."""
-        kind, began = batch.worker.kind, time.monotonic()
-        failure = Failed("error", "the server has ended this request too early")
+    def _free(self, worker: Worker, place: int) -> None:
+        worker.stop(place)
+        row = self._running[worker.kind].pop(place)
+        self._begun.pop(row, None)
+
+    def _step(self, worker: Worker) -> None:
+        """The next block of a worker."""
+        kind, running, began = worker.kind, self._running[worker.kind], time.monotonic()
+        self._count(kind, blocks=1, block_rows=len(running))
         try:
-            outputs = next(batch.blocks, None)
+            outputs = worker.step()
         except Exception as error:
-            log.exception("a batch (%s, %d rows) failed", kind, len(batch.rows))
-            outputs, failure = None, Failed("error", explain(error))
+            log.exception("a block (%s, %d rows) failed", kind, len(running))
+            self._fail(worker, error)
+            return
         now = time.monotonic()
         self._count(kind, seconds=now - began)
-        for number, said in outputs or ():
+        for place, said in outputs:
+            row = running[place]
+            self._deliver(row.ticket, said)
             if isinstance(said, RowDone):
-                batch.open.discard(number)
-            self._deliver(batch.rows[number].ticket, said)
-        if outputs is None:
-            for number in batch.open:
-                self._end(batch.rows[number].ticket, failure)
-        elif batch.open:
-            self._running.append(batch)
-        else:
-            batch.blocks.close()
-            before = self._batch_seconds[kind] or now - batch.began
-            self._batch_seconds[kind] = (before + now - batch.began) / 2
+                took = now - self._begun[row]
+                self._row_seconds[kind] = ((self._row_seconds[kind] or took) + took) / 2
+                self._free(worker, place)
+
+    def _fail(self, worker: Worker, error: Exception) -> None:
+        """Ends the jobs whose rows a worker has lost."""
+        for row in list(self._running[worker.kind].values()):
+            self._end(row.ticket, Failed("error", explain(error)))
+        self._reset(worker)
+
+    def _reset(self, worker: Worker) -> None:
+        for row in self._running[worker.kind].values():
+            self._begun.pop(row, None)
+        self._running[worker.kind].clear()
+        worker.reset()
 
     def _deliver(self, ticket: Ticket, said: Event | RowDone) -> None:
         if not ticket.alive:
