@@ -1,6 +1,6 @@
 """Requests that clients of other people sent, and what comes of them.
 
-Each was recorded while the client, of the version that is named, talked to this server; only long texts are shortened.
+Each was recorded while the client, of the version that is named, talked to this server; long texts are shortened.
 """
 
 import pytest
