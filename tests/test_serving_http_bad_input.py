@@ -140,7 +140,10 @@ DRAWINGS = {
     "partial_images": [4, -1, 1],  # 1 without stream
     "stream": ["true", 1],
     "quality": ["hd"],
-    "user": ["me"],
+    "style": ["natural"],
+    "background": ["transparent"],
+    "moderation": ["high"],
+    "user": [3],
     "model": [3],
 }
 
@@ -165,13 +168,13 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(served):
     status, error = refused(served, DRAW, {**DRAWN, "cfg_wieght": 3})
     assert (status, error["code"], error["param"]) == (400, "unsupported_field", "cfg_wieght")
     assert "Did you mean 'cfg_weight'?" in error["message"]
-    status, error = refused(served, CHAT, {"messages": GOOD, "tools": []})
-    assert (status, error["code"], error["param"]) == (400, "unsupported_field", "tools")
+    status, error = refused(served, CHAT, {"messages": GOOD, "min_p": 0.1})
+    assert (status, error["code"], error["param"]) == (400, "unsupported_field", "min_p")
     inside = {**SEEN, "image_url": {"url": PNG, "width": 3}}
     error = refused(served, CHAT, asking(inside, text_part()))[1]
     assert error["param"] == "messages[0].content[0].image_url.width"
-    error = refused(served, CHAT, {"messages": [{**GOOD[0], "name": "x"}]})[1]
-    assert error["param"] == "messages[0].name"
+    error = refused(served, CHAT, {"messages": [{**GOOD[0], "refusal": "x"}]})[1]
+    assert error["param"] == "messages[0].refusal"
 
 
 def turns(*roles):
@@ -184,7 +187,20 @@ CONVERSATIONS = {
     "no message": (["hello"], "messages[0]"),
     "an unknown role": (turns("robot"), "messages[0].role"),
     "no role": ([{"content": "x"}], "messages[0].role"),
-    "two of the user": (turns("user", "user"), "messages[1].role"),
+    "two names": (
+        [{**GOOD[0], "name": "ann"}, {**GOOD[0], "name": "bob"}],
+        "messages[1].name",
+    ),
+    "a call of a tool": (
+        [*GOOD, {"role": "assistant", "content": None, "tool_calls": [{}]}, *GOOD],
+        "messages[1].tool_calls",
+    ),
+    "the answer of a tool": (turns("user", "tool"), "messages[1].role"),
+    "a citation": (
+        [*GOOD, {"role": "assistant", "content": "x", "annotations": [{}]}, *GOOD],
+        "messages[1].annotations",
+    ),
+    "an answer of nothing": ([{"role": "assistant", "content": ""}], "messages[0].role"),
     "the assistant first": (turns("assistant", "user"), "messages[0].role"),
     "a late system": (turns("user", "system"), "messages[1].role"),
     "only a system": (turns("system"), "messages[0].role"),
@@ -232,8 +248,20 @@ CHATS = {
     "seed": [-1],
     "stop": ["", [""], ["a"] * 5, 3],
     "stream_options": [{"include_usage": True}],  # without stream
-    "logprobs": [True],
-    "response_format": [{"type": "json_object"}],
+    "logprobs": [True, 0],
+    "top_logprobs": [3],
+    "frequency_penalty": [0.1, False],
+    "presence_penalty": [-1],
+    "logit_bias": [{"50256": -100}],
+    "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}],
+    "modalities": [["text", "audio"]],
+    "store": [True],
+    "service_tier": ["priority"],
+    "tools": [[{"type": "function", "function": {"name": "f"}}], {}],
+    "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}],
+    "parallel_tool_calls": ["true"],
+    "metadata": ["x"],
+    "user": [{"id": "me"}],
 }
 
 

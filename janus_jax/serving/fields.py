@@ -139,9 +139,21 @@ class Fields:
             raise self.wrong(field, f"must be {low} {most:g}, not {shown(value)}")
         return float(value)
 
+    def only(self, field: str, values: Collection[Any], why: str) -> Any:
+        """One of `values`, which ask for what is done anyway; `why` is for who wants something else."""
+        value = self.any(field)
+        # A boolean of Python equals a number, one of JSON does not.
+        if value is not None and not any(
+            value == known and isinstance(value, bool) == isinstance(known, bool)
+            for known in values
+        ):
+            listed = " or ".join(json.dumps(known).strip('"') for known in values)
+            raise self.wrong(field, f"must be {listed}: {why}", "unsupported_value")
+        return value
+
     def end(self) -> None:
-        """Refuses what no method has asked for."""
-        for field in self._left:
+        """Refuses what no method has asked for, unless it is null."""
+        for field in (name for name, value in self._left.items() if value is not None):
             near = nearest(field[:100], self._known)
             name = self.name(printable(field))
             raise ApiError(f"{name} is not supported.{near}", param=name, code="unsupported_field")
