@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy as np
 from janus_jax.processing.tokenizer import IMAGE
 from janus_jax.serving.errors import ApiError
 from janus_jax.serving.fields import SEEDS, Fields
+from janus_jax.serving.image_hosts import ImageHost
 from janus_jax.serving.jobs import ChatJob, DrawJob, Message
 from janus_jax.serving.limits import Limits
-from janus_jax.serving.pictures import picture_of_url
+from janus_jax.serving.pictures import RemotePicture, picture_of_url, remote_picture
 
 _CFG, _DRAWING_TEMPERATURE, _CHAT_TEMPERATURE = 100.0, 100.0, 2.0  # the last is OpenAI's
 
@@ -54,11 +56,19 @@ class DrawRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ChatRequest:
-    """A request to `/v1/chat/completions`; `usage`: whether a stream ends with the number of tokens."""
+    """A request to `/v1/chat/completions`.
+
+    Attributes:
+      job: what to do, once all pictures of `remote` are filled.
+      stream: whether it is answered with events.
+      usage: whether a stream ends with the number of tokens.
+      remote: pictures of the job that are to be fetched.
+    """
 
     job: ChatJob
     stream: bool
     usage: bool
+    remote: tuple[RemotePicture, ...] = ()
 
 
 def draw_request(body: Any, card: ModelCard, limits: Limits) -> DrawRequest:
@@ -94,8 +104,17 @@ def draw_request(body: Any, card: ModelCard, limits: Limits) -> DrawRequest:
     return DrawRequest(job, stream)
 
 
-def chat_request(body: Any, card: ModelCard, limits: Limits) -> ChatRequest:
-    """Raises ApiError for anything that is wrong, unknown or not supported."""
+def chat_request(
+    body: Any, card: ModelCard, limits: Limits, hosts: Sequence[ImageHost] = ()
+) -> ChatRequest:
+    """Raises ApiError for anything that is wrong, unknown or not supported.
+
+    Args:
+      body: of the request.
+      card: the model.
+      limits: of the request.
+      hosts: from which pictures may be fetched, which is left to the caller.
+    """
     fields = Fields(body)
     _check_model(fields, card)
     given = fields.any("messages", required=True)
@@ -112,15 +131,16 @@ def chat_request(body: Any, card: ModelCard, limits: Limits) -> ChatRequest:
     top_p = fields.number("top_p", 1.0, above_zero=True)
     seed, stop = _seed(fields), _stop(fields, limits)
     fields.end()
+    messages, remote = _messages(given, card, limits, hosts)  # last: it decodes pictures
     job = ChatJob(
-        messages=_messages(given, card, limits),  # last: it decodes pictures
+        messages=messages,
         max_tokens=most or alias or ChatJob.max_tokens,
         temperature=ChatJob.temperature if temperature is None else temperature,
         top_p=top_p,
         seed=seed,
         stop=stop,
     )
-    return ChatRequest(job, stream, usage)
+    return ChatRequest(job, stream, usage, remote)
 
 
 def _check_model(fields: Fields, card: ModelCard) -> None:
@@ -163,8 +183,13 @@ def _stop(fields: Fields, limits: Limits) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _messages(given: Any, card: ModelCard, limits: Limits) -> tuple[Message, ...]:
-    """The conversation: perhaps a system message, then user and assistant in turns, the user last."""
+def _messages(
+    given: Any, card: ModelCard, limits: Limits, hosts: Sequence[ImageHost]
+) -> tuple[tuple[Message, ...], tuple[RemotePicture, ...]]:
+    """The conversation: perhaps a system message, then user and assistant in turns, the user last.
+
+    And those of its pictures that are to be fetched.
+    """
     if not isinstance(given, list) or not given:
         raise ApiError(
             "messages must be a list with at least one message",
@@ -202,9 +227,19 @@ def _messages(given: Any, card: ModelCard, limits: Limits) -> tuple[Message, ...
             param="messages",
             code="too_many_pictures",
         )
-    return tuple(
-        _message(role, parts, card, limits) for role, parts in zip(roles, contents, strict=True)
+    # All URLs are read before any picture is decoded.
+    remote = {
+        part.param: picture
+        for parts in contents
+        for part in parts
+        if isinstance(part, _Url)
+        and (picture := remote_picture(part.url, hosts, card.input_size, part.param))
+    }
+    messages = tuple(
+        _message(role, parts, card, limits, remote)
+        for role, parts in zip(roles, contents, strict=True)
     )
+    return messages, tuple(remote.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +286,21 @@ def _part(fields: Fields, role: str) -> str | _Url:
     return part
 
 
-def _message(role: str, parts: list[str | _Url], card: ModelCard, limits: Limits) -> Message:
+def _message(
+    role: str,
+    parts: list[str | _Url],
+    card: ModelCard,
+    limits: Limits,
+    remote: Mapping[str, RemotePicture],
+) -> Message:
     """Pictures that come first need no place in the text; otherwise each has one."""
     pictures: list[np.ndarray] = []
     for part in parts:
-        if isinstance(part, _Url):
+        if not isinstance(part, _Url):
+            continue
+        if part.param in remote:
+            pictures.append(remote[part.param].pixels)
+        else:
             pictures.append(picture_of_url(part.url, card.input_size, limits, part.param))
     first = all(isinstance(part, _Url) for part in parts[: len(pictures)])
     pieces = [part if isinstance(part, str) else IMAGE for part in parts]
