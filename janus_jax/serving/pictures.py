@@ -23,6 +23,7 @@ from janus_jax.untrusted import printable, shown
 # Formats of the web; decoders of others are not offered to strangers.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _DATA = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+_ADVICE = "send the file itself as data:image/png;base64,..."
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,20}):")
 
 
@@ -58,9 +59,12 @@ def remote_picture(
     if not hosts or url[:5].lower() == "data:":
         return None
     parts = image_url(url)
-    if parts is None or not is_allowed(parts, hosts):
+    if parts is None:
         why = "but only https: URLs of the hosts that this server allows are fetched"
         raise unsupported_url(url, why, param)
+    if not is_allowed(parts, hosts):
+        what = f"is on a host, or a port, from which this server fetches nothing: {_ADVICE}"
+        raise wrong_picture(param, what, "unsupported_url")
     return RemotePicture(parts, param, np.zeros((size, size, 3), np.uint8))
 
 
@@ -141,8 +145,7 @@ def unsupported_url(url: str, why: str, param: str) -> ApiError:
     scheme = _SCHEME.match(url)
     name = scheme[1].lower() if scheme else ""
     what = f"is {name}:" if name and name != "data" else f"is {shown(url[:40])}"
-    advice = "send the file itself as data:image/png;base64,..."
-    return wrong_picture(param, f"{what}, {why}: {advice}", "unsupported_url")
+    return wrong_picture(param, f"{what}, {why}: {_ADVICE}", "unsupported_url")
 
 
 def too_large(limits: Limits, param: str) -> ApiError:
