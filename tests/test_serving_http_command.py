@@ -268,6 +268,23 @@ def test_it_serves_says_when_it_is_ready_and_drains_at_sigterm(signals, capfd):
     assert "$JANUS_API_KEY" in out and "stopping" in err and "Traceback" not in err
 
 
+def test_sigterm_ends_it_while_the_model_is_read(signals, monkeypatch):
+    """Process 1 of a container has no handler of its own: the signal would be lost."""
+    from janus_jax.inference import Janus
+
+    def load(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(Janus, "load", load)
+    monkeypatch.setattr(sys, "argv", ["janus-serve", "--port", "0"])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the kernel does with process 1
+    with pytest.raises(SystemExit) as ended:
+        serve.main()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
 def test_a_model_that_does_not_fit_ends_the_server(signals):
     engine = Warming(UserError("not enough memory"))
     engine.compiled.set()

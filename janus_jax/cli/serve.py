@@ -14,6 +14,7 @@ SIGTERM or Ctrl-C: no new requests, and those that are there are answered first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -21,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -149,6 +150,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process at once, also where it is process 1 of a container, which the kernel spares."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def load(flags: argparse.Namespace) -> Janus:
     """The model."""
     from janus_jax.config import Policy
@@ -256,7 +267,7 @@ def run_server(
 
     # uvicorn raises the signal again once it has stopped; by then all is done.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     warming = threading.Thread(target=warm_up, name="warm-up", daemon=True)
     warming.start()
     server.run(sockets=[listener])
@@ -282,14 +293,15 @@ def main() -> None:
     check_binding(flags.host, flags.api_key, flags.insecure)
     image_hosts = [parse_image_host(text) for text in flags.allow_image_host]
     listener = listen(flags.host, flags.port)  # before the model is read for minutes
-    from janus_jax.serving.engine import ServingEngine
-
-    janus = load(flags)
     sizes = [size for size in _SIZES if size < flags.max_batch] + [flags.max_batch]
     limits = Limits(seconds=flags.timeout)
-    engine = ServingEngine(
-        janus, sizes=sizes, max_waiting=flags.queue, longest_answer=limits.tokens
-    )
+    with ended_by_sigterm():  # there is nobody to answer yet
+        from janus_jax.serving.engine import ServingEngine
+
+        janus = load(flags)
+        engine = ServingEngine(
+            janus, sizes=sizes, max_waiting=flags.queue, longest_answer=limits.tokens
+        )
     run_server(engine, describe(janus), limits, flags, listener, image_hosts)
 
 
