@@ -26,6 +26,7 @@ USER 10001:10001
 EXPOSE 8000
 # The port opens once the model is read, which may take minutes.
 HEALTHCHECK --start-period=15m --interval=30s --timeout=10s \
-    CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=5); c.request('GET', '/health'); exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", \
+    "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=5); c.request('GET', '/health'); exit(c.getresponse().status != 200)"]
 # Without JANUS_API_KEY it ends at once and says so. Flags after the name of the image are added, and come last.
 ENTRYPOINT ["python", "-m", "janus_jax.serving", "--checkpoint", "/checkpoint", "--host", "0.0.0.0", "--port", "8000"]
