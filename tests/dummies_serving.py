@@ -1,5 +1,6 @@
 """An engine without a model, an application on it, and what tests of the server send."""
 
+import asyncio
 import base64
 import io
 import threading
@@ -148,3 +149,30 @@ def asking(*parts):
 
 def text_part(text="what is it?"):
     return {"type": "text", "text": text}
+
+
+def call(app, messages, path=CHAT, on_send=lambda message: None):
+    """(messages that were sent, a task): the application on a connection that brings `messages`, then nothing."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "http_version": "1.1",
+    }
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+    scope |= {"headers": headers, "scheme": "http", "server": ("localhost", 80), "client": None}
+    sent = []
+
+    async def receive():
+        return await messages.get()
+
+    async def send(message):
+        sent.append(message)
+        on_send(message)
+
+    return sent, asyncio.create_task(app(scope | {"asgi": {}}, receive, send))
+
+
+def part(body=b"", more=False):
+    return {"type": "http.request", "body": body, "more_body": more}

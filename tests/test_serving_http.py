@@ -22,11 +22,13 @@ from dummies_serving import (
     FakeEngine,
     app_of,
     asking,
+    call,
     client_of,
     data_url,
     events_of,
     file_of,
     image_part,
+    part,
     picture,
     server_of,
     text_part,
@@ -268,33 +270,6 @@ def test_bodies_that_are_too_large():
         assert answer.status_code == 413
         assert client.post(CHAT, json=HELLO).status_code == 200
     assert len(engine.jobs) == 1
-
-
-def call(app, messages, path=CHAT, on_send=lambda message: None):
-    """(messages that were sent, a task): the application on a connection that brings `messages`, then nothing."""
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "query_string": b"",
-        "http_version": "1.1",
-    }
-    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
-    scope |= {"headers": headers, "scheme": "http", "server": ("localhost", 80), "client": None}
-    sent = []
-
-    async def receive():
-        return await messages.get()
-
-    async def send(message):
-        sent.append(message)
-        on_send(message)
-
-    return sent, asyncio.create_task(app(scope | {"asgi": {}}, receive, send))
-
-
-def part(body=b"", more=False):
-    return {"type": "http.request", "body": body, "more_body": more}
 
 
 def test_a_body_that_does_not_arrive_and_too_many_at_once():

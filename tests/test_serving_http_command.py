@@ -36,6 +36,17 @@ BAD = [
     (("--api-key", "a\nb"), "printable"),
     (("--host", "203.0.113.7", "--insecure"), "cannot listen on 203.0.113.7:8000"),
     (("--step", "first"), "the number of a step"),
+    (("--port", "0", "--mesh", "data=2;tensor=2"), "--mesh must look like data=2,tensor=4"),
+    (("--port", "0", "--mesh", "fsdp=2"), "--mesh must look like data=2,tensor=4"),
+    (("--port", "0", "--mesh", "data=1000"), "needs 1000 devices"),
+    (("--memory_gb", "0"), "--memory_gb must be above 0"),
+    (("--memory_gb", "-1"), "--memory_gb must be above 0"),
+    (("--memory_gb", "nan"), "--memory_gb must be above 0"),
+    (("--memory_gb", "1e308"), "--memory_gb must be above 0 and finite"),
+    (("--memory_gb", "much"), "--memory_gb"),
+    (("--allow-image-host", "https://images.example.org"), "no name of a host"),
+    (("--allow-image-host", "127.0.0.1"), "no address of the public internet"),
+    (("--allow-image-host", "images.example.org", "--allow-image-host", ""), "no name of a host"),
 ]
 
 
@@ -88,6 +99,74 @@ def test_the_key_may_come_from_the_environment(call, monkeypatch):
     assert serve.parse_flags().api_key == "of the environment"
     monkeypatch.setattr(sys, "argv", ["janus-serve", "--api-key", "of the flag"])
     assert serve.parse_flags().api_key == "of the flag"
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Runs the command up to the model; what it asks of `Janus.load`."""
+    from janus_jax.inference import Janus
+
+    monkeypatch.delenv("JANUS_API_KEY", raising=False)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    calls = []
+
+    def load(*args, **options):
+        calls.append((args, options))
+        raise UserError("that is all")
+
+    monkeypatch.setattr(Janus, "load", load)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["janus-serve", "--port", "0", *flags])
+        with pytest.raises(UserError, match="that is all"):
+            serve.main()
+        ((args, options),) = calls
+        calls.clear()
+        return args, options
+
+    return run
+
+
+@pytest.mark.multidevice
+def test_how_the_model_is_loaded(loaded):
+    args, options = loaded("--checkpoint", "a/model")
+    assert args == ("a/model",)
+    assert (options["mesh"], options["memory_limit"], options["max_batch"]) == (None, None, 8)
+    many = ("--mesh", "data=1,tensor=2", "--memory_gb", "1.5", "--int8", "weights,cache")
+    _, options = loaded(*many, "--max_batch", "4", "--dtype", "bfloat16", "--adapter", "an/adapter")
+    assert dict(options["mesh"].shape) == {"data": 1, "fsdp": 1, "tensor": 2}
+    assert options["memory_limit"] == 3 * 2**29
+    assert (options["int8"], options["max_batch"]) == (["weights", "cache"], 4)
+    assert (str(options["policy"].compute_dtype), options["adapter"]) == ("bfloat16", "an/adapter")
+
+
+def test_hosts_of_pictures_reach_the_requests(signals):
+    import httpx
+
+    from janus_jax.serving.image_hosts import parse_image_host
+
+    engine = Warming()
+    engine.compiled.set()
+    listener = serve.listen("127.0.0.1", 0)
+    base = "http://{}:{}".format(*listener.getsockname())
+    seen = []
+
+    def use():
+        picture = {"type": "image_url", "image_url": {"url": "https://evil.example/a.png"}}
+        body = {"messages": [{"role": "user", "content": [picture, {"type": "text", "text": "?"}]}]}
+        try:
+            transport = httpx.HTTPTransport(retries=20)
+            with httpx.Client(transport=transport, timeout=10) as client:
+                seen.append(client.post(f"{base}{CHAT}", json=body).json()["error"]["message"])
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    user = threading.Thread(target=use)
+    user.start()
+    hosts = [parse_image_host("images.example.org")]
+    serve.run_server(engine, CARD, Limits(), flags_of(), listener, hosts)
+    user.join()
+    assert "from which this server fetches nothing" in seen[0]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +266,23 @@ def test_it_serves_says_when_it_is_ready_and_drains_at_sigterm(signals, capfd):
     out, err = capfd.readouterr()
     assert f"{CARD.name} is ready at {base}/v1; try\n  curl {base}/v1/" in out
     assert "$JANUS_API_KEY" in out and "stopping" in err and "Traceback" not in err
+
+
+def test_sigterm_ends_it_while_the_model_is_read(signals, monkeypatch):
+    """Process 1 of a container has no handler of its own: the signal would be lost."""
+    from janus_jax.inference import Janus
+
+    def load(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(Janus, "load", load)
+    monkeypatch.setattr(sys, "argv", ["janus-serve", "--port", "0"])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the kernel does with process 1
+    with pytest.raises(SystemExit) as ended:
+        serve.main()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 
 
 def test_a_model_that_does_not_fit_ends_the_server(signals):

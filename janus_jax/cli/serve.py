@@ -14,6 +14,7 @@ SIGTERM or Ctrl-C: no new requests, and those that are there are answered first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -32,6 +34,7 @@ from janus_jax.errors import UserError, run_main
 if TYPE_CHECKING:
     from janus_jax.inference import Janus
     from janus_jax.serving.engine import ServingEngine
+    from janus_jax.serving.image_hosts import ImageHost
     from janus_jax.serving.limits import Limits
     from janus_jax.serving.schemas import ModelCard
 
@@ -58,6 +61,13 @@ def parse_flags() -> argparse.Namespace:
         help="auto: float32 on a CPU, else bfloat16",
     )
     add("--int8", default="", metavar="PARTS", help="'weights', 'cache' or 'weights,cache'")
+    add("--mesh", default="", metavar="SIZES", help="several devices, such as data=2,tensor=4")
+    add(
+        "--memory_gb",
+        type=float,
+        metavar="GB",
+        help="of all batches together, beside the weights; default: what is free",
+    )
     add("--host", default="127.0.0.1", help="default: %(default)s, this machine only")
     add("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
     add(
@@ -99,6 +109,14 @@ def parse_flags() -> argparse.Namespace:
         action="store_true",
         help="without a key: let in other machines (--host), and names other than localhost (a proxy)",
     )
+    add(
+        "--allow-image-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="of https: URLs of pictures that are fetched, such as images.example.org, *.example.org, HOST:PORT; "
+        "may be repeated; default: none is",
+    )
     add("--quiet", action="store_true", help="no progress bar while programs are compiled")
     flags = parser.parse_args()
     if flags.api_key is None:
@@ -114,6 +132,8 @@ def parse_flags() -> argparse.Namespace:
             raise UserError(f"--{name} must be from {least} to {most}, got {given}")
     if not 0 < flags.timeout < math.inf:
         raise UserError(f"--timeout must be above 0 and finite, got {flags.timeout}")
+    if flags.memory_gb is not None and not 0 < flags.memory_gb * 2**30 < math.inf:
+        raise UserError(f"--memory_gb must be above 0 and finite, got {flags.memory_gb}")
     return flags
 
 
@@ -139,10 +159,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process at once, also where it is process 1 of a container, which the kernel spares."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def load(flags: argparse.Namespace) -> Janus:
     """The model."""
     from janus_jax.config import Policy
     from janus_jax.inference import Janus, enable_compilation_cache
+    from janus_jax.parallel import parse_mesh
 
     enable_compilation_cache()
     return Janus.load(
@@ -150,6 +181,8 @@ def load(flags: argparse.Namespace) -> Janus:
         step=flags.step,
         policy=Policy.auto(flags.dtype),
         int8=[part for part in flags.int8.split(",") if part],
+        mesh=parse_mesh(flags.mesh, "--mesh"),
+        memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
         adapter=flags.adapter,
         max_batch=flags.max_batch,
     )
@@ -187,6 +220,7 @@ def run_server(
     limits: Limits,
     flags: argparse.Namespace,
     listener: socket.socket,
+    image_hosts: Sequence[ImageHost] = (),
 ) -> None:
     """Serves until SIGTERM or Ctrl-C, and until what is running then is answered.
 
@@ -196,6 +230,7 @@ def run_server(
     import uvicorn
 
     from janus_jax.serving.app import create_app
+    from janus_jax.serving.fetching import Fetcher
     from janus_jax.serving.security import is_loopback
 
     class Server(uvicorn.Server):
@@ -209,6 +244,7 @@ def run_server(
         limits,
         flags.api_key,
         local_only=is_loopback(flags.host) and not flags.insecure,
+        fetcher=Fetcher(image_hosts, limits),
     )
     server = Server(
         uvicorn.Config(
@@ -240,7 +276,7 @@ def run_server(
 
     # uvicorn raises the signal again once it has stopped; by then all is done.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     warming = threading.Thread(target=warm_up, name="warm-up", daemon=True)
     warming.start()
     server.run(sockets=[listener])
@@ -252,23 +288,28 @@ def run_server(
 def main() -> None:
     flags = parse_flags()
     try:
+        import httpx  # noqa: F401
+        import idna  # noqa: F401
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f'{error.name} is not installed: pip install "janus-jax[serve]"') from error
+    from janus_jax.serving.image_hosts import parse_image_host
     from janus_jax.serving.limits import Limits
     from janus_jax.serving.security import check_binding
 
     check_binding(flags.host, flags.api_key, flags.insecure)
+    image_hosts = [parse_image_host(text) for text in flags.allow_image_host]
     listener = listen(flags.host, flags.port)  # before the model is read for minutes
-    from janus_jax.serving.engine import ServingEngine
-
-    janus = load(flags)
     sizes = [size for size in _SIZES if size < flags.max_batch] + [flags.max_batch]
     limits = Limits(seconds=flags.timeout)
-    engine = ServingEngine(janus, sizes=sizes, context=flags.context, max_waiting=flags.queue)
-    run_server(engine, describe(janus), limits, flags, listener)
+    with ended_by_sigterm():  # there is nobody to answer yet
+        from janus_jax.serving.engine import ServingEngine
+
+        janus = load(flags)
+        engine = ServingEngine(janus, sizes=sizes, context=flags.context, max_waiting=flags.queue)
+    run_server(engine, describe(janus), limits, flags, listener, image_hosts)
 
 
 def command() -> None:

@@ -18,6 +18,7 @@ from janus_jax.errors import UserError
 from janus_jax.serving.chat_api import complete_chat
 from janus_jax.serving.context import Context
 from janus_jax.serving.errors import ApiError, of_exception
+from janus_jax.serving.fetching import Fetcher
 from janus_jax.serving.images_api import generate_images
 from janus_jax.serving.jobs import Engine, QueueFull
 from janus_jax.serving.limits import BodyLimit, Limits
@@ -39,6 +40,7 @@ def create_app(
     limits: Limits | None = None,
     key: str | None = None,
     local_only: bool = True,
+    fetcher: Fetcher | None = None,
 ) -> Starlette:
     """An ASGI application.
 
@@ -48,8 +50,11 @@ def create_app(
       limits: of requests.
       key: that every route but /health wants; None lets in anybody who reaches it.
       local_only: without a key, refuse requests for another host than localhost.
+      fetcher: of pictures by URL; None fetches nothing. It is closed with the engine.
     """
-    context = Context(engine, card, limits or Limits(), ThreadPoolExecutor(THREADS, "requests"))
+    limits = limits or Limits()
+    pool = ThreadPoolExecutor(THREADS, "requests")
+    context = Context(engine, card, limits, pool, fetcher or Fetcher((), limits))
     routes: list[tuple[str, str, Endpoint]] = [
         ("/health", "GET", _health),
         ("/ready", "GET", _ready),
@@ -71,6 +76,7 @@ def create_app(
             yield
         finally:
             await in_thread(context.pool, engine.close)
+            context.fetcher.close()
             context.pool.shutdown(wait=False)
 
     # Only what sees every message itself: Starlette's BaseHTTPMiddleware hides that a client has gone.

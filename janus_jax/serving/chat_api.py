@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from janus_jax.serving.context import Context, read_json
 from janus_jax.serving.jobs import Delta, Finished
-from janus_jax.serving.running import Running, collect, in_thread
+from janus_jax.serving.running import Running, collect, in_thread, unless_gone
 from janus_jax.serving.schemas import ChatRequest, chat_request
 from janus_jax.serving.sse import DONE, sse, stream
 
@@ -20,7 +20,10 @@ from janus_jax.serving.sse import DONE, sse, stream
 async def complete_chat(request: Request, context: Context) -> Response:
     """Answers a conversation, at once or with events."""
     body = await read_json(request, context)
-    asked = await in_thread(context.pool, chat_request, body, context.card, context.limits)
+    known = (context.card, context.limits, context.fetcher.hosts)
+    asked = await in_thread(context.pool, chat_request, body, *known)
+    if asked.remote:
+        await unless_gone(request, context.fetcher.fill(asked.remote, context.pool))
     running = context.run(asked.job, request)
     about = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",

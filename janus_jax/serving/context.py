@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from janus_jax.serving.errors import ApiError
+from janus_jax.serving.fetching import Fetcher
 from janus_jax.serving.fields import parse_json
 from janus_jax.serving.jobs import Engine, Job
 from janus_jax.serving.limits import Limits
@@ -26,12 +27,14 @@ class Context:
       limits: of requests.
       pool: a few threads for pictures and long texts, beside the event loop. They also bound how many pictures are
         decoded at the same time.
+      fetcher: gets pictures from other hosts, if there are any that it may ask.
     """
 
     engine: Engine
     card: ModelCard
     limits: Limits
     pool: ThreadPoolExecutor
+    fetcher: Fetcher
 
     def run(self, job: Job, request: Request) -> Running:
         """The job of a request, not handed in yet."""

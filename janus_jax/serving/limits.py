@@ -28,6 +28,8 @@ class Limits:
       previews: unfinished pictures of each.
       tokens: most of an answer.
       stops: texts that end an answer.
+      fetch_seconds: for one picture from another host, from its name to its last byte.
+      fetches: pictures of all requests that are fetched at the same time; each may hold `picture_bytes`.
     """
 
     body: int = 20 * 2**20
@@ -43,6 +45,8 @@ class Limits:
     previews: int = 3
     tokens: int = 1024
     stops: int = 4
+    fetch_seconds: float = 5.0
+    fetches: int = 16
 
 
 class BodyLimit:

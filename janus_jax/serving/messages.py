@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from janus_jax.processing.tokenizer import IMAGE
 from janus_jax.serving.errors import ApiError
 from janus_jax.serving.fields import Fields
+from janus_jax.serving.image_hosts import ImageHost
 from janus_jax.serving.jobs import Message
 from janus_jax.serving.limits import Limits
-from janus_jax.serving.pictures import picture_of_url
+from janus_jax.serving.pictures import RemotePicture, picture_of_url, remote_picture
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -35,7 +37,9 @@ class _Turn:
     fields: Fields
 
 
-def read_messages(given: Any, input_size: int, limits: Limits) -> tuple[Message, ...]:
+def read_messages(
+    given: Any, input_size: int, limits: Limits, hosts: Sequence[ImageHost] = ()
+) -> tuple[tuple[Message, ...], tuple[RemotePicture, ...]]:
     """Perhaps a system message, then user and assistant in turns, the user last.
 
     Messages of one role that follow each other become one, with a line break between. An assistant's message
@@ -45,6 +49,10 @@ def read_messages(given: Any, input_size: int, limits: Limits) -> tuple[Message,
       given: the value of `messages`.
       input_size: side of a picture as the model sees it, in pixels.
       limits: of numbers and sizes.
+      hosts: from which pictures may be fetched, which is left to the caller.
+
+    Returns:
+      the messages, and those of their pictures that are to be fetched.
 
     Raises:
       ApiError: for anything that is wrong, unknown or not supported.
@@ -61,7 +69,16 @@ def read_messages(given: Any, input_size: int, limits: Limits) -> tuple[Message,
     if urls > limits.pictures:
         what = f"has {urls} pictures, at most {limits.pictures} are taken"
         raise _wrong(what, "too_many_pictures")
-    return tuple(_message(turn, input_size, limits) for turn in turns)
+    # All URLs are read before any picture is decoded.
+    remote = {
+        part.param: picture
+        for turn in turns
+        for part in turn.parts
+        if isinstance(part, _Url)
+        and (picture := remote_picture(part.url, hosts, input_size, part.param))
+    }
+    messages = tuple(_message(turn, input_size, limits, remote) for turn in turns)
+    return messages, tuple(remote.values())
 
 
 def _wrong(what: str, code: str = "invalid_value") -> ApiError:
@@ -140,11 +157,17 @@ def _part(fields: Fields, role: str) -> str | _Url:
     return part
 
 
-def _message(turn: _Turn, input_size: int, limits: Limits) -> Message:
+def _message(
+    turn: _Turn, input_size: int, limits: Limits, remote: Mapping[str, RemotePicture]
+) -> Message:
     """Pictures that come first need no place in the text; otherwise each has one."""
     pictures: list[np.ndarray] = []
     for part in turn.parts:
-        if isinstance(part, _Url):
+        if not isinstance(part, _Url):
+            continue
+        if part.param in remote:
+            pictures.append(remote[part.param].pixels)
+        else:
             pictures.append(picture_of_url(part.url, input_size, limits, part.param))
     first = all(isinstance(part, _Url) for part in turn.parts[: len(pictures)])
     pieces = [part if isinstance(part, str) else IMAGE for part in turn.parts]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from janus_jax.serving.errors import of_failed
+from janus_jax.serving.errors import ApiError, of_failed
 from janus_jax.serving.jobs import Engine, Event, Failed, Finished, Job, Ticket
 
 GRACE = 5.0  # seconds after the deadline in which the engine may say so itself
@@ -21,6 +21,30 @@ T = TypeVar("T")
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[..., T], *args: object) -> T:
     """What takes more than a few milliseconds, beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled if the client goes away meanwhile.
+
+    Raises:
+      ApiError: the client has gone.
+    """
+    working, watching = asyncio.create_task(work), asyncio.create_task(_closed(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApiError("the client has gone", 499, code="cancelled")
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _closed(request: Request) -> None:
+    """Waits for what follows the body, which is that the connection is closed."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Running:
@@ -91,9 +115,7 @@ class Running:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def _watch(self) -> None:
-        """Waits for what follows the body, which is that the connection is closed."""
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+        await _closed(self._request)
         self._ticket.cancel()
 
 

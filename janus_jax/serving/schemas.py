@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from janus_jax.serving.accepted import take_chat_defaults, take_drawing_defaults
 from janus_jax.serving.errors import ApiError
 from janus_jax.serving.fields import SEEDS, Fields
+from janus_jax.serving.image_hosts import ImageHost
 from janus_jax.serving.jobs import ChatJob, DrawJob
 from janus_jax.serving.limits import Limits
 from janus_jax.serving.messages import read_messages
+from janus_jax.serving.pictures import RemotePicture
 
 _CFG, _DRAWING_TEMPERATURE, _CHAT_TEMPERATURE = 100.0, 100.0, 2.0  # the last is OpenAI's
 
@@ -53,11 +56,19 @@ class DrawRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ChatRequest:
-    """A request to `/v1/chat/completions`; `usage`: whether a stream ends with the number of tokens."""
+    """A request to `/v1/chat/completions`.
+
+    Attributes:
+      job: what to do, once all pictures of `remote` are filled.
+      stream: whether it is answered with events.
+      usage: whether a stream ends with the number of tokens.
+      remote: pictures of the job that are to be fetched.
+    """
 
     job: ChatJob
     stream: bool
     usage: bool
+    remote: tuple[RemotePicture, ...] = ()
 
 
 def draw_request(body: Any, card: ModelCard, limits: Limits) -> DrawRequest:
@@ -94,8 +105,17 @@ def draw_request(body: Any, card: ModelCard, limits: Limits) -> DrawRequest:
     return DrawRequest(job, stream)
 
 
-def chat_request(body: Any, card: ModelCard, limits: Limits) -> ChatRequest:
-    """Raises ApiError for anything that is wrong, unknown or not supported."""
+def chat_request(
+    body: Any, card: ModelCard, limits: Limits, hosts: Sequence[ImageHost] = ()
+) -> ChatRequest:
+    """Raises ApiError for anything that is wrong, unknown or not supported.
+
+    Args:
+      body: of the request.
+      card: the model.
+      limits: of the request.
+      hosts: from which pictures may be fetched, which is left to the caller.
+    """
     fields = Fields(body)
     _check_model(fields, card)
     given = fields.any("messages", required=True)
@@ -112,15 +132,18 @@ def chat_request(body: Any, card: ModelCard, limits: Limits) -> ChatRequest:
     top_p = fields.number("top_p", 1.0, above_zero=True)
     seed, stop = _seed(fields), _stop(fields, limits)
     fields.end()
+    messages, remote = read_messages(
+        given, card.input_size, limits, hosts
+    )  # last: it decodes pictures
     job = ChatJob(
-        messages=read_messages(given, card.input_size, limits),  # last: it decodes pictures
+        messages=messages,
         max_tokens=most or alias or ChatJob.max_tokens,
         temperature=ChatJob.temperature if temperature is None else temperature,
         top_p=top_p,
         seed=seed,
         stop=stop,
     )
-    return ChatRequest(job, stream, usage)
+    return ChatRequest(job, stream, usage, remote)
 
 
 def _check_model(fields: Fields, card: ModelCard) -> None:
