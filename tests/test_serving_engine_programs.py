@@ -7,6 +7,7 @@ from dummies_model import GUIDED, LONGER, make_janus, picture
 from serving_engine_client import ask, pictures, text, user
 
 from janus_jax.inference import Janus
+from janus_jax.parallel import make_mesh
 from janus_jax.serving.engine import ServingEngine
 from janus_jax.serving.jobs import ChatJob, DrawJob, Message
 
@@ -30,26 +31,54 @@ def engine(janus):
     made.close()
 
 
-def test_nothing_is_compiled_once_it_is_ready(engine):
-    compiled = []
+class Compiled(list):
+    """The programs that XLA compiles while it is entered."""
 
-    def listen(name, seconds, **_):
+    def __enter__(self):
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *error):
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, name, seconds, **_):
         if name.endswith("backend_compile_duration"):
-            compiled.append(name)
+            self.append(name)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        for settings in ({}, dict(top_p=0.5), dict(cfg_weight=1), dict(cfg_weight=1, top_k=2)):
-            ask(engine, DrawJob("a cat", previews=2, **settings), DrawJob("a dog " * 6, **settings))
-        for shown in ([], [SEEN]):
-            for top_p in (None, 0.5):
-                hot = dict(temperature=3.0, top_p=top_p, max_tokens=40)
-                question = user("what ?", *shown)
-                ask(engine, ChatJob((question,), **hot), ChatJob((question,)))
+
+def use_everything(engine):
+    for settings in ({}, dict(top_p=0.5), dict(cfg_weight=1), dict(cfg_weight=1, top_k=2)):
+        ask(engine, DrawJob("a cat", previews=2, **settings), DrawJob("a dog " * 6, **settings))
+    for shown in ([], [SEEN]):
+        for top_p in (None, 0.5):
+            hot = dict(temperature=3.0, top_p=top_p, max_tokens=40)
+            question = user("what ?", *shown)
+            ask(engine, ChatJob((question,), **hot), ChatJob((question,)))
+
+
+def test_nothing_is_compiled_once_it_is_ready(engine):
+    with Compiled() as compiled:
+        use_everything(engine)
         jax.jit(lambda x: x + 7)(np.ones(3))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
     assert len(compiled) == 1, "only what the last line compiles"
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("axes", [dict(data=2), dict(tensor=2)], ids=str)
+def test_nor_on_a_mesh_where_the_same_is_drawn(janus, axes):
+    mesh = make_mesh(**{"data": 1} | axes, devices=jax.devices()[:2])
+    sharded = make_janus(LONGER, fields=GUIDED, mesh=mesh)
+    engine = ServingEngine(sharded, sizes=[1, 2], **SIZES)
+    assert engine.warm_up() > 10
+    with Compiled() as compiled:
+        use_everything(engine)
+    assert not compiled
+    (events,) = ask(engine, DrawJob("a red cat", n=3, seed=2))
+    np.testing.assert_array_equal(pictures(events), janus.generate_arrays("a red cat", 3, 2))
+    job = ChatJob((user("what is it ?", SEEN),), max_tokens=20)
+    (events,) = ask(engine, job)
+    assert text(events) == janus.answer(SEEN, "what is it ?", max_new_tokens=20)
+    engine.close()
 
 
 RARE = [dict(temperature=0), dict(cfg_weight=1), dict(top_k=3, temperature=2.0), dict(top_p=0.5)]
