@@ -47,7 +47,7 @@ class Section:
     Attributes:
       module, function: what it runs, of `benchmarks.on_device`.
       estimate_s: at true size on one H200, compilation included: measured, but for "wide", "training_peer",
-        "large" and "peers".
+        "large", "serving" and "peers".
       limit_s: after which it is ended.
       title: of its table.
     """
@@ -72,6 +72,7 @@ SECTIONS = {
     ),
     "large": Section("drawing", "large_drawing", 60, 120, "Drawing, large model"),
     "answering": Section("drawing", "answering", 36, 80, "Answering"),
+    "serving": Section("serving", "serving", 60, 120, "The server's blocks"),
     "attention": Section("attention", "attention", 30, 80, "Packed attention of one layer"),
     "peers": Section("peers", "peers", 120, 200, "PyTorch on the same device"),
     "profile": Section("profiling", "profile", 24, 90, "Kernels of a decode step"),
