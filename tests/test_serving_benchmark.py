@@ -239,6 +239,7 @@ def test_ratios_are_of_the_same_round():
     middle = lambda seconds: {"p50": seconds}
     run_of = lambda rate, seconds: {
         "requests_per_s": rate,
+        "cpu_s_per_request": 1 / rate,
         "latency": middle(seconds),
         "first_token": middle(seconds),
         "first_partial": None,
@@ -251,6 +252,7 @@ def test_ratios_are_of_the_same_round():
     eight = load._ratios(runs)[1]
     assert eight["rate_of_one_client"] == {"median": 3.5, "min": 3, "max": 4}
     assert eight["rate_of_one_by_one"] == {"median": 3, "min": 2, "max": 4}
+    assert eight["cpu_of_one_by_one"] == {"median": 3, "min": 2, "max": 4}
     assert eight["latency_of_one_by_one"] == {"median": 3, "min": 2, "max": 4}
     assert eight["first_partial_of_one_by_one"] is None
 

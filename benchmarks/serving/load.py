@@ -67,10 +67,12 @@ async def measure(
             disable=quiet or None,
         )
         for _, kind, clients, who in bar:
+            spent = servers[who].cpu()
             came, seconds = await _run(servers[who], kind, clients, per_client, limit)
+            spent = None if spent is None else servers[who].cpu() - spent
             answers += came
             same.add(came, f"{who} {clients}")
-            run = _numbers(came, seconds)
+            run = _numbers(came, seconds, spent)
             runs.setdefault((kind, clients, who), []).append(run)
     rows = [
         {"kind": kind, "clients": clients, "server": who, **_middle(found)}
@@ -99,7 +101,7 @@ async def _run(
         return answers, time.perf_counter() - began
 
 
-def _numbers(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+def _numbers(answers: Sequence[Answer], seconds: float, spent: float | None) -> dict[str, Any]:
     good = [answer for answer in answers if answer.good]
     drawn = [answer.first for answer in good if answer.ask.pictures]
     said = [answer.first for answer in good if not answer.ask.pictures]
@@ -109,6 +111,8 @@ def _numbers(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "requests_per_s": len(good) / seconds,
         "made_per_s": sum(answer.tokens for answer in good) / seconds,
+        # Steadier than the clock where others use the machine, too.
+        "cpu_s_per_request": None if spent is None else spent / len(answers),
         "latency": percentiles([answer.seconds for answer in good]),
         "first_token": percentiles(said),
         "first_partial": percentiles(drawn),
@@ -133,6 +137,7 @@ def _ratios(runs: dict[tuple[str, int, str], list[dict[str, Any]]]) -> list[dict
         row["rate_of_one_client"] = _spread(own, alone, lambda a, b: _divide(a, b, _rate))
         if peer := runs.get((kind, clients, ONE_BY_ONE)):
             row["rate_of_one_by_one"] = _spread(own, peer, lambda a, b: _divide(a, b, _rate))
+            row["cpu_of_one_by_one"] = _spread(own, peer, lambda a, b: _divide(b, a, _spent))
             for name in ("latency", "first_token", "first_partial"):
                 middle = lambda run, name=name: run[name] and run[name]["p50"]
                 row[f"{name}_of_one_by_one"] = _spread(
@@ -144,6 +149,10 @@ def _ratios(runs: dict[tuple[str, int, str], list[dict[str, Any]]]) -> list[dict
 
 def _rate(run: dict[str, Any]) -> float:
     return run["requests_per_s"]
+
+
+def _spent(run: dict[str, Any]) -> float | None:
+    return run["cpu_s_per_request"]
 
 
 def _divide(a: Any, b: Any, of: Any) -> float | None:

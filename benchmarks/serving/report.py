@@ -24,7 +24,7 @@ def show(report: dict[str, Any]) -> str:
 
 
 def _load(section: dict[str, Any]) -> str:
-    head = "requests|clients|computed|requests/s|made/s|latency p50 s|p95|max"
+    head = "requests|clients|computed|requests/s|made/s|CPU ms/request|latency p50 s|p95|max"
     head += "|first token p50 s|p95|first partial p50 s|p95"
     rows = [
         [
@@ -33,6 +33,7 @@ def _load(section: dict[str, Any]) -> str:
             row["server"],
             _number(row["requests_per_s"]),
             _number(row["made_per_s"]),
+            _number(row["cpu_s_per_request"] and 1000 * row["cpu_s_per_request"]),
             *(_of(row["latency"], key) for key in ("p50", "p95", "max")),
             *(_of(row["first_token"], key) for key in ("p50", "p95")),
             *(_of(row["first_partial"], key) for key in ("p50", "p95")),
@@ -43,6 +44,7 @@ def _load(section: dict[str, Any]) -> str:
     names = {
         "rate_of_one_client": "rate / one client",
         "rate_of_one_by_one": "rate / one by one",
+        "cpu_of_one_by_one": "CPU",
         "latency_of_one_by_one": "latency",
         "first_token_of_one_by_one": "first token",
         "first_partial_of_one_by_one": "first partial",

@@ -28,6 +28,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -65,23 +66,43 @@ _WHOLE: dict[str, Any] = {
 def main() -> None:
     flags = parse_flags()
     found: dict[str, Any] = {
-        "settings": {name: _plain(value) for name, value in vars(flags).items() if name != "out"},
+        "settings": _settings(flags),
         "machine": facts() | {"device": None if flags.url else device()},
         "sections": {},
     }
-    with tempfile.TemporaryDirectory(prefix="janus_serving_") as scratch:
-        asyncio.run(measure(flags, Path(scratch), found))
-    print(report.show(found))
+    try:
+        with tempfile.TemporaryDirectory(prefix="janus_serving_") as scratch:
+            asyncio.run(measure(flags, Path(scratch), found))
+    except asyncio.CancelledError:
+        raise RunError("stopped by SIGTERM; the servers that were started here are gone") from None
+    finally:  # also what there was before something failed
+        if found["sections"]:
+            print(report.show(found))
     checks = [(name, c) for name, section in found["sections"].items() for c in section["checks"]]
     failed = [f"{name}: {check['name']}" for name, check in checks if check["passed"] is False]
     if failed:
         raise RunError(f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
 
 
+def _settings(flags: argparse.Namespace) -> dict[str, Any]:
+    """The flags as far as they mean something on another machine."""
+    kept = dict(vars(flags))
+    for name in ("url", "pid", "log", "peer_url", "peer_pid", "out", "quiet", "wait"):
+        del kept[name]
+    kept["checkpoint"] = flags.checkpoint and Path(flags.checkpoint).name
+    if flags.url:
+        del kept["max_batch"]  # that of the running server is not known
+    return kept
+
+
 async def measure(flags: argparse.Namespace, scratch: Path, found: dict[str, Any]) -> None:
     """Does the sections in their order; `found` has what there is so far, also if one fails."""
+    # Without this SIGTERM would leave the servers behind.
+    task = asyncio.current_task()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with contextlib.AsyncExitStack() as stack:
         server, peer = await _servers(flags, scratch, stack)
+        found["model"] = await server.model()
         for name in flags.sections:
             found["machine"].setdefault("load_average", {})[name] = os.getloadavg()[0]
             section = await _section(name, flags, scratch, server, peer)
@@ -97,7 +118,7 @@ async def _servers(
     """The one that is measured, and the one that computes one by one; both are ready."""
     if flags.url:
         server = Server(flags.url, flags.pid, flags.log)
-        peer = Server(flags.peer_url) if flags.peer_url else None
+        peer = Server(flags.peer_url, flags.peer_pid) if flags.peer_url else None
     else:
         start = lambda name, batch: stack.enter_async_context(
             started(flags.checkpoint, scratch, name, ["--max_batch", str(batch)])
@@ -145,6 +166,7 @@ def parse_flags() -> argparse.Namespace:
     add("--pid", type=int, help="of its process, to see its memory")
     add("--log", type=Path, metavar="FILE", help="its standard error, to see what it compiles")
     add("--peer_url", metavar="URL", help="one with --max_batch 1, to compare with")
+    add("--peer_pid", type=int, metavar="PID", help="of its process")
     add("--sections", default=",".join(SECTIONS), help="default: %(default)s")
     add("--quick", action="store_true", help="small numbers, where a flag does not say otherwise")
     of = lambda name: f"default: {_WHOLE[name]}, --quick: {_QUICK[name]}"
@@ -190,8 +212,10 @@ def parse_flags() -> argparse.Namespace:
 def _check(flags: argparse.Namespace) -> None:
     if bool(flags.url) == bool(flags.checkpoint):
         raise UserError("give --checkpoint DIR, or --url of a server that runs: one of them")
-    if not flags.url and (flags.pid or flags.log or flags.peer_url):
-        raise UserError("--pid, --log and --peer_url are about a server that runs already: --url")
+    if not flags.url and (flags.pid or flags.log or flags.peer_url or flags.peer_pid):
+        raise UserError(
+            "--pid, --log, --peer_url and --peer_pid are about a server that runs already: --url"
+        )
     if flags.log and not flags.log.is_file():
         raise UserError(f"--log {flags.log}: there is no such file")
     if flags.out and not flags.out.parent.is_dir():
@@ -216,10 +240,6 @@ def _check(flags: argparse.Namespace) -> None:
     if flags.url and (left := [name for name in flags.sections if name in _OWN]):
         print(f"left out, as they need servers of their own: {', '.join(left)}", file=sys.stderr)
         flags.sections = [name for name in flags.sections if name not in _OWN]
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

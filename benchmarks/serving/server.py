@@ -83,6 +83,11 @@ class Server:
             text = (await client.get("/metrics")).text
         return {(name, kind): float(value) for name, kind, value in _GAUGE.findall(text)}
 
+    async def model(self) -> str:
+        """Its name."""
+        async with connect(self.url) as client:
+            return (await client.get("/v1/models")).json()["data"][0]["id"]
+
     async def open_jobs(self) -> float:
         """Jobs that wait or run."""
         stats = await self.stats()

@@ -105,19 +105,25 @@ async def _send_mixed(
         repeat = rng.random() < 0.1
         ask = rng.choice(known) if repeat else anything(seed * requests + number)
         plan.append((ask, rng.random() < ABORTED))
-    # As long as requests take by now: an abort can hit any part of one, also its wait.
-    usual = collections.deque([answer.seconds for answer in alone], maxlen=50)
+    # As long as drawing and chatting take by now: an abort can hit any part of a request, also its wait.
+    usual = {
+        drawn: collections.deque(
+            [a.seconds for a in alone if bool(a.ask.pictures) == drawn], maxlen=50
+        )
+        for drawn in (True, False)
+    }
     answers: list[Answer] = []
     memory: list[tuple[int, float]] = []
     rest = iter(plan)
 
     async def work(bar: tqdm) -> None:
         for ask, aborted in rest:
-            abort = rng.uniform(0, 1.2 * statistics.median(usual)) if aborted else None
+            taken = usual[bool(ask.pictures)]
+            abort = rng.uniform(0, statistics.median(taken)) if aborted else None
             answer = await send(client, ask, limit, abort)
             answers.append(answer)
             if answer.good:
-                usual.append(answer.seconds)
+                taken.append(answer.seconds)
             bar.update()
 
     async def watch() -> None:
