@@ -108,7 +108,7 @@ def chat(
 
 def chat_about_picture(number: int) -> Ask:
     """A question about a picture of everyday size."""
-    return chat(number, [photo(640, 480, number % 8)], name="chat with a picture")
+    return chat(number, [photo(640, 480, number % 4)], name="chat with a picture")
 
 
 def mixed(number: int) -> Ask:
@@ -178,7 +178,7 @@ def anything(number: int) -> Ask:
     urls = []
     for _ in range(rng.randrange(3)):
         width, height, kind = rng.choice(kinds)
-        urls.append(photo(width, height, rng.randrange(4), kind))
+        urls.append(photo(width, height, rng.randrange(2), kind))
     return chat(number, urls, stream, "any chat", **fields)
 
 

@@ -46,14 +46,16 @@ class Server:
 
         Raises:
           RunError: the process has ended, or `limit` seconds are over.
-          UserError: a server that runs already cannot be reached.
+          UserError: it cannot serve what it was given; a server that runs already cannot be reached.
         """
         end = time.monotonic() + limit
         async with connect(self.url) as client:
             with tqdm(desc="the server compiles", unit="program", disable=quiet or None) as bar:
                 while not await self._is_ready(client):
-                    if self.process is not None and self.process.poll() is not None:
-                        raise RunError(f"the server has ended: {self._last_words()}")
+                    if self.process is not None and (code := self.process.poll()) is not None:
+                        # 2 is what its flags and the checkpoint were to blame for: ours, too.
+                        kind = UserError if code == 2 else RunError
+                        raise kind(f"the server has ended: {self._last_words()}")
                     if time.monotonic() > end:
                         raise RunError(f"the server was not ready after {limit:.0f} s: --wait")
                     await asyncio.sleep(0.3)
