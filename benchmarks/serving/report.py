@@ -102,8 +102,10 @@ def _stop(section: dict[str, Any]) -> str:
 def _queue(section: dict[str, Any]) -> str:
     statuses = ", ".join(f"{count} x {status}" for status, count in section["statuses"].items())
     return (
-        f"{section['sent']} at once, a queue of {section['queue']}, a deadline of {section['deadline_s']:.2f} s: "
-        f"{statuses}; Retry-After {section['retry_after_s']} s"
+        f"{section['sent']} requests of {section['pictures_of_a_request']} pictures at once, a queue of "
+        f"{section['queue']} pictures, a deadline of {section['deadline_s']:.2f} s: "
+        f"{statuses}; Retry-After {section['retry_after_s']} s; refused after "
+        f"{_of(section['refused_after'], 'p50')} s (p50), {_of(section['refused_after'], 'max')} s (max)"
     )
 
 

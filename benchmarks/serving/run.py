@@ -148,7 +148,7 @@ async def _section(
         return await lag.measure(server, lag.CLIENTS, flags.seconds, limit, quiet)
     if name == "stop":
         return await stopping.measure(server, stopping.CLIENTS, limit)
-    deadline = queueing.PICTURES * await queueing.seconds_of_a_picture(server, limit)
+    deadline = queueing.IN_TIME * await queueing.seconds_of_a_picture(server, limit)
     small = ["--max_batch", "1", "--queue", str(queueing.QUEUE), "--timeout", f"{deadline:.3f}"]
     async with started(flags.checkpoint, scratch, "small", small) as one:
         await one.wait_ready(flags.wait, quiet)
