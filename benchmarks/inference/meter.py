@@ -19,7 +19,7 @@ class Meter:
     def __enter__(self) -> Meter:
         with contextlib.suppress(OSError):  # 5 resets the peak of the resident memory
             Path("/proc/self/clear_refs").write_text("5")
-        self._stat, self._own = _busy(), sum(os.times()[:2])
+        self._stat, self._own = busy(), sum(os.times()[:2])
         self._began = time.perf_counter()
         return self
 
@@ -27,13 +27,13 @@ class Meter:
         self.seconds = time.perf_counter() - self._began
         cores = len(os.sched_getaffinity(0))
         self.cpu = sum(os.times()[:2]) - self._own
-        others = _busy() - self._stat - self.cpu
+        others = busy() - self._stat - self.cpu
         self.others = max(0.0, others) / (self.seconds * cores)
         lines = Path("/proc/self/status").read_text().splitlines()
         self.resident = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))
 
 
-def _busy() -> float:
+def busy() -> float:
     """Seconds that our cores were not idle, since boot; time that the host took away counts."""
     cores = {f"cpu{i}" for i in os.sched_getaffinity(0)}
     rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
