@@ -13,7 +13,7 @@ from janus_jax.serving.fetching import Fetcher
 from janus_jax.serving.fields import parse_json
 from janus_jax.serving.jobs import Engine, Job
 from janus_jax.serving.limits import Limits
-from janus_jax.serving.running import Running, in_thread
+from janus_jax.serving.running import SMALL, Running, in_thread
 from janus_jax.serving.schemas import ModelCard
 
 
@@ -54,4 +54,7 @@ async def read_json(request: Request, context: Context) -> Any:
             415,
             code="unsupported_media_type",
         )
-    return await in_thread(context.pool, parse_json, await request.body())
+    body = await request.body()
+    return (
+        parse_json(body) if len(body) <= SMALL else await in_thread(context.pool, parse_json, body)
+    )

@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from janus_jax.serving.errors import ApiError, of_failed
-from janus_jax.serving.jobs import Engine, Event, Failed, Finished, Job, Ticket
+from janus_jax.serving.jobs import DrawJob, Engine, Event, Failed, Finished, Job, Ticket
 
+SMALL = (
+    2**14
+)  # letters: what is shorter is read at once, as a thread would have to wait for its turn
 GRACE = 5.0  # seconds after the deadline in which the engine may say so itself
 T = TypeVar("T")
 
@@ -72,15 +75,20 @@ class Running:
 
     async def __aenter__(self) -> Running:
         self._loop = asyncio.get_running_loop()
-        # To check and to count the tokens of a long text takes a while.
-        submitted = self._pool.submit(self._engine.submit, self._job, self._put, self._deadline)
-        try:
-            self._ticket = await asyncio.wrap_future(submitted)
-        except asyncio.CancelledError:  # the server ends
-            submitted.add_done_callback(_cancel_taken)
-            raise
+        if _is_small(self._job):
+            self._ticket = self._submit()
+        else:  # to check pictures and to count the tokens of a long text takes a while
+            submitted = self._pool.submit(self._submit)
+            try:
+                self._ticket = await asyncio.wrap_future(submitted)
+            except asyncio.CancelledError:  # the server ends
+                submitted.add_done_callback(_cancel_taken)
+                raise
         self._watcher = asyncio.create_task(self._watch())
         return self
+
+    def _submit(self) -> Ticket:
+        return self._engine.submit(self._job, self._put, self._deadline)
 
     async def __aexit__(self, *_: object) -> None:
         self._watcher.cancel()
@@ -117,6 +125,14 @@ class Running:
     async def _watch(self) -> None:
         await _closed(self._request)
         self._ticket.cancel()
+
+
+def _is_small(job: Job) -> bool:
+    if isinstance(job, DrawJob):
+        return len(job.prompt) <= SMALL
+    if any(message.pictures for message in job.messages):
+        return False
+    return sum(len(message.text) for message in job.messages) <= SMALL
 
 
 def _cancel_taken(submitted: Future[Ticket]) -> None:
