@@ -40,7 +40,27 @@ def picture_of_url(url: str, size: int, limits: Limits, param: str) -> np.ndarra
     Raises:
       ApiError: another kind of URL, bad base64, too large, or no picture.
     """
-    data = _bytes_of(url, limits, param)
+    return picture_of_bytes(_bytes_of(url, limits, param), size, limits, param)
+
+
+def picture_of_bytes(data: bytes, size: int, limits: Limits, param: str) -> np.ndarray:
+    """The picture in a file as the model sees it.
+
+    Args:
+      data: of the file.
+      size, limits: see `picture_of_url`.
+      param: what messages call it.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      ApiError: too large, or no picture.
+    """
+    if len(data) > limits.picture_bytes:
+        raise _too_heavy(limits, param)
+    if not data:
+        raise _wrong(param, "is empty", "invalid_picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels: the check is ours
@@ -80,23 +100,29 @@ def _bytes_of(url: str, limits: Limits, param: str) -> bytes:
         )
     encoded = url[start.end() :]
     if len(encoded) > -(-limits.picture_bytes // 3) * 4:
-        most = limits.picture_bytes / 2**20
-        raise _wrong(param, f"has more than {most:g} MiB", "picture_too_large")
+        raise _too_heavy(limits, param)
     try:
-        data = binascii.a2b_base64(encoded, strict_mode=True)
+        return binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise _wrong(param, f"is no base64: {printable(error)}", "invalid_base64") from error
-    if not data:
-        raise _wrong(param, "is empty", "invalid_picture")
-    return data
+
+
+def _too_heavy(limits: Limits, param: str) -> ApiError:
+    most = limits.picture_bytes / 2**20
+    return _wrong(param, f"has more than {most:g} MiB", "picture_too_large")
 
 
 def _wrong(param: str, what: str, code: str) -> ApiError:
     return ApiError(f"{param} {what}".replace(" : ", ": "), param=param, code=code)
 
 
-def png_base64(picture: np.ndarray) -> str:
-    """uint8 [h, w, 3] -> a PNG in base64. The same pixels give the same text."""
+def png_bytes(picture: np.ndarray) -> bytes:
+    """uint8 [h, w, 3] -> a PNG. The same pixels give the same bytes."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode("ascii")
+    return file.getvalue()
+
+
+def png_base64(picture: np.ndarray) -> str:
+    """uint8 [h, w, 3] -> a PNG in base64."""
+    return base64.b64encode(png_bytes(picture)).decode("ascii")

@@ -7,9 +7,9 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from starlette.requests import Request
+from starlette.types import Message
 
 from janus_jax.serving.errors import of_failed
 from janus_jax.serving.jobs import Engine, Event, Failed, Finished, Job, Ticket
@@ -23,13 +23,21 @@ async def in_thread(pool: ThreadPoolExecutor, function: Callable[..., T], *args:
     return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
 
+class Connection(Protocol):
+    """Of a client, such as a `Request` whose body was read."""
+
+    async def receive(self) -> Message:
+        """Returns with a message of type "http.disconnect" when the client has gone."""
+        ...
+
+
 class Running:
     """Use as `async with Running(...) as running`: to leave it cancels what has not ended.
 
     Args:
       engine: does it.
       job: what to do.
-      request: whose client waits; if it goes away the job is cancelled.
+      client: waits for it; if it goes away the job is cancelled.
       seconds: until the deadline.
       pool: threads for what must not hold up the event loop.
 
@@ -38,9 +46,9 @@ class Running:
     """
 
     def __init__(
-        self, engine: Engine, job: Job, request: Request, seconds: float, pool: ThreadPoolExecutor
+        self, engine: Engine, job: Job, client: Connection, seconds: float, pool: ThreadPoolExecutor
     ):
-        self._engine, self._job, self._request, self._pool = engine, job, request, pool
+        self._engine, self._job, self._client, self._pool = engine, job, client, pool
         self._deadline = time.monotonic() + seconds
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ticket: Ticket | None = None
@@ -92,7 +100,7 @@ class Running:
 
     async def _watch(self) -> None:
         """Waits for what follows the body, which is that the connection is closed."""
-        while (await self._request.receive())["type"] != "http.disconnect":
+        while (await self._client.receive())["type"] != "http.disconnect":
             pass
         self._ticket.cancel()
 
