@@ -1,4 +1,4 @@
-"""A browser without a window for the tests of the page, and an engine whose pictures grow as slowly as they should."""
+"""A browser without a window for the tests of the page, and an engine whose pictures grow step by step."""
 
 import contextlib
 import shutil

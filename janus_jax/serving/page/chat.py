@@ -130,7 +130,7 @@ async def _answers(
     waiting, growing = Waiting(context, "chat"), _Growing(turn)
     async with Following(context, asked.job, visit, growing.take) as following:
         while not following.ended:
-            line = "Answering" if growing.pieces else waiting.line()
+            line = "Answering" if growing.pieces else waiting.line(following.taken)
             yield ChatView((*before, growing.turn), line, running=True)
             await following.news()
     failure = following.failure

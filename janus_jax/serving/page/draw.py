@@ -105,7 +105,7 @@ async def draw(
     waiting, growing = Waiting(context, "draw"), _Growing(job, context, files)
     async with Following(context, job, visit, growing.take) as following:
         while not following.ended:
-            yield await growing.view(growing.line() or waiting.line())
+            yield await growing.view(growing.line() or waiting.line(following.taken))
             await following.news()
     failure = following.failure
     if failure is None:

@@ -39,13 +39,16 @@ class DrawTab:
             with gr.Column(scale=3, min_width=300):
                 line = gr.HTML(line_of(""), elem_id="draw_line")
                 canvas = gr.HTML(cards_of((), 1, 1), elem_id="canvas", padding=False)
-                used = gr.Textbox(
-                    label="Seed of these pictures",
-                    interactive=False,
-                    buttons=["copy"],
-                    visible=False,
-                    elem_id="used",
-                )
+                below = gr.Row(visible=False, equal_height=True)
+                with below:
+                    used = gr.Textbox(
+                        label="Seed of these pictures",
+                        interactive=False,
+                        buttons=["copy"],
+                        min_width=160,
+                        elem_id="used",
+                    )
+                    again = gr.Button("Keep this seed", min_width=120, elem_id="keep_seed")
         shelf = gr.Column(visible=False)
         small = "small-pictures" if context.card.width < 256 else None
         with shelf:
@@ -61,11 +64,12 @@ class DrawTab:
             self.use = gr.Button(
                 "Ask about the chosen picture", interactive=False, size="sm", elem_id="use"
             )
-        outputs = [line, canvas, used, self._start, self._stop]
+        outputs = [line, canvas, used, below, self._start, self._stop]
         outputs += [self.kept, gallery, shelf, self.chosen, self.use]
         triggers = [self._start.click, form[0].submit]
         gr.on(triggers, self._draw, [*form, self.kept], outputs, trigger_mode="once", **events.LONG)
         self._stop.click(self._leave, **events.QUICK)
+        again.click(_whole, [used], [form[2]], **events.QUICK)
         gallery.select(self._choose, None, [self.chosen, self.use], **events.QUICK)
 
     def _make_form(self) -> list[gr.components.Component]:
@@ -142,7 +146,8 @@ class DrawTab:
             line_of(view.line, view.failed, view.running),
             # A form that is refused leaves the pictures of before.
             cards_of(view.cards, card.width, card.height) if view.cards else same,
-            gr.Textbox(str(view.seed), visible=True) if view.seed is not None else same,
+            str(view.seed) if view.seed is not None else same,
+            gr.Row(visible=True) if view.seed is not None else same,
             gr.Button(interactive=not view.running),
             gr.Button(interactive=view.running),
         ]
@@ -159,3 +164,7 @@ class DrawTab:
 
     async def _choose(self, event: gr.SelectData) -> tuple[int, gr.Button]:
         return event.index, gr.Button(interactive=True)
+
+
+async def _whole(text: str) -> int:
+    return int(text)

@@ -30,6 +30,7 @@ class Following:
       take: is called with every event.
 
     Attributes:
+      taken: the engine has the job.
       ended: nothing more comes.
       failure: why, unless the job went well. Also a job that was not taken is one that has failed.
     """
@@ -37,7 +38,8 @@ class Following:
     def __init__(self, context: Context, job: Job, visit: Visit, take: Callable[[Event], None]):
         self._running, self._take = context.run(job, visit), take
         self._changed = asyncio.Event()
-        self.ended, self.failure = False, None
+        self.taken, self.ended = False, False
+        self.failure: ApiError | None = None
 
     async def __aenter__(self) -> Following:
         self._task = asyncio.create_task(self._follow())
@@ -48,10 +50,10 @@ class Following:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
-    async def news(self, seconds: float = TICK) -> None:
-        """Waits until there is something new, or for `seconds`."""
+    async def news(self) -> None:
+        """Waits until there is something new, or for `TICK`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(TICK):
                 await self._changed.wait()
         if not self.ended:
             await asyncio.sleep(PAUSE)
@@ -60,6 +62,7 @@ class Following:
     async def _follow(self) -> None:
         try:
             async with self._running as running:
+                self.taken = True
                 async for event in running.events():
                     self._take(event)
                     self._changed.set()
@@ -92,10 +95,10 @@ class Waiting:
     def _now(self) -> int:
         return int(self._engine.stats().get(self._kind, {}).get("waiting", 0))
 
-    def line(self) -> str:
-        """What to say until the first event comes."""
-        # Those that came later wait as well, so the number that waits can only lower it.
-        self._before = min(self._before, max(self._now() - 1, 0))
+    def line(self, taken: bool) -> str:
+        """What to say until the first event comes; `taken`: the job is among those that wait."""
+        if taken:  # those that came later wait as well: the number that waits can only lower it
+            self._before = min(self._before, max(self._now() - 1, 0))
         before = f", {self._before} waiting before you" if self._before else ""
         if not self._engine.ready:
             return f"The model is being compiled, this comes right after{before}"

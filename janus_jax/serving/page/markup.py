@@ -20,6 +20,7 @@ footer { display: none !important; }
 #state .ready { background: #16a34a22; color: #15803d; }
 #state .busy { background: #d9770622; color: #b45309; }
 .dark #state .ready { color: #4ade80; } .dark #state .busy { color: #fbbf24; }
+#draw_line { min-height: 0; } #draw_line .prose { padding: 0; }
 .line { min-height: 1.6rem; overflow-wrap: anywhere; }
 .line.failed { color: #b91c1c; background: #dc262615; border-radius: .4rem; padding: .4rem .7rem; }
 .dark .line.failed { color: #fca5a5; }
@@ -41,6 +42,7 @@ footer { display: none !important; }
 .card a { color: var(--link-text-color); }
 .empty { border: 1px dashed var(--border-color-primary); border-radius: .6rem; padding: 4.5rem 1rem;
   text-align: center; opacity: .6; }
+#gallery, #gallery .grid-wrap { min-height: 0 !important; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
 #chat img { max-height: 220px; min-width: 120px; object-fit: contain; }
 """
