@@ -20,7 +20,7 @@ from janus_jax.serving import jobs
 from janus_jax.serving.context import Context
 from janus_jax.serving.limits import Limits
 from janus_jax.serving.page.chat import Turn, ask, ask_again
-from janus_jax.serving.page.draw import draw
+from janus_jax.serving.page.draw import draw, number_of
 from janus_jax.serving.page.files import PictureFiles, harmless
 from janus_jax.serving.page.markup import cards_of, line_of
 from janus_jax.serving.page.sessions import Sessions, Visit
@@ -105,6 +105,22 @@ def test_only_the_newest_is_shown_where_many_events_come_at_once(files):
     assert len(views) < 20 and views[-1].drawn
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        (None, None),
+        (" ", None),
+        (" 7 ", 7),
+        ("0", 0),
+        ("0.5", 0.5),
+        ("x", "x"),
+        ("1e999", float("inf")),
+    ],
+)
+def test_numbers_that_are_typed(text, number):
+    assert number_of(text) == number and type(number_of(text)) is type(number)
+
+
 def test_a_seed_is_made_where_none_is_given(files):
     seeds = {drawing(FakeEngine(), {"prompt": "a", "seed": None}, files)[-1].seed for _ in range(3)}
     assert len(seeds) == 3
@@ -116,6 +132,8 @@ def test_a_seed_is_made_where_none_is_given(files):
         ({"prompt": " "}, "prompt is empty"),
         ({"prompt": "a", "n": 11}, "n must be from 1 to 10"),
         ({"prompt": "a", "seed": -1}, "seed must be from 0"),
+        ({"prompt": "a", "seed": "x"}, "seed must be a whole number"),
+        ({"prompt": "a", "top_p": float("nan")}, "top_p must be above 0"),
         ({"prompt": "a", "seed": 2**32}, "seed must be from 0"),
         ({"prompt": "a", "top_p": 0}, "top_p must be above 0"),
         ({"prompt": "a", "temperature": -0.5}, "temperature must be from 0"),

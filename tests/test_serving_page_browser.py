@@ -43,7 +43,7 @@ def page(chromium, engine):
 def start(page, engine, prompt="a cat", seed=7):
     count = len(engine.jobs)
     page.fill("#prompt textarea", prompt)
-    page.fill("#seed input", str(seed))
+    page.fill("#seed :is(input, textarea)", str(seed))
     page.click("#draw")
     wait_for(lambda: len(engine.jobs) > count)
 
@@ -66,13 +66,31 @@ def test_a_picture_grows_is_finished_and_can_be_taken_home(page, engine):
     with page.expect_download() as taken:
         page.click("a.download")
     assert taken.value.suggested_filename == "a_cat_seed7_0.png"
-    assert page.locator("#used input, #used textarea").input_value() == "7"
+    assert page.locator("#used :is(input, textarea)").input_value() == "7"
     page.locator("#gallery img").first.wait_for()
+    assert page.locator("#seed :is(input, textarea)").input_value() == "7"
     start(page, engine, "a dog", seed="")  # a second one, of a random seed
     page.locator("#gallery button.thumbnail-item >> nth=1").wait_for()
-    assert page.locator("#used input, #used textarea").input_value() == str(engine.jobs[1].seed)
+    assert page.locator("#used :is(input, textarea)").input_value() == str(engine.jobs[1].seed)
     newest, older = (page.locator("#gallery .caption-label").nth(i).inner_text() for i in (0, 1))
     assert newest.startswith("a dog") and older.startswith("a cat")
+
+
+def test_without_a_seed_it_is_random_and_can_be_kept(page, engine):
+    engine.finish()
+    page.fill("#prompt textarea", "a cat")
+    for count in (1, 2):
+        page.click("#draw:enabled")
+        wait_for(lambda count=count: len(engine.jobs) == count)
+        page.locator("#draw:enabled").wait_for()
+    first, second = (job.seed for job in engine.jobs)
+    assert first != second and engine.jobs[0].top_k is None
+    page.click("#keep_seed")
+    page.get_by_text("Settings").first.click()
+    wait_for(lambda: page.locator("#seed :is(input, textarea)").input_value() == str(second))
+    page.click("#draw:enabled")
+    wait_for(lambda: len(engine.jobs) == 3)
+    assert engine.jobs[2] == engine.jobs[1]
 
 
 def test_stop_frees_the_place_and_keeps_what_is_seen(page, engine):

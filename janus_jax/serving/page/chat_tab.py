@@ -1,5 +1,6 @@
 """The part of the page where the model answers."""
 
+import html
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -38,14 +39,13 @@ class ChatTab:
             show_label=False,
             height="52vh",
             min_height=300,
-            # Texts are shown as they are: what looks like a picture of another server is not fetched.
             render_markdown=False,
-            buttons=["copy"],
+            buttons=[],  # to copy would copy what is escaped
             placeholder="Add pictures with the clip, drop or paste them, and ask about them",
             elem_id="chat",
             elem_classes=small,
         )
-        line = gr.HTML(line_of(""), elem_id="chat_line")
+        line = gr.HTML(line_of(""), elem_id="chat_line", padding=False)
         self.question = gr.MultimodalTextbox(
             show_label=False,
             placeholder="Ask about pictures, or anything",
@@ -86,7 +86,8 @@ class ChatTab:
             self._ask_again, [turns, *settings], outputs, trigger_mode="once", **events.LONG
         )
         stop.click(self._leave, **events.QUICK)
-        clear.click(self._clear, None, outputs, **events.QUICK)
+        # The chat has a button of its own that would clear what is seen alone.
+        gr.on([clear.click, chat.clear], self._clear, None, outputs, **events.QUICK)
 
     async def _ask(
         self,
@@ -135,13 +136,12 @@ class ChatTab:
         for number, turn in enumerate(turns):
             there = [p.file for p in turn.pictures if self._files.is_there(p.file)]
             content = [{"path": path} for path in there]
-            content.append({"type": "text", "text": turn.question})
+            content.append(_text(turn.question))
             messages.append({"role": "user", "content": content})
             answer = turn.answer
             if not answer:
                 answer = "..." if running and number == len(turns) - 1 else "(no answer)"
-            text = {"type": "text", "text": answer}
-            messages.append({"role": "assistant", "content": [text]})
+            messages.append({"role": "assistant", "content": [_text(answer)]})
         return messages
 
     async def _leave(self, request: gr.Request) -> None:
@@ -151,6 +151,11 @@ class ChatTab:
         self._sessions.leave(request.session_hash or "", "chat")
         same = gr.skip()
         return [[], line_of(""), same, (), same, gr.Button(interactive=False)]
+
+
+def _text(text: str) -> dict[str, str]:
+    """A text that is shown as it is. Gradio lets HTML through, with pictures of other servers."""
+    return {"type": "text", "text": html.escape(text, quote=False)}
 
 
 def _settings(temperature: float | None, tokens: int | None) -> dict[str, Any]:

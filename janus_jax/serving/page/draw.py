@@ -117,6 +117,17 @@ async def draw(
         yield dataclasses.replace(view, failed=True)
 
 
+def number_of(text: str | None) -> int | float | str | None:
+    """What somebody has typed into a field for a number; what is none stays a text, which requests refuse."""
+    text = (text or "").strip()
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
+
+
 class _Growing:
     """The pictures of a job as far as they are."""
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from janus_jax.serving.context import Context
 from janus_jax.serving.page import events
-from janus_jax.serving.page.draw import Drawn, DrawView, draw
+from janus_jax.serving.page.draw import Drawn, DrawView, draw, number_of
 from janus_jax.serving.page.files import PictureFiles
 from janus_jax.serving.page.markup import cards_of, line_of
 from janus_jax.serving.page.sessions import Sessions
@@ -37,7 +37,7 @@ class DrawTab:
             with gr.Column(scale=2, min_width=300):
                 form = self._make_form()
             with gr.Column(scale=3, min_width=300):
-                line = gr.HTML(line_of(""), elem_id="draw_line")
+                line = gr.HTML(line_of(""), elem_id="draw_line", padding=False)
                 canvas = gr.HTML(cards_of((), 1, 1), elem_id="canvas", padding=False)
                 below = gr.Row(visible=False, equal_height=True)
                 with below:
@@ -69,7 +69,7 @@ class DrawTab:
         triggers = [self._start.click, form[0].submit]
         gr.on(triggers, self._draw, [*form, self.kept], outputs, trigger_mode="once", **events.LONG)
         self._stop.click(self._leave, **events.QUICK)
-        again.click(_whole, [used], [form[2]], **events.QUICK)
+        again.click(_same, [used], [form[2]], **events.QUICK)
         gallery.select(self._choose, None, [self.chosen, self.use], **events.QUICK)
 
     def _make_form(self) -> list[gr.components.Component]:
@@ -87,9 +87,7 @@ class DrawTab:
         with gr.Row():
             most = self._context.limits.drawn
             number = gr.Slider(1, most, 1, step=1, label="Pictures", min_width=140)
-            seed = gr.Number(
-                None, label="Seed", precision=0, placeholder="random", min_width=140, elem_id="seed"
-            )
+            seed = _number("Seed", "random", elem_id="seed")
         with gr.Accordion("Settings", open=False):
             guidance = gr.Slider(
                 1,
@@ -108,32 +106,29 @@ class DrawTab:
                 info="How much is left to chance; at 0 all pictures of a prompt are the same",
             )
             with gr.Row():
-                top_k = gr.Number(
-                    None, label="Top-k", precision=0, placeholder="all", min_width=120
-                )
-                top_p = gr.Number(None, label="Top-p", placeholder="1", min_width=120)
+                top_k, top_p = _number("Top-k", "all"), _number("Top-p", "1")
         return [prompt, number, seed, guidance, temperature, top_k, top_p]
 
     async def _draw(
         self,
         prompt: str | None,
         number: int,
-        seed: int | None,
+        seed: str | None,
         guidance: float | None,
         temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
+        top_k: str | None,
+        top_p: str | None,
         kept: list[Drawn],
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = {
             "prompt": prompt or "",
             "n": number,
-            "seed": seed,
+            "seed": number_of(seed),
             "guidance_scale": guidance,
             "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
+            "top_k": number_of(top_k),
+            "top_p": number_of(top_p),
         }
         with self._sessions.visit(request.session_hash or "", "draw") as visit:
             async for view in draw(form, visit, self._context, self._files):
@@ -166,5 +161,12 @@ class DrawTab:
         return event.index, gr.Button(interactive=True)
 
 
-async def _whole(text: str) -> int:
-    return int(text)
+def _number(label: str, empty: str, **options: Any) -> gr.Textbox:
+    """A number that need not be given: Gradio's own component makes 0 of none."""
+    return gr.Textbox(
+        label=label, placeholder=empty, max_length=20, max_lines=1, min_width=120, **options
+    )
+
+
+async def _same(text: str) -> str:
+    return text

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from janus_jax.serving.page.draw import Card
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container > main { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
 footer { display: none !important; }
 #top { align-items: center; flex-wrap: nowrap; }
 #title h1 { display: inline; font-size: 1.5rem; margin-right: .6rem; }
@@ -20,7 +20,7 @@ footer { display: none !important; }
 #state .ready { background: #16a34a22; color: #15803d; }
 #state .busy { background: #d9770622; color: #b45309; }
 .dark #state .ready { color: #4ade80; } .dark #state .busy { color: #fbbf24; }
-#draw_line { min-height: 0; } #draw_line .prose { padding: 0; }
+#keep_seed { align-self: center; flex-grow: 0; }
 .line { min-height: 1.6rem; overflow-wrap: anywhere; }
 .line.failed { color: #b91c1c; background: #dc262615; border-radius: .4rem; padding: .4rem .7rem; }
 .dark .line.failed { color: #fca5a5; }
@@ -43,7 +43,9 @@ footer { display: none !important; }
 .empty { border: 1px dashed var(--border-color-primary); border-radius: .6rem; padding: 4.5rem 1rem;
   text-align: center; opacity: .6; }
 #gallery, #gallery .grid-wrap { min-height: 0 !important; }
+#gallery .grid-wrap { padding-top: 1.9rem; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
+#chat .icon-button-wrapper { display: none; }
 #chat img { max-height: 220px; min-width: 120px; object-fit: contain; }
 """
 

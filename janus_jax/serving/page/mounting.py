@@ -70,4 +70,6 @@ def _prepare_environment(files: PictureFiles) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(files.directory)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(files.directory / "examples")
-    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)  # else tables of events for /monitoring
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(
+        10**9
+    )  # else tables of events for /monitoring
