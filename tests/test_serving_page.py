@@ -353,6 +353,7 @@ def test_files_are_bounded_and_the_oldest_go(tmp_path):
         os.utime(paths[-1], (number, number))
     files.trim()
     assert [files.is_there(path) for path in paths] == [False, False, True, True]
+    assert len(list(tmp_path.iterdir())) == 2
     assert not files.holds("/etc/passwd") and not files.holds(f"{tmp_path}/../x")
     assert not files.holds("a\0b") and not files.holds("https://example.com/a.png")
 

@@ -218,3 +218,31 @@ def test_it_fits_a_phone(chromium, engine):
         for tab in ("Draw", "Chat"):
             page.get_by_role("tab", name=tab).click()
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_slider_that_was_emptied_takes_the_default(page, engine):
+    page.fill("#prompt textarea", "a cat")
+    page.fill("input[aria-label='number input for Pictures']", "")
+    page.click("#draw")
+    wait_for(lambda: engine.jobs or "must" in page.inner_text("#draw_line"))
+    engine.finish()
+    assert engine.jobs[0].n == 1
+
+
+def test_a_file_that_is_too_large_is_refused_in_the_page(chromium, engine):
+    engine.finish()
+    with (
+        serving(engine, limits={"picture_bytes": 5000}) as address,
+        opened(chromium, address) as page,
+    ):
+        page.get_by_role("tab", name="Chat").click()
+        files = [{"name": "big.png", "mimeType": "image/png", "buffer": bytes(6000)}]
+        page.set_input_files("#question input[type=file]", files)
+        page.get_by_text("exceed the maximum allowed size").first.wait_for()
+        files[0]["buffer"] = bytes(100)
+        page.set_input_files("#question input[type=file]", files)
+        page.locator("#question .thumbnail-item, #question img").first.wait_for()
+        page.fill("#question textarea", "what?")
+        page.keyboard.press("Enter")
+        line(page, "big.png is no picture", "#chat_line")
+        assert page.locator("#question textarea").input_value() == "what?" and not engine.jobs

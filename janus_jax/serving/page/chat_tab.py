@@ -36,6 +36,7 @@ class ChatTab:
         turns = gr.State(())
         small = "small-pictures" if context.card.input_size < 256 else None
         chat = gr.Chatbot(
+            label="Conversation",
             show_label=False,
             height="52vh",
             min_height=300,
@@ -47,6 +48,7 @@ class ChatTab:
         )
         line = gr.HTML(line_of(""), elem_id="chat_line", padding=False)
         self.question = gr.MultimodalTextbox(
+            label="Question",
             show_label=False,
             placeholder="Ask about pictures, or anything",
             file_count="multiple",
@@ -56,10 +58,17 @@ class ChatTab:
         )
         with gr.Row():
             stop = gr.Button(
-                "Stop", variant="stop", interactive=False, min_width=90, elem_id="chat_stop"
+                "Stop",
+                variant="stop",
+                interactive=False,
+                size="md",
+                min_width=90,
+                elem_id="chat_stop",
             )
-            retry = gr.Button("Ask again", interactive=False, min_width=90, elem_id="retry")
-            clear = gr.Button("Clear", min_width=90, elem_id="clear")
+            retry = gr.Button(
+                "Ask again", interactive=False, size="md", min_width=90, elem_id="retry"
+            )
+            clear = gr.Button("Clear", size="md", min_width=90, elem_id="clear")
         with gr.Accordion("Settings", open=False):
             temperature = gr.Slider(
                 0,
@@ -98,7 +107,7 @@ class ChatTab:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         question = {**_EMPTY, **(question or {})}
-        text, paths = question["text"] or "", list(question["files"] or ())
+        text, paths = question["text"] or "", [file["path"] for file in question["files"] or ()]
         settings, taken = _settings(temperature, tokens), False
         with self._sessions.visit(request.session_hash or "", "chat") as visit:
             views = ask(turns, text, paths, settings, visit, self._context, self._files)

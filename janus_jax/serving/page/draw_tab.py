@@ -42,13 +42,15 @@ class DrawTab:
                 below = gr.Row(visible=False, equal_height=True)
                 with below:
                     used = gr.Textbox(
-                        label="Seed of these pictures",
+                        label="Seed used",
                         interactive=False,
                         buttons=["copy"],
                         min_width=160,
                         elem_id="used",
                     )
-                    again = gr.Button("Keep this seed", min_width=120, elem_id="keep_seed")
+                    again = gr.Button(
+                        "Keep this seed", size="md", min_width=150, elem_id="keep_seed"
+                    )
         shelf = gr.Column(visible=False)
         small = "small-pictures" if context.card.width < 256 else None
         with shelf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -68,6 +69,8 @@ class PictureFiles:
                 if total <= self._most:
                     return
                 Path(path).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # others are in it
+                    os.rmdir(os.path.dirname(path))
                 total -= size
 
 

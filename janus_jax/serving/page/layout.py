@@ -50,7 +50,7 @@ def build_page(context: Context, sessions: Sessions, files: PictureFiles) -> gr.
             take_over,
             [drawing.kept, drawing.chosen],
             [chatting.question, tabs],
-            **events.QUICK,
+            **events.QUEUED,
         )
         timer = gr.Timer(_TICK)
         page.load(look, None, [state, timer], **events.QUICK)

@@ -13,21 +13,24 @@ CSS = """
 .gradio-container > main { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
 footer { display: none !important; }
 #top { align-items: center; flex-wrap: nowrap; }
+#top > #state { flex: 0 0 auto !important; width: auto !important; min-width: max-content !important; }
+@media (max-width: 500px) { .gradio-container > main { padding: .6rem !important; } }
 #title h1 { display: inline; font-size: 1.5rem; margin-right: .6rem; }
-#title span { opacity: .65; }
+#title span { opacity: .65; white-space: nowrap; }
 #state { text-align: right; }
 #state span { padding: .2rem .7rem; border-radius: 1rem; font-size: .85rem; white-space: nowrap; }
 #state .ready { background: #16a34a22; color: #15803d; }
 #state .busy { background: #d9770622; color: #b45309; }
 .dark #state .ready { color: #4ade80; } .dark #state .busy { color: #fbbf24; }
-#keep_seed { align-self: center; flex-grow: 0; }
+.html-container:has(> * > :is(.line, .cards, .empty)) { padding: 0 !important; }
+#keep_seed { align-self: center; flex-grow: 0; white-space: nowrap; }
 .line { min-height: 1.6rem; overflow-wrap: anywhere; }
 .line.failed { color: #b91c1c; background: #dc262615; border-radius: .4rem; padding: .4rem .7rem; }
 .dark .line.failed { color: #fca5a5; }
 .line.running::before { content: ""; display: inline-block; width: .6rem; height: .6rem; margin-right: .5rem;
   border-radius: 50%; background: var(--color-accent); animation: pulse-dot 1s infinite alternate; }
 @keyframes pulse-dot { to { opacity: .2; } }
-.cards { display: grid; gap: .8rem; grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.cards { display: grid; gap: .8rem; grid-template-columns: repeat(2, minmax(0, 270px)); }
 .cards.one { grid-template-columns: minmax(0, 420px); }
 .cards.many { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 .card { border: 1px solid var(--border-color-primary); border-radius: .6rem; overflow: hidden;
@@ -43,8 +46,11 @@ footer { display: none !important; }
 .empty { border: 1px dashed var(--border-color-primary); border-radius: .6rem; padding: 4.5rem 1rem;
   text-align: center; opacity: .6; }
 #gallery, #gallery .grid-wrap { min-height: 0 !important; }
+#gallery:has(.preview), #gallery:has(.preview) .grid-wrap { min-height: 400px !important; }
 #gallery .grid-wrap { padding-top: 1.9rem; }
-#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
+#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
+#gallery .caption-label { left: 0; right: 0; bottom: 0; max-width: 100%; padding: .15rem .4rem; border-radius: 0;
+  font-size: .72rem; white-space: normal; text-align: left; opacity: .92; }
 #chat .icon-button-wrapper { display: none; }
 #chat img { max-height: 220px; min-width: 120px; object-fit: contain; }
 """
