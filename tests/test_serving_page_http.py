@@ -225,7 +225,7 @@ def test_uploads_have_limits():
 def test_no_event_waits_for_another_page(client):
     config = client.get("/ui/config").json()
     queued = [event for event in config["dependencies"] if event["queue"]]
-    assert len(queued) == 3  # draw, ask, ask again
+    assert len(queued) == 4  # draw, ask, ask again, take a picture over
     assert {event["api_visibility"] for event in config["dependencies"]} == {"private"}
     assert config["enable_queue"] and not config.get("analytics_enabled")
     guard = next(route.app for route in client.app.routes if isinstance(route, Mount))

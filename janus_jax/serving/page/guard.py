@@ -29,7 +29,9 @@ _READ = re.compile(
     re.DOTALL,
 )
 _WRITE = re.compile(rf"{_API}/(queue/join|run/predict|upload|cancel|reset)/?")
+_GRACE = 2.0  # seconds in which Gradio may end an answer that nobody waits for
 # Everything is of this server: no fonts, scripts or pictures of others, and no frame of others around it.
+# Gradio's HTML parts are templates that its scripts evaluate; what is put into them here is escaped.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -142,9 +144,9 @@ class Guard:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        answering = asyncio.create_task(self._answer(scope, told, send))
+        answering = asyncio.ensure_future(self._app(scope, told, send))
         leaving = asyncio.create_task(_until_gone(receive))
-        tasks: list[asyncio.Task[Any]] = [answering, leaving]
+        tasks: list[asyncio.Future[Any]] = [answering, leaving]
         if idle:
             tasks.append(asyncio.create_task(self._closing.wait()))
         try:
@@ -152,13 +154,12 @@ class Guard:
             if leaving.done() and not answering.done():
                 self._sessions.leave(session)
             gone.set()
-            await answering
+            await asyncio.wait([answering], timeout=_GRACE)
+            if answering.done():
+                answering.result()
         finally:
             for task in tasks:
                 task.cancel()
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
 
 
 async def _until_gone(receive: Receive) -> None:
