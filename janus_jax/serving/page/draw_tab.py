@@ -12,7 +12,7 @@ from janus_jax.serving.page.files import PictureFiles
 from janus_jax.serving.page.markup import cards_of, line_of
 from janus_jax.serving.page.sessions import Sessions
 
-EXAMPLES = ("a photo of a red star", "three pandas", "a cake right of a guitar", "a blue fish")
+EXAMPLES = ("three pandas", "a blue fish", "a carrot and an apple", "a cake right of a guitar")
 KEPT = 60  # pictures of the gallery
 
 

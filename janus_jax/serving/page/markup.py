@@ -49,8 +49,10 @@ footer { display: none !important; }
 #gallery:has(.preview), #gallery:has(.preview) .grid-wrap { min-height: 400px !important; }
 #gallery .grid-wrap { padding-top: 1.9rem; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
-#gallery .caption-label { left: 0; right: 0; bottom: 0; max-width: 100%; padding: .15rem .4rem; border-radius: 0;
-  font-size: .72rem; white-space: normal; text-align: left; opacity: .92; }
+#gallery .thumbnail-lg { aspect-ratio: auto; height: auto; }
+#gallery .thumbnail-lg > img { aspect-ratio: 1; height: auto; }
+#gallery .caption-label { position: static; display: block; max-width: 100%; padding: .2rem .4rem; border: 0;
+  font-size: .72rem; line-height: 1.3; height: 2.6em; box-sizing: content-box; white-space: normal; text-align: left; }
 #chat .icon-button-wrapper { display: none; }
 #chat img { max-height: 220px; min-width: 120px; object-fit: contain; }
 """
