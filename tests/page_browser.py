@@ -25,8 +25,13 @@ class SlowEngine(FakeEngine):
     def step(self, events=1):
         self.go.release(events)
 
+    def hold(self):
+        """Back to single steps after `finish`."""
+        while self._wait(blocking=False):
+            pass
+
     def finish(self):
-        self.step(10**6)
+        self.step(10**4)
 
 
 def growing(job):

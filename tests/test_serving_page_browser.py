@@ -144,9 +144,17 @@ def test_a_picture_is_asked_about(page, engine):
     page.keyboard.press("Enter")
     wait_for(lambda: len(engine.jobs) == 2)
     assert [m.role for m in engine.jobs[1].messages] == ["user", "assistant", "user"]
+    page.locator("#retry:enabled").wait_for()
+    engine.hold()
     page.locator("#retry:enabled").click()
     wait_for(lambda: len(engine.jobs) == 3)
     assert engine.jobs[2].messages[-1].text == "and what else?"
+    assert page.locator("#clear").is_disabled()
+    page.fill("#question textarea", "too early")
+    page.keyboard.press("Enter")
+    page.get_by_text("wait for the answer").wait_for()
+    assert page.locator("#question textarea").input_value() == "too early"
+    engine.finish()
     page.locator("#retry:enabled").wait_for()
     page.click("#clear")
     chat.get_by_text("and what else?").wait_for(state="detached")

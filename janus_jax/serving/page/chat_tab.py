@@ -1,5 +1,6 @@
 """The part of the page where the model answers."""
 
+import contextlib
 import html
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,7 +13,7 @@ from janus_jax.serving.page import events
 from janus_jax.serving.page.chat import ChatView, Conversation, ask, ask_again
 from janus_jax.serving.page.files import PictureFiles
 from janus_jax.serving.page.markup import line_of
-from janus_jax.serving.page.sessions import Sessions
+from janus_jax.serving.page.sessions import Sessions, Visit
 from janus_jax.serving.pictures import FORMATS
 
 _EMPTY = {"text": "", "files": []}
@@ -83,7 +84,7 @@ class ChatTab:
                 1, most, min(ChatJob.max_tokens, most), step=1, label="Longest answer, in tokens"
             )
         settings = [temperature, tokens]
-        outputs = [chat, line, self.question, turns, stop, retry]
+        outputs = [chat, line, self.question, turns, stop, retry, clear]
         self.question.submit(
             self._ask,
             [turns, self.question, *settings],
@@ -109,7 +110,7 @@ class ChatTab:
         question = {**_EMPTY, **(question or {})}
         text, paths = question["text"] or "", [file["path"] for file in question["files"] or ()]
         settings, taken = _settings(temperature, tokens), False
-        with self._sessions.visit(request.session_hash or "", "chat") as visit:
+        with self._visit(request) as visit:
             views = ask(turns, text, paths, settings, visit, self._context, self._files)
             async for view in views:
                 box = gr.skip()
@@ -123,9 +124,16 @@ class ChatTab:
         self, turns: Conversation, temperature: float, tokens: int, request: gr.Request
     ) -> AsyncGenerator[list[Any], None]:
         settings = _settings(temperature, tokens)
-        with self._sessions.visit(request.session_hash or "", "chat") as visit:
+        with self._visit(request) as visit:
             async for view in ask_again(turns, settings, visit, self._context):
                 yield self._values(view, gr.skip())
+
+    def _visit(self, request: gr.Request) -> contextlib.AbstractContextManager[Visit]:
+        """One at a time: each ends with the conversation to go on with."""
+        session = request.session_hash or ""
+        if self._sessions.runs(session, "chat"):
+            raise gr.Error("wait for the answer, or stop it", print_exception=False)
+        return self._sessions.visit(session, "chat")
 
     def _values(self, view: ChatView, box: Any) -> list[Any]:
         """What goes into each of the outputs."""
@@ -137,6 +145,7 @@ class ChatTab:
             gr.skip() if view.running else view.turns,
             gr.Button(interactive=view.running),
             gr.Button(interactive=bool(view.turns) and not view.running),
+            gr.Button(interactive=not view.running),
         ]
 
     def _messages(self, turns: Conversation, running: bool) -> list[dict[str, Any]]:
@@ -156,10 +165,9 @@ class ChatTab:
     async def _leave(self, request: gr.Request) -> None:
         self._sessions.leave(request.session_hash or "", "chat")
 
-    async def _clear(self, request: gr.Request) -> list[Any]:
-        self._sessions.leave(request.session_hash or "", "chat")
+    async def _clear(self) -> list[Any]:
         same = gr.skip()
-        return [[], line_of(""), same, (), same, gr.Button(interactive=False)]
+        return [[], line_of(""), same, (), same, gr.Button(interactive=False), same]
 
 
 def _text(text: str) -> dict[str, str]:

@@ -152,8 +152,10 @@ class _Growing:
         n, events = self._job.n, self._newest.values()
         finished = sum(isinstance(event, Picture) for event in events)
         codes = finished * self._total + sum(e.done for e in events if isinstance(e, Preview))
-        pictures = f"{finished} of {n} pictures, " if n > 1 else ""
-        return f"{pictures}{codes} of {n * self._total} codes"
+        parts = [f"{finished} of {n} pictures"] if n > 1 else []
+        if self._total:
+            parts.append(f"{codes} of {n * self._total} codes")
+        return ", ".join(parts)
 
     def summary(self) -> str:
         seconds = time.monotonic() - self._began

@@ -7,7 +7,6 @@ machine: what is not listed here does not exist.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,6 +15,7 @@ from urllib.parse import parse_qs
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from janus_jax.serving.errors import ApiError
+from janus_jax.serving.fields import parse_json
 from janus_jax.serving.limits import refuse
 from janus_jax.serving.page.files import PictureFiles
 from janus_jax.serving.page.sessions import Sessions
@@ -95,10 +95,12 @@ class Guard:
         first = await receive()
         if path.startswith(f"{_API}/upload"):
             await asyncio.to_thread(self._files.trim)
-        elif not await asyncio.to_thread(self._names_own_files, first.get("body", b"")):
-            error = ApiError("the request names a file that is not of this page", 403, code="path")
-            await refuse(error, scope, receive, send)
-            return
+        else:
+            try:
+                await asyncio.to_thread(self._check_paths, first.get("body", b""))
+            except ApiError as error:
+                await refuse(error, scope, receive, send)
+                return
         waiting = [first]
 
         async def replay() -> Message:
@@ -106,25 +108,22 @@ class Guard:
 
         await self._app(scope, replay, send)
 
-    def _names_own_files(self, body: bytes) -> bool:
-        """Whether every path in a body of JSON is that of a file of the page.
+    def _check_paths(self, body: bytes) -> None:
+        """Raises ApiError unless a body is JSON in which every path is that of a file of the page.
 
         Gradio would copy others, or fetch them if they are URLs, and hand them out.
         """
-        try:
-            left = [json.loads(body)]
-        except (ValueError, RecursionError):
-            return body == b""
+        left = [parse_json(body)] if body else []
         while left:
             value = left.pop()
             if isinstance(value, dict):
                 path = value.get("path")
                 if path is not None and not (isinstance(path, str) and self._files.holds(path)):
-                    return False
+                    what = "the request names a file that is not of this page"
+                    raise ApiError(what, 403, code="path")
                 left.extend(value.values())
             elif isinstance(value, list):
                 left.extend(value)
-        return True
 
     async def _stream(
         self, scope: Scope, receive: Receive, send: Send, session: str, idle: bool

@@ -52,7 +52,8 @@ footer { display: none !important; }
 #gallery .thumbnail-lg { aspect-ratio: auto; height: auto; }
 #gallery .thumbnail-lg > img { aspect-ratio: 1; height: auto; }
 #gallery .caption-label { position: static; display: block; max-width: 100%; padding: .2rem .4rem; border: 0;
-  font-size: .72rem; line-height: 1.3; height: 2.6em; box-sizing: content-box; white-space: normal; text-align: left; }
+  font-size: .72rem; line-height: 1.3; height: 2.6em; box-sizing: content-box; white-space: normal;
+  text-align: left; }
 #chat .icon-button-wrapper { display: none; }
 #chat img { max-height: 220px; min-width: 120px; object-fit: contain; }
 """

@@ -44,6 +44,10 @@ class Sessions:
             if not visits:
                 del self._visits[session]
 
+    def runs(self, session: str, kind: str) -> bool:
+        """Whether a session has a job of a kind."""
+        return kind in self._visits.get(session, {}).values()
+
     def leave(self, session: str, kind: str | None = None) -> None:
         """Cancels what a session has running, of one kind or all."""
         for visit, of_kind in self._visits.get(session, {}).items():
