@@ -15,7 +15,7 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 pytest.importorskip("gradio", minversion="6")
 
-from dummies_serving import CARD, DRAW, FakeEngine, app_of, client_of, file_of, server_of
+from dummies_serving import CARD, DRAW, FakeEngine, app_of, client_of, file_of, server_of, wait_for
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
@@ -232,6 +232,23 @@ def test_no_event_waits_for_another_page(client):
     page = guard._app.get_blocks()
     assert {page.fns[event["id"]].concurrency_limit for event in queued} == {None}
     assert page._queue.max_thread_count >= 1000 and page.has_launched
+
+
+def test_more_pages_draw_at_once_than_gradio_has_threads():
+    engine = FakeEngine()
+    engine.go.clear()
+    with client_of(engine, page=True) as client:
+        events = client.get("/ui/config").json()["dependencies"]
+        draw = next(event["id"] for event in events if len(event["inputs"]) == 8)
+        for number in range(60):
+            data = ["a cat", 1, str(number), 5, 1, "", "", None]
+            body = {"fn_index": draw, "session_hash": f"s{number}", "data": data}
+            assert client.post(f"{API}/queue/join", json=body).status_code == 200
+        wait_for(lambda: len(engine.jobs) == 60)
+        engine.go.set()
+        guard = next(route.app for route in client.app.routes if isinstance(route, Mount))
+        wait_for(lambda: not guard._sessions._visits)
+    assert {job.seed for job in engine.jobs} == set(range(60))
 
 
 def test_the_numbers_of_the_page_are_one(client):
