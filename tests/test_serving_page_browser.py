@@ -2,6 +2,7 @@
 
 import re
 
+import dummies_serving
 import pytest
 
 pytest.importorskip("starlette")
@@ -9,7 +10,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("gradio", minversion="6")
 pytest.importorskip("playwright")
 
-from dummies_serving import file_of, wait_for
+from dummies_serving import file_of
 from page_browser import CHROMIUM, WORDS, SlowEngine, browser, opened, serving
 
 from janus_jax.errors import UserError
@@ -19,6 +20,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
 ]
+
+
+def wait_for(condition):
+    """As long as the browser itself is waited for."""
+    dummies_serving.wait_for(condition, 30)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def start(page, engine, prompt="a cat", seed=7):
 
 
 def line(page, words, where="#draw_line"):
-    page.locator(where).get_by_text(re.compile(words)).wait_for(timeout=5000)
+    page.locator(where).get_by_text(re.compile(words)).wait_for(timeout=30_000)
 
 
 def test_a_picture_grows_is_finished_and_can_be_taken_home(page, engine):
@@ -215,7 +221,7 @@ def test_it_says_that_it_compiles_until_it_does_not(chromium, engine):
         page.locator("#state .busy").wait_for()
         start(page, engine)
         engine.ready = True
-        page.locator("#state .ready").wait_for(timeout=5000)
+        page.locator("#state .ready").wait_for(timeout=30_000)
 
 
 def test_it_fits_a_phone(chromium, engine):
