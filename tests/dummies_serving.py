@@ -14,7 +14,7 @@ from janus_jax.serving import jobs
 from janus_jax.serving.limits import Limits
 from janus_jax.serving.schemas import ModelCard
 
-CARD = ModelCard("janus-test", width=32, height=32, input_size=16, created=1)
+CARD = ModelCard("janus-test", width=32, height=32, input_size=16, created=1, rows=4)
 DRAW, CHAT = "/v1/images/generations", "/v1/chat/completions"
 
 

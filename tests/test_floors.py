@@ -50,8 +50,8 @@ PLUG_INS = {"emoji"}
 ENTRY_POINTS = {"train", "sample", "convert_torch_weights", "configs", "tests"}
 NEVER = {"tensorflow", "tensorflow_datasets"}  # tfds is imported where it is used
 HEAVY = {"torch", "transformers", "tensorboardX", "huggingface_hub", "qwix", "libtpu", *NEVER}
-# Harnesses of others, which import what is written for them: room -> the package.
-GUESTS = {"harness": "lmms_eval"}
+# Harnesses of others, which import what is written for them, and the page: room -> the package.
+GUESTS = {"harness": "lmms_eval", "serving": "gradio"}
 HEAVY |= {"etils", "fsspec", "gcsfs", "google", "google_crc32c"}
 
 
@@ -102,7 +102,7 @@ def violations(source: str, path: str) -> list[str]:
         if first == "tensorflow" or (first == "torch" and room != "interop"):
             problems.append(f"{path} imports {module}")
         if first in GUESTS.values() and GUESTS.get(room) != first:
-            problems.append(f"{path} imports {module}: only the adapter of that harness may")
+            problems.append(f"{path} imports {module}: only what is written for it may")
         if first == "janus_jax" and rest and rest[0] in FLOORS and rest[0] != room:
             if FLOORS[rest[0]] >= FLOORS[room]:
                 problems.append(f"{path} imports {module} of the same or a higher floor")
@@ -227,6 +227,8 @@ def test_no_file_is_too_long_to_be_read():
         ("harness/a.py", "from lmms_eval.api.model import lmms", True),
         ("harness/a.py", "from janus_jax.cli import x", False),
         ("evaluation/a.py", "def f():\n  import lmms_eval", False),
+        ("serving/a.py", "import gradio", True),
+        ("cli/a.py", "def f():\n  import gradio", False),
         ("data/a.py", "def f():\n  import tensorflow as tf", False),
         ("data/a.py", "def f():\n  import tensorflow_datasets as tfds", True),
     ],

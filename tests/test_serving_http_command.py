@@ -217,6 +217,7 @@ def flags_of(**changed):
         "host": "127.0.0.1",
         "quiet": True,
         "insecure": False,
+        "no_ui": True,
     }
     return argparse.Namespace(**flags | changed)
 

@@ -7,6 +7,7 @@
   curl http://127.0.0.1:8000/v1/images/generations -H "Content-Type: application/json" \\
     -d '{"prompt": "a red apple on the left", "seed": 1}'
 
+With `pip install "janus-jax[ui]"` there is a page for browsers, too, at /ui.
 Requests that come together are computed together. Without a key it can only be reached from this machine.
 SIGTERM or Ctrl-C: no new requests, and those that are there are answered first.
 """
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from janus_jax.serving.limits import Limits
     from janus_jax.serving.schemas import ModelCard
 
+# Seconds after which a thread of Python that computes lets another one run. The event loop gives way at each of its
+# system calls, and would wait so long for the engine's thread every time.
+_SWITCH = 0.0005
 _DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
 _SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -117,6 +121,7 @@ def parse_flags() -> argparse.Namespace:
         help="of https: URLs of pictures that are fetched, such as images.example.org, *.example.org, HOST:PORT; "
         "may be repeated; default: none is",
     )
+    add("--no-ui", action="store_true", help="without the page for browsers at /ui")
     add("--quiet", action="store_true", help="no progress bar while programs are compiled")
     flags = parser.parse_args()
     if flags.api_key is None:
@@ -199,16 +204,31 @@ def describe(janus: Janus) -> ModelCard:
         height=side,
         input_size=janus.config.siglip.image_size,
         created=int(time.time()),
+        rows=janus.config.vq.grid,
+        cfg_weight=janus.processor.config.cfg_weight,
+        temperature=janus.processor.config.temperature,
     )
 
 
-def ready_line(address: tuple[Any, ...], key: str | None, name: str) -> str:
+def has_page(flags: argparse.Namespace) -> bool:
+    """Whether there will be the page for browsers; says why not if nobody has asked for that."""
+    from janus_jax.serving.page.mounting import is_installed
+
+    if flags.no_ui or is_installed():
+        return not flags.no_ui
+    hint = 'no page at /ui: it needs pip install "janus-jax[ui]"; --no-ui does not ask for it'
+    print(hint, file=sys.stderr, flush=True)
+    return False
+
+
+def ready_line(address: tuple[Any, ...], key: str | None, name: str, page: bool = False) -> str:
     """What to try, at the socket's address."""
     host, port = address[:2]
     base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     header = ' -H "Authorization: Bearer $JANUS_API_KEY"' if key is not None else ""
+    ui = f", and in a browser at {base}/ui" if page else ""
     return (
-        f"{name} is ready at {base}/v1; try\n"
+        f"{name} is ready at {base}/v1{ui}; try\n"
         f'  curl {base}/v1/images/generations{header} -H "Content-Type: application/json" '
         """-d '{"prompt": "a red apple on the left"}'"""
     )
@@ -238,6 +258,11 @@ def run_server(
             print("stopping: what is running is answered first", file=sys.stderr, flush=True)
             super().handle_exit(*args)
 
+        async def shutdown(self, *args: Any, **options: Any) -> None:
+            app.state.stop_idle()
+            await super().shutdown(*args, **options)
+
+    page = has_page(flags)
     app = create_app(
         engine,
         card,
@@ -245,6 +270,7 @@ def run_server(
         flags.api_key,
         local_only=is_loopback(flags.host) and not flags.insecure,
         fetcher=Fetcher(image_hosts, limits),
+        page=page,
     )
     server = Server(
         uvicorn.Config(
@@ -272,8 +298,10 @@ def run_server(
             server.should_exit = True
             return
         if engine.ready:
-            print(ready_line(listener.getsockname(), flags.api_key, card.name), flush=True)
+            line = ready_line(listener.getsockname(), flags.api_key, card.name, page)
+            print(line, flush=True)
 
+    sys.setswitchinterval(_SWITCH)
     # uvicorn raises the signal again once it has stopped; by then all is done.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from janus_jax.errors import UserError
@@ -23,9 +23,10 @@ from janus_jax.serving.images_api import generate_images
 from janus_jax.serving.jobs import Engine, QueueFull
 from janus_jax.serving.limits import BodyLimit, Limits
 from janus_jax.serving.metrics import CountRequests, Metrics
+from janus_jax.serving.page.mounting import mount_page
 from janus_jax.serving.running import in_thread
 from janus_jax.serving.schemas import ModelCard
-from janus_jax.serving.security import ApiKey, LocalHost
+from janus_jax.serving.security import PAGE, ApiKey, LocalHost, SameSite
 from janus_jax.untrusted import shown
 
 THREADS = 2  # that decode pictures; each may hold one of 25 megapixels
@@ -41,8 +42,12 @@ def create_app(
     key: str | None = None,
     local_only: bool = True,
     fetcher: Fetcher | None = None,
+    page: bool = False,
 ) -> Starlette:
     """An ASGI application.
+
+    Its `state.stop_idle()`, called in the event loop when a server begins to stop, ends connections of
+    browsers that wait for nothing.
 
     Args:
       engine: does the work; it is closed, after what is running, when the application shuts down.
@@ -51,6 +56,7 @@ def create_app(
       key: that every route but /health wants; None lets in anybody who reaches it.
       local_only: without a key, refuse requests for another host than localhost.
       fetcher: of pictures by URL; None fetches nothing. It is closed with the engine.
+      page: with the page for browsers, which needs Gradio.
     """
     limits = limits or Limits()
     pool = ThreadPoolExecutor(THREADS, "requests")
@@ -85,9 +91,10 @@ def create_app(
         middleware.append(Middleware(ApiKey, key=key))
     elif local_only:
         middleware.append(Middleware(LocalHost))
+    middleware.append(Middleware(SameSite))
     middleware.append(Middleware(BodyLimit, limits=context.limits))
     handlers = {kind: _answer_error for kind in (ApiError, QueueFull, UserError, Exception)}
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(path, _with(context, endpoint), methods=[method])
             for path, method, endpoint in routes
@@ -96,6 +103,11 @@ def create_app(
         exception_handlers={**handlers, HTTPException: _answer_http_error},
         lifespan=lifespan,
     )
+    app.state.stop_idle = lambda: None
+    if page:
+        app.state.stop_idle = mount_page(app, context).close
+        app.routes.extend(Route(path, _to_page, methods=["GET"]) for path in ("/", PAGE))
+    return app
 
 
 def _with(context: Context, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
@@ -104,6 +116,10 @@ def _with(context: Context, endpoint: Endpoint) -> Callable[[Request], Awaitable
         return await endpoint(request, context)
 
     return call
+
+
+async def _to_page(request: Request) -> Response:
+    return RedirectResponse(f"{PAGE}/")
 
 
 async def _health(request: Request, context: Context) -> Response:

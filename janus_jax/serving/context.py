@@ -13,7 +13,7 @@ from janus_jax.serving.fetching import Fetcher
 from janus_jax.serving.fields import parse_json
 from janus_jax.serving.jobs import Engine, Job
 from janus_jax.serving.limits import Limits
-from janus_jax.serving.running import SMALL, Running, in_thread
+from janus_jax.serving.running import SMALL, Connection, Running, in_thread
 from janus_jax.serving.schemas import ModelCard
 
 
@@ -36,9 +36,9 @@ class Context:
     pool: ThreadPoolExecutor
     fetcher: Fetcher
 
-    def run(self, job: Job, request: Request) -> Running:
-        """The job of a request, not handed in yet."""
-        return Running(self.engine, job, request, self.limits.seconds, self.pool)
+    def run(self, job: Job, client: Connection) -> Running:
+        """A job that is not handed in yet; see `Running`."""
+        return Running(self.engine, job, client, self.limits.seconds, self.pool)
 
 
 async def read_json(request: Request, context: Context) -> Any:

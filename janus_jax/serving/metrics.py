@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from janus_jax.serving.jobs import Engine
+from janus_jax.serving.security import PAGE, is_of_page
 
 _NOW = ("waiting", "running")  # what the engine does not only count up
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -40,7 +41,8 @@ class Metrics:
 
     Args:
       engine: whose numbers are among them.
-      paths: those that are told apart; others are "other", as anybody can make them up.
+      paths: those that are told apart; of the page there is only one, and others are "other", as anybody can make
+        them up.
     """
 
     def __init__(self, engine: Engine, paths: frozenset[str]):
@@ -65,7 +67,8 @@ class Metrics:
 
     def add(self, path: str, status: int, seconds: float) -> None:
         """One request that has ended."""
-        path = path if path in self._paths else "other"
+        if path not in self._paths:
+            path = PAGE if is_of_page(path) else "other"
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 

@@ -87,17 +87,19 @@ def picture_of_file(data: bytes, size: int, limits: Limits, param: str) -> np.nd
     It is brought to the model's size at once, so that requests that wait hold kilobytes.
 
     Args:
-      data: the file, within the limit of bytes.
+      data: the file.
       size: side of the model's input in pixels.
-      limits: of pixels.
+      limits: of bytes and pixels.
       param: the name of the field that brought it.
 
     Returns:
       uint8 [size, size, 3].
 
     Raises:
-      ApiError: too many pixels, or no picture.
+      ApiError: too large, or no picture.
     """
+    if len(data) > limits.picture_bytes:
+        raise too_large(limits, param)
     if not data:
         raise wrong_picture(param, "is empty", "invalid_picture")
     try:
@@ -134,10 +136,9 @@ def _bytes_of(url: str, limits: Limits, param: str) -> bytes:
     if len(encoded) > -(-limits.picture_bytes // 3) * 4:
         raise too_large(limits, param)
     try:
-        data = binascii.a2b_base64(encoded, strict_mode=True)
+        return binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise wrong_picture(param, f"is no base64: {printable(error)}", "invalid_base64") from error
-    return data
 
 
 def unsupported_url(url: str, why: str, param: str) -> ApiError:
@@ -159,8 +160,13 @@ def wrong_picture(param: str, what: str, code: str) -> ApiError:
     return ApiError(f"{param} {what}".replace(" : ", ": "), param=param, code=code)
 
 
-def png_base64(picture: np.ndarray) -> str:
-    """uint8 [h, w, 3] -> a PNG in base64. The same pixels give the same text."""
+def png_bytes(picture: np.ndarray) -> bytes:
+    """uint8 [h, w, 3] -> a PNG. The same pixels give the same bytes."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode("ascii")
+    return file.getvalue()
+
+
+def png_base64(picture: np.ndarray) -> str:
+    """uint8 [h, w, 3] -> a PNG in base64."""
+    return base64.b64encode(png_bytes(picture)).decode("ascii")

@@ -7,16 +7,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from starlette.requests import Request
+from starlette.types import Message
 
 from janus_jax.serving.errors import ApiError, of_failed
 from janus_jax.serving.jobs import DrawJob, Engine, Event, Failed, Finished, Job, Ticket
 
-SMALL = (
-    2**14
-)  # letters: what is shorter is read at once, as a thread would have to wait for its turn
+# Letters: what is shorter is read at once, as a thread would have to wait for its turn.
+SMALL = 2**14
 GRACE = 5.0  # seconds after the deadline in which the engine may say so itself
 T = TypeVar("T")
 
@@ -26,13 +25,21 @@ async def in_thread(pool: ThreadPoolExecutor, function: Callable[..., T], *args:
     return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+class Connection(Protocol):
+    """Of a client, such as a `Request` whose body was read."""
+
+    async def receive(self) -> Message:
+        """Returns with a message of type "http.disconnect" when the client has gone."""
+        ...
+
+
+async def unless_gone(client: Connection, work: Coroutine[Any, Any, T]) -> T:
     """What `work` returns; it is cancelled if the client goes away meanwhile.
 
     Raises:
       ApiError: the client has gone.
     """
-    working, watching = asyncio.create_task(work), asyncio.create_task(_closed(request))
+    working, watching = asyncio.create_task(work), asyncio.create_task(_closed(client))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -44,9 +51,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _closed(request: Request) -> None:
+async def _closed(client: Connection) -> None:
     """Waits for what follows the body, which is that the connection is closed."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await client.receive())["type"] != "http.disconnect":
         pass
 
 
@@ -56,7 +63,7 @@ class Running:
     Args:
       engine: does it.
       job: what to do.
-      request: whose client waits; if it goes away the job is cancelled.
+      client: waits for it; if it goes away the job is cancelled.
       seconds: until the deadline.
       pool: threads for what must not hold up the event loop.
 
@@ -65,9 +72,9 @@ class Running:
     """
 
     def __init__(
-        self, engine: Engine, job: Job, request: Request, seconds: float, pool: ThreadPoolExecutor
+        self, engine: Engine, job: Job, client: Connection, seconds: float, pool: ThreadPoolExecutor
     ):
-        self._engine, self._job, self._request, self._pool = engine, job, request, pool
+        self._engine, self._job, self._client, self._pool = engine, job, client, pool
         self._deadline = time.monotonic() + seconds
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ticket: Ticket | None = None
@@ -123,7 +130,7 @@ class Running:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def _watch(self) -> None:
-        await _closed(self._request)
+        await _closed(self._client)
         self._ticket.cancel()
 
 

@@ -32,6 +32,8 @@ class ModelCard:
       width, height: of a picture that it draws, in pixels.
       input_size: side of a picture that it looks at, in pixels.
       created: when the server started, in seconds since 1970.
+      rows: of codes of a picture that it draws.
+      cfg_weight, temperature: its own of drawing.
     """
 
     name: str
@@ -39,6 +41,9 @@ class ModelCard:
     height: int
     input_size: int
     created: int = 0
+    rows: int = 1
+    cfg_weight: float = 5.0
+    temperature: float = 1.0
 
     @property
     def size(self) -> str:
