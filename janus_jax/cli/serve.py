@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from janus_jax.serving.limits import Limits
     from janus_jax.serving.schemas import ModelCard
 
-# Seconds after which a thread of Python that computes lets another one run. The event loop gives way at each of its
-# system calls, and would wait so long for the engine's thread every time.
+# Seconds after which a thread of Python that computes lets another one run. The event loop gives way at each of
+# its system calls, and would wait so long for the engine's thread every time.
 _SWITCH = 0.0005
 _DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
 _SIZES = (1, 2, 4, 8, 16, 32)
