@@ -251,15 +251,14 @@ class SlotEngine:
 
         new = jax.tree.map(unflat, new, pool)
 
-        def keep(row: jax.Array, pool: kv_cache.Cache) -> kv_cache.Cache:
-            def write(old: jax.Array, new: jax.Array) -> jax.Array:
-                one = jax.lax.dynamic_index_in_dim(new, row, keepdims=True)
+        def write(old: jax.Array, new: jax.Array) -> jax.Array:
+            # Row by row without a loop, which XLA for TPUs fails to compile on a pool that the steps have read.
+            for row in range(rows):
                 start = (row, 0, 0, filled[row], *[0] * (old.ndim - 4))
-                return jax.lax.dynamic_update_slice(old, one, start)
+                old = jax.lax.dynamic_update_slice(old, new[row : row + 1], start)
+            return old
 
-            return jax.tree.map(write, pool, new)
-
-        return jax.lax.fori_loop(0, rows, keep, pool)
+        return jax.tree.map(write, pool, new)
 
     def _constrain(self, cache: kv_cache.Cache, where: NamedSharding | None) -> kv_cache.Cache:
         if where is None:
