@@ -95,7 +95,11 @@ def play_drawings(janus, engine):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"int8": ["cache"]}, {"int8": ["weights"]}],
+    [
+        {},
+        {"int8": ["cache"]},
+        pytest.param({"int8": ["weights"]}, marks=pytest.mark.slow),
+    ],
     ids=["float32", "int8-cache", "int8-weights"],
 )
 def test_pictures_that_begin_at_any_time_are_those_drawn_alone(options):
@@ -117,7 +121,15 @@ def test_they_are_the_same_by_the_kernel_for_gpus(monkeypatch):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("axes", [dict(data=2), dict(tensor=2), dict(data=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "axes",
+    [
+        pytest.param(dict(data=2), marks=pytest.mark.slow),
+        pytest.param(dict(tensor=2), marks=pytest.mark.slow),
+        dict(data=2, tensor=2),
+    ],
+    ids=str,
+)
 def test_they_are_the_same_on_a_mesh(axes):
     mesh = make_mesh(**{"data": 1} | axes, devices=jax.devices()[: 2 * len(axes)])
     on_mesh = make_janus(LONGER, fields=GUIDED, mesh=mesh)
