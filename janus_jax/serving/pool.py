@@ -21,6 +21,7 @@ from janus_jax.inference.slots import FILTERED, GREEDY, PLAIN, Rows, SlotEngine,
 from janus_jax.parallel import to_host
 
 TURN = 0.3  # seconds of a block at most, about: so long a job that is cancelled keeps its place
+_SHORT = 512  # slots: to read fewer saves less than the weights cost, and each length is a program to compile
 _FIRST = 8  # steps of the first block, before it is known how long one takes
 
 
@@ -88,7 +89,7 @@ class Pool:
         self._engine, self._weights, self._sizes = engine, weights, tuple(sizes)
         self.places = self._sizes[-1]
         self.lengths = [engine.slots]
-        while not engine.reads_filled and self.lengths[0] > 128:
+        while not engine.reads_filled and self.lengths[0] > _SHORT:
             self.lengths.insert(0, -(-self.lengths[0] // 128) * 64)
         self._rows: dict[int, _Place] = {}
         self._cache: Any = None
