@@ -171,7 +171,7 @@ def memory(compiled: Any, weights: Weights, limit_gib: float) -> dict[str, Any]:
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "temporary": stats.temp_size_in_bytes,
-        "output": stats.output_size_in_bytes,
+        "output": stats.output_size_in_bytes - stats.alias_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
         "all_weights": device_bytes(weights),
     }
