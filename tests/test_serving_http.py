@@ -236,6 +236,25 @@ def test_a_server_without_a_key_answers_to_localhost_only():
         assert client.get("/v1/models", headers={"Host": "janus.example"}).status_code == 200
 
 
+def test_health_tells_that_the_engine_has_stopped():
+    engine = FakeEngine()
+    engine.failed, engine.ready = True, False
+    with client_of(engine) as client:
+        for path in ("/health", "/ready"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stopped")
+
+
+def test_an_engine_that_is_stuck_does_not_keep_the_server(monkeypatch, caplog):
+    engine, left = FakeEngine(), threading.Event()
+    engine.close = lambda: left.wait(10)
+    monkeypatch.setattr("janus_jax.serving.app.CLOSING", 0.05)
+    with client_of(engine):
+        pass
+    assert "does not end" in caplog.text and not left.is_set()
+    left.set()
+
+
 def test_ready_and_metrics_and_the_end():
     engine = FakeEngine()
     engine.ready = False

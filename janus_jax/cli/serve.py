@@ -9,7 +9,7 @@
 
 With `pip install "janus-jax[ui]"` there is a page for browsers, too, at /ui.
 Requests that come together are computed together. Without a key it can only be reached from this machine.
-SIGTERM or Ctrl-C: no new requests, and those that are there are answered first.
+SIGTERM or Ctrl-C: no new requests, and those that are there are answered first; a second one does not wait.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from janus_jax.cli.parser import Parser, step_of_run
 from janus_jax.console import printable
-from janus_jax.errors import UserError, run_main
+from janus_jax.errors import RunError, UserError, run_main
 
 if TYPE_CHECKING:
     from janus_jax.inference import Janus
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 # its system calls, and would wait so long for the engine's thread every time.
 _SWITCH = 0.0005
 _DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
+_BACKLOG = 2048  # connections that wait to be taken
+_CHECKPOINT = "runs/janus_tiny"
 _SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -50,7 +52,7 @@ def parse_flags() -> argparse.Namespace:
     """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR|ID", default="runs/janus_tiny", help="default: %(default)s")
+    add("--checkpoint", metavar="DIR|ID", default=_CHECKPOINT, help="default: %(default)s")
     add("--adapter", metavar="DIR|ID", help="a LoRA adapter for it, as PEFT writes it")
     add(
         "--step",
@@ -143,7 +145,10 @@ def parse_flags() -> argparse.Namespace:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that has the address, but takes no connections yet.
+    """A socket that has the address. Connections to it wait until a server takes them.
+
+    It listens at once: several sockets could be bound to one address until then, and each of several servers that
+    start together would believe that it is alone.
 
     Raises:
       UserError: there is no such address, or it is taken.
@@ -156,6 +161,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)
         return listener
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
@@ -175,18 +181,26 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def load(flags: argparse.Namespace) -> Janus:
-    """The model."""
+    """The model. Raises UserError for what is wrong with it or with the flags."""
     from janus_jax.config import Policy
     from janus_jax.inference import Janus, enable_compilation_cache
     from janus_jax.parallel import parse_mesh
 
+    mesh = parse_mesh(flags.mesh, "--mesh")
+    if flags.checkpoint == _CHECKPOINT and not os.path.exists(
+        _CHECKPOINT
+    ):  # which nobody may have asked for
+        raise UserError(
+            f"there is no {_CHECKPOINT} here: give --checkpoint DIR, or train it (janus-train --config "
+            "configs/janus_tiny.py)"
+        )
     enable_compilation_cache()
     return Janus.load(
         flags.checkpoint,
         step=flags.step,
         policy=Policy.auto(flags.dtype),
         int8=[part for part in flags.int8.split(",") if part],
-        mesh=parse_mesh(flags.mesh, "--mesh"),
+        mesh=mesh,
         memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
         adapter=flags.adapter,
         max_batch=flags.max_batch,
@@ -246,6 +260,7 @@ def run_server(
 
     Raises:
       UserError: what `warm_up` raised.
+      RunError: the engine has stopped by itself.
     """
     import uvicorn
 
@@ -254,9 +269,25 @@ def run_server(
     from janus_jax.serving.security import is_loopback
 
     class Server(uvicorn.Server):
+        hurried = False  # somebody does not want to wait
+
         def handle_exit(self, *args: Any) -> None:
-            print("stopping: what is running is answered first", file=sys.stderr, flush=True)
-            super().handle_exit(*args)
+            if not self.should_exit:
+                say = (
+                    "stopping: what is running is answered first; Ctrl-C again does not wait for it"
+                )
+                print(say, file=sys.stderr, flush=True)
+                super().handle_exit(*args)
+            elif not self.hurried:
+                self.hurried = True
+                print("stopping now", file=sys.stderr, flush=True)
+                end = threading.Thread(target=engine.close, args=(False,), daemon=True)
+                end.start()  # it waits for the engine's thread
+            else:
+                super().handle_exit(*args)
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or engine.failed  # nothing is answered any more
 
         async def shutdown(self, *args: Any, **options: Any) -> None:
             app.state.stop_idle()
@@ -285,6 +316,7 @@ def run_server(
         )
     )
     failed: list[BaseException] = []
+    address = listener.getsockname()
 
     def warm_up() -> None:
         try:
@@ -298,7 +330,7 @@ def run_server(
             server.should_exit = True
             return
         if engine.ready:
-            line = ready_line(listener.getsockname(), flags.api_key, card.name, page)
+            line = ready_line(address, flags.api_key, card.name, page)
             print(line, flush=True)
 
     sys.setswitchinterval(_SWITCH)
@@ -311,6 +343,8 @@ def run_server(
     warming.join(_DRAIN)
     if failed:
         raise failed[0]
+    if engine.failed:
+        raise RunError("the engine has stopped by a fault, which is said above: start again")
 
 
 def main() -> None:

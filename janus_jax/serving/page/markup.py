@@ -16,7 +16,9 @@ footer { display: none !important; }
 #top > #state { flex: 0 0 auto !important; width: auto !important; min-width: max-content !important; }
 @media (max-width: 500px) { .gradio-container > main { padding: .6rem !important; } }
 #title h1 { display: inline; font-size: 1.5rem; margin-right: .6rem; }
-#title span { opacity: .65; white-space: nowrap; }
+#top > #title { min-width: 0 !important; }
+#title, #title > div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#title span { opacity: .65; }
 #state { text-align: right; }
 #state span { padding: .2rem .7rem; border-radius: 1rem; font-size: .85rem; white-space: nowrap; }
 #state .ready { background: #16a34a22; color: #15803d; }
