@@ -384,6 +384,24 @@ def test_a_connection_that_is_closed_on_a_real_server():
         wait_for(lambda: engine.cancelled)
 
 
+def test_a_client_that_does_not_read_its_stream_is_given_up(monkeypatch):
+    import httpx
+
+    monkeypatch.setattr("janus_jax.serving.sse.READING", 0.2)
+    # 30 of them are more than sockets hold
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+
+    engine = FakeEngine(lambda job: [jobs.Preview(0, noise, 1, 2)] * 30)
+    body = json.dumps({"prompt": "a", "stream": True, "partial_images": 3}).encode()
+    head = f"POST {DRAW} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    done = f'janus_http_requests_total{{path="{DRAW}",status="200"}}'
+    server = server_of(app_of(engine, limits={"seconds": 0.5}))
+    with server as address, socket.create_connection(address) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        url = "http://{}:{}/metrics".format(*address)
+        wait_for(lambda: done in httpx.get(url).text)
+
+
 def test_a_stop_waits_for_what_is_running():
     import httpx
 
