@@ -374,6 +374,14 @@ def test_a_second_signal_does_not_wait_for_what_is_running(signals, capfd):
     assert "answered first" in err and "stopping now" in err and "Traceback" not in err
 
 
+def test_it_says_when_fewer_are_computed_together_than_were_asked_for(capsys):
+    serve.say_what_fits((8, 8), 8)
+    assert capsys.readouterr().err == ""
+    serve.say_what_fits((8, 2), 8)
+    line = capsys.readouterr().err
+    assert "8 picture(s) and 2 answer(s)" in line and "not 8" in line and "--context" in line
+
+
 def test_the_line_to_try_is_a_command():
     import shlex
 

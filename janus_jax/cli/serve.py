@@ -235,6 +235,18 @@ def has_page(flags: argparse.Namespace) -> bool:
     return False
 
 
+def say_what_fits(places: tuple[int, int], wanted: int) -> None:
+    """Says so if memory is short: with fewer at once than were asked for, all wait longer."""
+    if min(places) >= wanted:
+        return
+    pictures, answers = places
+    line = (
+        f"memory is short: {pictures} picture(s) and {answers} answer(s) are computed together, not {wanted}; "
+        "less --context, --int8 or more --memory_gb make room"
+    )
+    print(line, file=sys.stderr, flush=True)
+
+
 def ready_line(address: tuple[Any, ...], key: str | None, name: str, page: bool = False) -> str:
     """What to try, at the socket's address."""
     host, port = address[:2]
@@ -371,6 +383,7 @@ def main() -> None:
 
         janus = load(flags)
         engine = ServingEngine(janus, sizes=sizes, context=flags.context, max_waiting=flags.queue)
+        say_what_fits(engine.places, flags.max_batch)
     run_server(engine, describe(janus), limits, flags, listener, image_hosts)
 
 

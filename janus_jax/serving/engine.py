@@ -130,6 +130,11 @@ class ServingEngine(WorkerThread):
         """Whether all programs are compiled."""
         return self._warm and super().ready
 
+    @property
+    def places(self) -> tuple[int, int]:
+        """How many pictures, and how many answers, are computed together."""
+        return self._drawing.places, self._chatting.places
+
     def warm_up(self, progress: Progress | None = None) -> int:
         """Compiles every program that a job can need, in the calling thread; ends early if the engine is closed.
 
