@@ -334,7 +334,7 @@ def test_an_engine_that_stops_by_itself_ends_the_server(signals):
     assert engine.closed is True
 
 
-def test_a_second_signal_does_not_wait_for_what_is_running(signals, capfd):
+def test_a_second_signal_does_not_wait_for_what_is_running(signals, capfd, monkeypatch):
     import httpx
 
     class Cancelling(Warming):
@@ -348,18 +348,24 @@ def test_a_second_signal_does_not_wait_for_what_is_running(signals, capfd):
             self.tickets = [super().submit(*args)]
             return self.tickets[0]
 
+    monkeypatch.setattr(serve, "_SAYING", 0.5)
     engine = Cancelling()
     engine.compiled.set()
     engine.go.clear()  # the answer never ends
     listener = serve.listen("127.0.0.1", 0)
-    url = "http://{}:{}".format(*listener.getsockname()) + CHAT
-    seen = []
+    listener_address = listener.getsockname()
+    url = "http://{}:{}".format(*listener_address) + CHAT
+    deaf, seen = socket.socket(), []
 
     def ask():
         body = {"messages": [{"role": "user", "content": "hello"}]}
         seen.append(httpx.post(url, json=body, timeout=10))
 
     def stop_twice():
+        deaf.connect(listener_address)
+        deaf.sendall(
+            b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        )  # and no body
         wait_for(lambda: engine.jobs)
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(0.3)
@@ -369,6 +375,7 @@ def test_a_second_signal_does_not_wait_for_what_is_running(signals, capfd):
     serve.run_server(engine, CARD, Limits(), flags_of(), listener)
     for thread in threads:
         thread.join()
+    deaf.close()
     assert seen[0].json()["error"]["code"] == "cancelled" and len(engine.cancelled) == 1
     err = capfd.readouterr().err
     assert "answered first" in err and "stopping now" in err and "Traceback" not in err

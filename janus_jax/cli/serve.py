@@ -15,6 +15,7 @@ SIGTERM or Ctrl-C: no new requests, and those that are there are answered first;
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import math
 import os
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 # its system calls, and would wait so long for the engine's thread every time.
 _SWITCH = 0.0005
 _DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
+_SAYING = 2.0  # seconds for the answers of requests that are cancelled when a stop may not wait
 _BACKLOG = 2048  # connections that wait to be taken
 _CHECKPOINT = "runs/janus_tiny"
 _SIZES = (1, 2, 4, 8, 16, 32)
@@ -293,8 +295,6 @@ def run_server(
             elif not self.hurried:
                 self.hurried = True
                 print("stopping now", file=sys.stderr, flush=True)
-                end = threading.Thread(target=engine.close, args=(False,), daemon=True)
-                end.start()  # it waits for the engine's thread
             else:
                 super().handle_exit(*args)
 
@@ -303,7 +303,18 @@ def run_server(
 
         async def shutdown(self, *args: Any, **options: Any) -> None:
             app.state.stop_idle()
+            hurrying = asyncio.create_task(self.hurry())
             await super().shutdown(*args, **options)
+            hurrying.cancel()
+
+        async def hurry(self) -> None:
+            """When somebody does not want to wait: what is running is cancelled, and says so to its clients."""
+            while not self.hurried:
+                await asyncio.sleep(0.1)
+            threading.Thread(target=engine.close, args=(False,), daemon=True).start()
+            await asyncio.sleep(_SAYING)
+            for connection in list(self.server_state.connections):  # of those that do not read it
+                connection.transport.abort()
 
     page = has_page(flags)
     app = create_app(
