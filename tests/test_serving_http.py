@@ -236,6 +236,25 @@ def test_a_server_without_a_key_answers_to_localhost_only():
         assert client.get("/v1/models", headers={"Host": "janus.example"}).status_code == 200
 
 
+def test_health_tells_that_the_engine_has_stopped():
+    engine = FakeEngine()
+    engine.failed, engine.ready = True, False
+    with client_of(engine) as client:
+        for path in ("/health", "/ready"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stopped")
+
+
+def test_an_engine_that_is_stuck_does_not_keep_the_server(monkeypatch, caplog):
+    engine, left = FakeEngine(), threading.Event()
+    engine.close = lambda: left.wait(10)
+    monkeypatch.setattr("janus_jax.serving.app.CLOSING", 0.05)
+    with client_of(engine):
+        pass
+    assert "does not end" in caplog.text and not left.is_set()
+    left.set()
+
+
 def test_ready_and_metrics_and_the_end():
     engine = FakeEngine()
     engine.ready = False
@@ -363,6 +382,24 @@ def test_a_connection_that_is_closed_on_a_real_server():
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             wait_for(lambda: engine.jobs)
         wait_for(lambda: engine.cancelled)
+
+
+def test_a_client_that_does_not_read_its_stream_is_given_up(monkeypatch):
+    import httpx
+
+    monkeypatch.setattr("janus_jax.serving.sse.READING", 0.2)
+    # 30 of them are more than sockets hold
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+
+    engine = FakeEngine(lambda job: [jobs.Preview(0, noise, 1, 2)] * 30)
+    body = json.dumps({"prompt": "a", "stream": True, "partial_images": 3}).encode()
+    head = f"POST {DRAW} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    done = f'janus_http_requests_total{{path="{DRAW}",status="200"}}'
+    server = server_of(app_of(engine, limits={"seconds": 0.5}))
+    with server as address, socket.create_connection(address) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        url = "http://{}:{}/metrics".format(*address)
+        wait_for(lambda: done in httpx.get(url).text)
 
 
 def test_a_stop_waits_for_what_is_running():

@@ -1,6 +1,7 @@
 """What the server refuses: with which status, about which field, and without a job for the engine."""
 
 import base64
+import gzip
 import json
 import struct
 import zlib
@@ -299,6 +300,13 @@ def test_a_form_of_a_web_page_is_refused(served):
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         sent = {"content": b'{"prompt": "a"}', "headers": {"Content-Type": kind}}
         assert refused(served, DRAW, None, **sent)[0] == 415
+
+
+def test_a_compressed_body_is_refused(served):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    packed = {"content": gzip.compress(b'{"prompt": "a"}'), "headers": headers}
+    status, error = refused(served, DRAW, None, **packed)
+    assert status == 415 and "without compression" in error["message"]
 
 
 def test_another_model_and_other_paths(served):

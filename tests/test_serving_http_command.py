@@ -18,7 +18,7 @@ pytest.importorskip("uvicorn")
 from dummies_serving import CARD, CHAT, FakeEngine, wait_for
 
 from janus_jax.cli import serve
-from janus_jax.errors import UserError
+from janus_jax.errors import RunError, UserError
 from janus_jax.serving.limits import Limits
 from janus_jax.serving.security import check_binding, is_loopback
 
@@ -87,6 +87,23 @@ def test_a_port_that_is_taken_is_seen_before_the_model_is_read(call):
     assert code == 2 and "Address already in use" in err and "--port" in err
 
 
+def test_of_two_servers_that_start_together_the_second_ends_at_once(call):
+    first = serve.listen("127.0.0.1", 0)
+    try:
+        code, _, err = call("--port", str(first.getsockname()[1]), "--checkpoint", "/no/such")
+    finally:
+        first.close()
+    assert code == 2 and "Address already in use" in err
+
+
+def test_without_a_checkpoint_it_says_what_there_could_be(call, monkeypatch, tmp_path):
+    """And does not ask the hub, where a stranger may have the name."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("--port", "0")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no runs/janus_tiny here" in err and "--checkpoint DIR" in err and "janus-train" in err
+
+
 def test_without_the_packages_it_says_what_to_install(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, _, err = call()
@@ -117,7 +134,9 @@ def loaded(monkeypatch):
     monkeypatch.setattr(Janus, "load", load)
 
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["janus-serve", "--port", "0", *flags])
+        monkeypatch.setattr(
+            sys, "argv", ["janus-serve", "--checkpoint", "a/model", "--port", "0", *flags]
+        )
         with pytest.raises(UserError, match="that is all"):
             serve.main()
         ((args, options),) = calls
@@ -129,7 +148,7 @@ def loaded(monkeypatch):
 
 @pytest.mark.multidevice
 def test_how_the_model_is_loaded(loaded):
-    args, options = loaded("--checkpoint", "a/model")
+    args, options = loaded()
     assert args == ("a/model",)
     assert (options["mesh"], options["memory_limit"], options["max_batch"]) == (None, None, 8)
     many = ("--mesh", "data=1,tensor=2", "--memory_gb", "1.5", "--int8", "weights,cache")
@@ -278,7 +297,7 @@ def test_sigterm_ends_it_while_the_model_is_read(signals, monkeypatch):
         raise AssertionError("it goes on")
 
     monkeypatch.setattr(Janus, "load", load)
-    monkeypatch.setattr(sys, "argv", ["janus-serve", "--port", "0"])
+    monkeypatch.setattr(sys, "argv", ["janus-serve", "--checkpoint", "a/model", "--port", "0"])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the kernel does with process 1
     with pytest.raises(SystemExit) as ended:
         serve.main()
@@ -291,6 +310,83 @@ def test_a_model_that_does_not_fit_ends_the_server(signals):
     engine.compiled.set()
     with pytest.raises(UserError, match="not enough memory"):
         serve.run_server(engine, CARD, Limits(), flags_of(), serve.listen("127.0.0.1", 0))
+
+
+def run_in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_an_engine_that_stops_by_itself_ends_the_server(signals):
+    """What starts servers again can do so; a server that refuses everything for ever would look alive."""
+    engine = Warming()
+    engine.compiled.set()
+
+    def break_it():
+        wait_for(lambda: engine.ready)
+        engine.failed = True
+
+    breaking = run_in_thread(break_it)
+    with pytest.raises(RunError, match="the engine has stopped"):
+        serve.run_server(engine, CARD, Limits(), flags_of(), serve.listen("127.0.0.1", 0))
+    breaking.join()
+    assert engine.closed is True
+
+
+def test_a_second_signal_does_not_wait_for_what_is_running(signals, capfd, monkeypatch):
+    import httpx
+
+    class Cancelling(Warming):
+        def close(self, drain=True):
+            super().close(drain)
+            if not drain:
+                for ticket in self.tickets:
+                    ticket.cancel()
+
+        def submit(self, *args):
+            self.tickets = [super().submit(*args)]
+            return self.tickets[0]
+
+    monkeypatch.setattr(serve, "_SAYING", 0.5)
+    engine = Cancelling()
+    engine.compiled.set()
+    engine.go.clear()  # the answer never ends
+    listener = serve.listen("127.0.0.1", 0)
+    listener_address = listener.getsockname()
+    url = "http://{}:{}".format(*listener_address) + CHAT
+    deaf, seen = socket.socket(), []
+
+    def ask():
+        body = {"messages": [{"role": "user", "content": "hello"}]}
+        seen.append(httpx.post(url, json=body, timeout=10))
+
+    def stop_twice():
+        deaf.connect(listener_address)
+        deaf.sendall(
+            b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        )  # and no body
+        wait_for(lambda: engine.jobs)
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threads = [run_in_thread(ask), run_in_thread(stop_twice)]
+    serve.run_server(engine, CARD, Limits(), flags_of(), listener)
+    for thread in threads:
+        thread.join()
+    deaf.close()
+    assert seen[0].json()["error"]["code"] == "cancelled" and len(engine.cancelled) == 1
+    err = capfd.readouterr().err
+    assert "answered first" in err and "stopping now" in err and "Traceback" not in err
+
+
+def test_it_says_when_fewer_are_computed_together_than_were_asked_for(capsys):
+    serve.say_what_fits((8, 8), 8)
+    assert capsys.readouterr().err == ""
+    serve.say_what_fits((8, 2), 8)
+    line = capsys.readouterr().err
+    assert "8 picture(s) and 2 answer(s)" in line and "not 8" in line and "--context" in line
 
 
 def test_the_line_to_try_is_a_command():

@@ -234,6 +234,17 @@ def test_it_fits_a_phone(chromium, engine):
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_on_a_phone_the_state_does_not_cover_the_name_of_the_model(chromium, engine):
+    engine.ready = False  # the longer text
+    with serving(engine) as address, opened(chromium, address, (360, 800)) as page:
+        page.locator("#state .busy").wait_for()
+        name = page.locator("#title span").last.bounding_box()
+        state = page.locator("#state .busy").bounding_box()
+        beside = name["x"] + name["width"] <= state["x"]
+        assert beside or name["y"] + name["height"] <= state["y"]
+        assert state["x"] + state["width"] <= 360
+
+
 def test_a_slider_that_was_emptied_takes_the_default(page, engine):
     page.fill("#prompt textarea", "a cat")
     page.fill("input[aria-label='number input for Pictures']", "")

@@ -9,12 +9,13 @@
 
 With `pip install "janus-jax[ui]"` there is a page for browsers, too, at /ui.
 Requests that come together are computed together. Without a key it can only be reached from this machine.
-SIGTERM or Ctrl-C: no new requests, and those that are there are answered first.
+SIGTERM or Ctrl-C: no new requests, and those that are there are answered first; a second one does not wait.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import math
 import os
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from janus_jax.cli.parser import Parser, step_of_run
 from janus_jax.console import printable
-from janus_jax.errors import UserError, run_main
+from janus_jax.errors import RunError, UserError, run_main
 
 if TYPE_CHECKING:
     from janus_jax.inference import Janus
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 # its system calls, and would wait so long for the engine's thread every time.
 _SWITCH = 0.0005
 _DRAIN = 10.0  # seconds above --timeout, after which a stop does not wait any more
+_SAYING = 2.0  # seconds for the answers of requests that are cancelled when a stop may not wait
+_BACKLOG = 2048  # connections that wait to be taken
+_CHECKPOINT = "runs/janus_tiny"
 _SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -50,7 +54,7 @@ def parse_flags() -> argparse.Namespace:
     """Reads the flags; raises UserError for what can be seen to be wrong without the model."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR|ID", default="runs/janus_tiny", help="default: %(default)s")
+    add("--checkpoint", metavar="DIR|ID", default=_CHECKPOINT, help="default: %(default)s")
     add("--adapter", metavar="DIR|ID", help="a LoRA adapter for it, as PEFT writes it")
     add(
         "--step",
@@ -143,7 +147,10 @@ def parse_flags() -> argparse.Namespace:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that has the address, but takes no connections yet.
+    """A socket that has the address. Connections to it wait until a server takes them.
+
+    It listens at once: several sockets could be bound to one address until then, and each of several servers that
+    start together would believe that it is alone.
 
     Raises:
       UserError: there is no such address, or it is taken.
@@ -156,6 +163,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)
         return listener
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
@@ -175,18 +183,26 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def load(flags: argparse.Namespace) -> Janus:
-    """The model."""
+    """The model. Raises UserError for what is wrong with it or with the flags."""
     from janus_jax.config import Policy
     from janus_jax.inference import Janus, enable_compilation_cache
     from janus_jax.parallel import parse_mesh
 
+    mesh = parse_mesh(flags.mesh, "--mesh")
+    if flags.checkpoint == _CHECKPOINT and not os.path.exists(
+        _CHECKPOINT
+    ):  # which nobody may have asked for
+        raise UserError(
+            f"there is no {_CHECKPOINT} here: give --checkpoint DIR, or train it (janus-train --config "
+            "configs/janus_tiny.py)"
+        )
     enable_compilation_cache()
     return Janus.load(
         flags.checkpoint,
         step=flags.step,
         policy=Policy.auto(flags.dtype),
         int8=[part for part in flags.int8.split(",") if part],
-        mesh=parse_mesh(flags.mesh, "--mesh"),
+        mesh=mesh,
         memory_limit=None if flags.memory_gb is None else int(flags.memory_gb * 2**30),
         adapter=flags.adapter,
         max_batch=flags.max_batch,
@@ -221,6 +237,18 @@ def has_page(flags: argparse.Namespace) -> bool:
     return False
 
 
+def say_what_fits(places: tuple[int, int], wanted: int) -> None:
+    """Says so if memory is short: with fewer at once than were asked for, all wait longer."""
+    if min(places) >= wanted:
+        return
+    pictures, answers = places
+    line = (
+        f"memory is short: {pictures} picture(s) and {answers} answer(s) are computed together, not {wanted}; "
+        "less --context, --int8 or more --memory_gb make room"
+    )
+    print(line, file=sys.stderr, flush=True)
+
+
 def ready_line(address: tuple[Any, ...], key: str | None, name: str, page: bool = False) -> str:
     """What to try, at the socket's address."""
     host, port = address[:2]
@@ -246,6 +274,7 @@ def run_server(
 
     Raises:
       UserError: what `warm_up` raised.
+      RunError: the engine has stopped by itself.
     """
     import uvicorn
 
@@ -254,13 +283,38 @@ def run_server(
     from janus_jax.serving.security import is_loopback
 
     class Server(uvicorn.Server):
+        hurried = False  # somebody does not want to wait
+
         def handle_exit(self, *args: Any) -> None:
-            print("stopping: what is running is answered first", file=sys.stderr, flush=True)
-            super().handle_exit(*args)
+            if not self.should_exit:
+                say = (
+                    "stopping: what is running is answered first; Ctrl-C again does not wait for it"
+                )
+                print(say, file=sys.stderr, flush=True)
+                super().handle_exit(*args)
+            elif not self.hurried:
+                self.hurried = True
+                print("stopping now", file=sys.stderr, flush=True)
+            else:
+                super().handle_exit(*args)
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or engine.failed  # nothing is answered any more
 
         async def shutdown(self, *args: Any, **options: Any) -> None:
             app.state.stop_idle()
+            hurrying = asyncio.create_task(self.hurry())
             await super().shutdown(*args, **options)
+            hurrying.cancel()
+
+        async def hurry(self) -> None:
+            """When somebody does not want to wait: what is running is cancelled, and says so to its clients."""
+            while not self.hurried:
+                await asyncio.sleep(0.1)
+            threading.Thread(target=engine.close, args=(False,), daemon=True).start()
+            await asyncio.sleep(_SAYING)
+            for connection in list(self.server_state.connections):  # of those that do not read it
+                connection.transport.abort()
 
     page = has_page(flags)
     app = create_app(
@@ -285,6 +339,7 @@ def run_server(
         )
     )
     failed: list[BaseException] = []
+    address = listener.getsockname()
 
     def warm_up() -> None:
         try:
@@ -298,7 +353,7 @@ def run_server(
             server.should_exit = True
             return
         if engine.ready:
-            line = ready_line(listener.getsockname(), flags.api_key, card.name, page)
+            line = ready_line(address, flags.api_key, card.name, page)
             print(line, flush=True)
 
     sys.setswitchinterval(_SWITCH)
@@ -311,6 +366,8 @@ def run_server(
     warming.join(_DRAIN)
     if failed:
         raise failed[0]
+    if engine.failed:
+        raise RunError("the engine has stopped by a fault, which is said above: start again")
 
 
 def main() -> None:
@@ -337,6 +394,7 @@ def main() -> None:
 
         janus = load(flags)
         engine = ServingEngine(janus, sizes=sizes, context=flags.context, max_waiting=flags.queue)
+        say_what_fits(engine.places, flags.max_batch)
     run_server(engine, describe(janus), limits, flags, listener, image_hosts)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +31,9 @@ from janus_jax.serving.schemas import ModelCard
 from janus_jax.serving.security import PAGE, ApiKey, LocalHost, SameSite
 from janus_jax.untrusted import shown
 
+log = logging.getLogger(__name__)
+
+CLOSING = 30.0  # seconds for the engine's last block, once all requests are answered
 THREADS = 2  # that decode pictures; each may hold one of 25 megapixels
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -81,7 +86,7 @@ def create_app(
         try:
             yield
         finally:
-            await in_thread(context.pool, engine.close)
+            await _close(engine, context.pool)
             context.fetcher.close()
             context.pool.shutdown(wait=False)
 
@@ -110,6 +115,15 @@ def create_app(
     return app
 
 
+async def _close(engine: Engine, pool: ThreadPoolExecutor) -> None:
+    """Closes the engine, after what is left; one that is stuck on its device does not keep the process."""
+    closing = threading.Thread(target=engine.close, name="closing", daemon=True)
+    closing.start()
+    await in_thread(pool, closing.join, CLOSING)
+    if closing.is_alive():
+        log.error("the engine does not end: it is left behind")
+
+
 def _with(context: Context, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     @functools.wraps(endpoint)
     async def call(request: Request) -> Response:
@@ -123,11 +137,19 @@ async def _to_page(request: Request) -> Response:
 
 
 async def _health(request: Request, context: Context) -> Response:
-    """The process lives; see `_ready` for more."""
+    """The process lives, and so does what computes; see `_ready` for more."""
+    _check_alive(context)
     return JSONResponse({"status": "ok"})
 
 
+def _check_alive(context: Context) -> None:
+    if context.engine.failed:
+        what = "the engine has stopped by a fault; the log of the server says more"
+        raise ApiError(what, 503, code="engine_stopped")
+
+
 async def _ready(request: Request, context: Context) -> Response:
+    _check_alive(context)
     if not context.engine.ready:
         raise ApiError("programs are being compiled", 503, code="not_ready")
     return JSONResponse({"status": "ready"})

@@ -45,8 +45,11 @@ async def read_json(request: Request, context: Context) -> Any:
     """The body of a request.
 
     Raises:
-      ApiError: it is not declared as JSON, which also keeps out what a form on a web page can send.
+      ApiError: it is compressed, or not declared as JSON, which also keeps out what a form on a web page can send.
     """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        what = "send the body without compression (Content-Encoding)"
+        raise ApiError(what, 415, code="unsupported_media_type")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(

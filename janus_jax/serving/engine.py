@@ -33,7 +33,7 @@ class WorkerThread:
     def __init__(self, workers: Sequence[Worker], max_waiting: int = 256):
         self._changed = threading.Condition()
         self._scheduler = Scheduler(workers, max_waiting, self._wake)
-        self._closing, self._stopped = False, False
+        self._closing, self._stopped, self._failed = False, False, False
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
 
@@ -41,6 +41,11 @@ class WorkerThread:
     def ready(self) -> bool:
         """Whether jobs are done without waiting for a compiler."""
         return not self._closing
+
+    @property
+    def failed(self) -> bool:
+        """See `jobs.Engine.failed`."""
+        return self._failed
 
     def submit(
         self, job: Job, on_event: Callable[[Event], None], deadline: float | None = None
@@ -81,6 +86,7 @@ class WorkerThread:
                 scheduler.tick()
         except BaseException:
             log.exception("the engine has stopped")
+            self._failed = True
         finally:
             self._closing = self._stopped = True
             scheduler.fail_all(Failed("error", "the server has stopped"))
@@ -123,6 +129,11 @@ class ServingEngine(WorkerThread):
     def ready(self) -> bool:
         """Whether all programs are compiled."""
         return self._warm and super().ready
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """How many pictures, and how many answers, are computed together."""
+        return self._drawing.places, self._chatting.places
 
     def warm_up(self, progress: Progress | None = None) -> int:
         """Compiles every program that a job can need, in the calling thread; ends early if the engine is closed.

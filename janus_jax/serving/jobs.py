@@ -147,6 +147,11 @@ class Engine(Protocol):
         """Whether all programs are compiled."""
         ...
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has stopped by itself, by a fault: it never does anything again."""
+        ...
+
     def submit(
         self, job: Job, on_event: Callable[[Event], None], deadline: float | None = None
     ) -> Ticket:

@@ -67,6 +67,9 @@ class Running:
       seconds: until the deadline.
       pool: threads for what must not hold up the event loop.
 
+    Attributes:
+      deadline: of `time.monotonic()`.
+
     Raises:
       QueueFull, UserError: from `__aenter__`, see `Engine.submit`.
     """
@@ -75,7 +78,7 @@ class Running:
         self, engine: Engine, job: Job, client: Connection, seconds: float, pool: ThreadPoolExecutor
     ):
         self._engine, self._job, self._client, self._pool = engine, job, client, pool
-        self._deadline = time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ticket: Ticket | None = None
         self._ended = False
@@ -95,7 +98,7 @@ class Running:
         return self
 
     def _submit(self) -> Ticket:
-        return self._engine.submit(self._job, self._put, self._deadline)
+        return self._engine.submit(self._job, self._put, self.deadline)
 
     async def __aexit__(self, *_: object) -> None:
         self._watcher.cancel()
@@ -116,7 +119,7 @@ class Running:
             yield event
 
     async def _next(self) -> Event:
-        left = self._deadline + GRACE - time.monotonic()
+        left = self.deadline + GRACE - time.monotonic()
         try:
             async with asyncio.timeout(max(left, 0)):
                 return await self._events.get()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -13,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from janus_jax.serving.errors import ApiError, of_exception
 from janus_jax.serving.running import Running
 
+READING = 60.0  # seconds after the deadline of a job in which its last events have to be read
 DONE = b"data: [DONE]\n\n"
 
 
@@ -31,16 +35,19 @@ class EventStream(StreamingResponse):
     Args:
       chunks: what is sent.
       opened: what is left when the answer ends, however it does.
+      end: of `time.monotonic()`, when a client that does not read is given up; it would hold pictures for ever.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], opened: AsyncExitStack):
+    def __init__(self, chunks: AsyncIterator[bytes], opened: AsyncExitStack, end: float):
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(chunks, headers=headers, media_type="text/event-stream")
-        self._opened = opened
+        self._opened, self._end = opened, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._opened:
-            await self.stream_response(send)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(self._end - time.monotonic(), 0)):
+                    await self.stream_response(send)
 
 
 async def stream(running: Running, chunks: AsyncGenerator[bytes, None]) -> EventStream:
@@ -58,7 +65,7 @@ async def stream(running: Running, chunks: AsyncGenerator[bytes, None]) -> Event
         await stack.enter_async_context(aclosing(chunks))
         first = await anext(chunks)
         rest = await stack.enter_async_context(aclosing(_with_errors(first, chunks)))
-        return EventStream(rest, stack.pop_all())
+        return EventStream(rest, stack.pop_all(), running.deadline + READING)
 
 
 async def _with_errors(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -12,11 +12,12 @@ from janus_jax.serving.page.draw import Card
 CSS = """
 .gradio-container > main { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
 footer { display: none !important; }
-#top { align-items: center; flex-wrap: nowrap; }
+#top { align-items: center; flex-wrap: wrap; row-gap: .2rem; }
 #top > #state { flex: 0 0 auto !important; width: auto !important; min-width: max-content !important; }
 @media (max-width: 500px) { .gradio-container > main { padding: .6rem !important; } }
 #title h1 { display: inline; font-size: 1.5rem; margin-right: .6rem; }
-#title span { opacity: .65; white-space: nowrap; }
+#top > #title { flex: 1 1 auto !important; width: auto !important; min-width: 0 !important; }
+#title span { opacity: .65; overflow-wrap: anywhere; }
 #state { text-align: right; }
 #state span { padding: .2rem .7rem; border-radius: 1rem; font-size: .85rem; white-space: nowrap; }
 #state .ready { background: #16a34a22; color: #15803d; }
