@@ -18,7 +18,7 @@ from janus_jax.processing import (
 )
 
 GOLDEN = np.load(Path(__file__).parent / "data/golden/image_processor.npz")
-# Made narrower and higher at once, which Pillow rounds in another way since version 13, of which the recordings are.
+# Pillow rounds this one in another way since version 13, of which the recordings are.
 RESAMPLED_ANEW = "96_5x300"
 CASES = sorted(k.removeprefix("image_") for k in GOLDEN if k.startswith("image_"))
 
