@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from janus_jax.errors import UserError
 from janus_jax.inference.checks import number, whole
 
+_GREEDY_BELOW = 1e-30  # logits that are divided by less leave float32
+
 
 class SamplingParams(NamedTuple):
     """Numbers of one call, traced: other values do not compile another program.
@@ -64,6 +66,8 @@ def make_sampling_params(
         raise UserError(f"top_k must be between 1 and {vocab}, the number of codes, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if temperature < _GREEDY_BELOW:
+        temperature = 0.0
     greedy = temperature == 0
     filtered = not greedy and not (top_k in (None, vocab) and top_p in (None, 1))
     sampling = SamplingParams(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
@@ -90,8 +94,9 @@ def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.
     ranked = jnp.where(jnp.arange(logits.shape[-1]) < top_k, ranked, -jnp.inf)
     mass = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(mass, axis=-1) - mass  # mass of all classes that are more likely
-    # The cumulated mass may round to less than 1: keep everything when top_p is 1.
-    ranked = jnp.where((before < top_p) | (top_p >= 1), ranked, -jnp.inf)
+    # The cumulated mass may round to less than 1: keep everything when top_p is 1. It may itself round to 0.
+    first = jnp.arange(logits.shape[-1]) == 0
+    ranked = jnp.where((before < top_p) | (top_p >= 1) | first, ranked, -jnp.inf)
     return jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
 
 
