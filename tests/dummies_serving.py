@@ -29,7 +29,7 @@ class FakeEngine:
     def __init__(self, script=None):
         self.script = script or events_of
         self.jobs, self.cancelled, self.closed = [], [], None
-        self.ready = True
+        self.ready = self.alive = True
         self.go = threading.Event()
         self.go.set()
 

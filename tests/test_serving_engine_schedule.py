@@ -383,6 +383,7 @@ def test_close(drain):
         last = client.ended()
         assert isinstance(last, Finished) if drain else last.kind == "cancelled"
     one.close()
+    assert one.alive, "it was told to end"
 
 
 def test_a_worker_that_ends_the_thread_leaves_no_job_behind(caplog):
@@ -397,4 +398,5 @@ def test_a_worker_that_ends_the_thread_leaves_no_job_behind(caplog):
         except QueueFull:
             client(Failed("error", "refused"))
     assert all(client.ended().kind == "error" for client in clients)
-    assert not one.ready
+    one.close()
+    assert not one.ready and not one.alive

@@ -246,6 +246,8 @@ def test_ready_and_metrics_and_the_end():
         assert client.get("/ready").status_code == 200
         client.post(CHAT, json=HELLO)
         client.get("/made/up")
+        engine.alive = False
+        assert client.get("/health").status_code == 500, "nothing will be answered any more"
         lines = client.get("/metrics").text.splitlines()
         assert engine.closed is None
     assert engine.closed is True

@@ -123,7 +123,9 @@ async def _to_page(request: Request) -> Response:
 
 
 async def _health(request: Request, context: Context) -> Response:
-    """The process lives; see `_ready` for more."""
+    """The process lives, and its engine; see `_ready` for more."""
+    if not context.engine.alive:
+        raise ApiError("the engine has stopped: start the server again", 500, code="stopped")
     return JSONResponse({"status": "ok"})
 
 

@@ -33,7 +33,7 @@ class WorkerThread:
     def __init__(self, workers: Sequence[Worker], max_waiting: int = 256):
         self._changed = threading.Condition()
         self._scheduler = Scheduler(workers, max_waiting, self._wake)
-        self._closing, self._cancelling, self._stopped = False, False, False
+        self._closing = self._cancelling = self._stopped = self._broken = False
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
 
@@ -41,6 +41,11 @@ class WorkerThread:
     def ready(self) -> bool:
         """Whether jobs are done without waiting for a compiler."""
         return not self._closing
+
+    @property
+    def alive(self) -> bool:
+        """See `jobs.Engine.alive`."""
+        return not self._broken
 
     def submit(
         self, job: Job, on_event: Callable[[Event], None], deadline: float | None = None
@@ -83,6 +88,7 @@ class WorkerThread:
                     return
                 scheduler.tick()
         except BaseException:
+            self._broken = True
             log.exception("the engine has stopped")
         finally:
             self._closing = self._stopped = True

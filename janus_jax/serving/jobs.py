@@ -147,6 +147,11 @@ class Engine(Protocol):
         """Whether all programs are compiled."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has ended it but `close`."""
+        ...
+
     def submit(
         self, job: Job, on_event: Callable[[Event], None], deadline: float | None = None
     ) -> Ticket:
