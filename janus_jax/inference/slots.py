@@ -271,6 +271,10 @@ class SlotEngine:
         slots = rows * self._ways * self.slots
         return int(1.5 * slots * kv_cache.bytes_per_slot(self._config, self._dtype))
 
+    def prompt_bytes(self, length: int) -> int:
+        """Bytes of the keys and values of a prompt of so many tokens."""
+        return self._ways * length * kv_cache.bytes_per_slot(self._config, self._dtype)
+
 
 def _attention(filled: jax.Array, length: int, i: jax.Array, steps: int) -> decoder.Attention:
     """Of step i of a block: over what was filled before [B, C], and over the steps so far."""
