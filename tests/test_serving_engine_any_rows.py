@@ -184,6 +184,6 @@ def play_schedule(served, schedule):
             served.check(number, events)
     assert_empty(scheduler, [])
     for worker in served.workers:
-        assert not worker._pool._rows
+        assert not worker._pool._taken
         assert not getattr(worker, "_drawings", None) and not getattr(worker, "_answers", None)
     assert not served.workers[0]._to_show
