@@ -32,7 +32,7 @@ class Story:
         hooks = dict(before_block=self._in_block, before_start=self._at_start)
         self.clerks = [Clerk(places=PLACES, **hooks), Clerk("chat", places=PLACES, **hooks)]
         self.scheduler = Scheduler(self.clerks, MOST)
-        self.jobs, self.disturbed = [], set()
+        self.jobs, self.disturbed, self.went_on = [], set(), False
 
     def do(self, name, *numbers):
         if name in ("draw", "chat"):
@@ -74,6 +74,7 @@ class Story:
             raise RuntimeError("at the start")
 
     def _in_block(self, names):
+        self.went_on |= not all(clerk.intact for clerk in self.clerks)
         if self.fault == "fail at a block":
             self.fault = None
             self.disturbed |= set(map(int, names))
@@ -106,6 +107,7 @@ def test_in_any_order_every_job_ends_once_and_nothing_is_left(story):
         assert said == sorted(f"{number}{block}" for block in range(blocks) for _ in range(n))
         shown = sorted(event.index for event in client.events if isinstance(event, Picture))
         assert shown == list(range(n))
+    assert not player.went_on, "rows that were lost must not be stepped"
     assert_empty(player.scheduler, player.clerks)
     for kind, stats in player.scheduler.stats().items():
         ended = sum(stats[how] for how in ("finished", "cancelled", "deadline", "error"))
