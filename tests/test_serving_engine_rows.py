@@ -39,6 +39,11 @@ def test_a_row_of_settings_of_its_own_draws_as_alone():
     assert len(drawn) > 5
 
 
+def test_a_guidance_that_is_one_in_float32_is_none():
+    guided = [make_sampling_params(30, 1 + more)[1].guided for more in (0, 1e-9, 1e-7)]
+    assert guided == [False, False, True]
+
+
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
 def test_keys_of_rows_are_those_of_a_drawing_with_their_seed(seed):
     requests = [Request([1, 5, 9], 0), Request([1, 5, 9], 3), Request([1, 7], 0)]

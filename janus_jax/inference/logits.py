@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from janus_jax.errors import UserError
 from janus_jax.inference.checks import number, whole
@@ -71,7 +72,8 @@ def make_sampling_params(
     greedy = temperature == 0
     filtered = not greedy and not (top_k in (None, vocab) and top_p in (None, 1))
     sampling = SamplingParams(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
-    return sampling, StaticSampling(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
+    guided = bool(np.float32(cfg_weight) != 1)  # in float32, as a program of many rows compares it
+    return sampling, StaticSampling(guided, greedy, filtered)
 
 
 def apply_cfg(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array) -> jax.Array:
