@@ -45,7 +45,13 @@ CHATS = [
         (40, (), HOT),
         (40, (), HOT | dict(top_p=0.6)),
     )
-    for question, *shown in (["?"], ["what is it ?"], ["is it a dog ? " * 9], ["what ?", SEEN[0]])
+    for question, *shown in (
+        ["?"],
+        ["what is it ?"],
+        ["is it a dog ? " * 9],
+        ["what ?", SEEN[0]],
+        ["what ?", SEEN[1]],
+    )
 ]
 TALK = ChatJob((user("what ?", SEEN[1]), Message("assistant", "a cat"), user("left ?")), 30, 0.9)
 JOBS = [*DRAWINGS, *CHATS, TALK]
