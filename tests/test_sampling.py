@@ -29,6 +29,7 @@ from janus_jax.inference.dialogue import Dialogue
 from janus_jax.inference.fused_params import fuse_params
 from janus_jax.inference.image_engine import Prompts
 from janus_jax.inference.logits import filter_logits, sample
+from janus_jax.inference.slots import stacked
 from janus_jax.interop import config_from_official, params_from_torch
 from janus_jax.processing import Processor, ProcessorConfig
 
@@ -249,6 +250,21 @@ def test_filter_keeps_the_right_classes():
     assert kept(4, 1.0) == [[1, 1, 1, 1], [1, 1, 1, 1]]
     # The nucleus is taken among the top k: 0.4 / 0.7 of the mass is over one half.
     assert kept(2, 0.55)[0] == [0, 1, 0, 0]
+    # The most likely class stays, also where float32 has no such number above 0.
+    for tiny in (1e-9, 1e-40, 1e-50):
+        assert kept(4, tiny) == [[0, 1, 0, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "tiny", [dict(temperature=1e-29), dict(temperature=1e-40), dict(top_p=1e-50)], ids=str
+)
+def test_tiny_settings_draw_the_most_likely_class(tiny):
+    logits = jax.random.normal(jax.random.key(0), (8, 40)) * 3 - 20
+    keys = jax.random.split(jax.random.key(1), 8)
+    sampling, static = make_sampling_params(40, **tiny)
+    for settings in (sampling, stacked([sampling] * 8)):
+        drawn = sample(logits, keys, settings, static)
+        np.testing.assert_array_equal(drawn, jnp.argmax(logits, -1))
 
 
 def test_sample_follows_the_distribution():

@@ -9,7 +9,8 @@ from janus_jax.errors import UserError
 from janus_jax.inference.generator import Request, picture_keys, prompt_number
 from janus_jax.inference.logits import StaticSampling, log_probs, make_sampling_params, sample
 from janus_jax.inference.slots import Rows, stacked
-from janus_jax.serving.sizes import choose_sizes
+from janus_jax.parallel import make_mesh
+from janus_jax.serving.sizes import choose_sizes, sizes_that_fit
 
 SETTINGS = (
     dict(temperature=0),
@@ -38,6 +39,11 @@ def test_a_row_of_settings_of_its_own_draws_as_alone():
     assert len(drawn) > 5
 
 
+def test_a_guidance_that_is_one_in_float32_is_none():
+    guided = [make_sampling_params(30, 1 + more)[1].guided for more in (0, 1e-9, 1e-7)]
+    assert guided == [False, False, True]
+
+
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
 def test_keys_of_rows_are_those_of_a_drawing_with_their_seed(seed):
     requests = [Request([1, 5, 9], 0), Request([1, 5, 9], 3), Request([1, 7], 0)]
@@ -61,3 +67,19 @@ def test_sizes():
     ):
         with pytest.raises(UserError, match=message):
             choose_sizes(wrong, 8)
+
+
+def test_sizes_are_what_memory_has_room_for():
+    janus = make_janus(memory_limit=1000)
+    assert sizes_that_fit(janus, [1, 5, 8], 100, 300, "row") == [1, 5], "seven fit"
+    assert sizes_that_fit(janus, [3], 300, 0, "row") == [3]
+    with pytest.raises(UserError, match=r"not even 4 rows fit, .* is 3"):
+        sizes_that_fit(janus, [4], 300, 0, "row")
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize(("most", "sizes"), [(64, [6]), (4, [4]), (1, [2])])
+def test_every_device_of_a_mesh_has_memory_of_its_own(most, sizes):
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    janus = make_janus(memory_limit=1000, mesh=mesh, max_batch=most)
+    assert sizes_that_fit(janus, [1, 4, 6, 8], 300, 0, "row") == sizes

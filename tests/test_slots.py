@@ -184,3 +184,16 @@ def test_what_a_row_left_behind_is_not_seen_by_the_next():
     for _ in range(2):
         player.block(8, rows=1, length=48)
     np.testing.assert_array_equal(codes, janus.sample(PROMPTS[0], 1, seed=0).codes[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_row_that_moves_is_whole_and_leaves_the_others(dtype):
+    engine = SlotEngine(LONGER.decoder, 2, True, 20, 4, dtype)
+    rng = np.random.default_rng(0)
+    before = jax.tree.map(
+        lambda x: rng.integers(-99, 99, x.shape).astype(x.dtype), engine.empty(rows=4)
+    )
+    moved = engine.move(jax.tree.map(jnp.asarray, before), np.int32(3), np.int32(1))
+    jax.tree.map(
+        lambda old, new: np.testing.assert_array_equal(new, old[[0, 3, 2, 3]]), before, moved
+    )

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from janus_jax.errors import UserError
 from janus_jax.inference.checks import number, whole
+
+_GREEDY_BELOW = 1e-30  # logits that are divided by less leave float32
 
 
 class SamplingParams(NamedTuple):
@@ -64,10 +67,13 @@ def make_sampling_params(
         raise UserError(f"top_k must be between 1 and {vocab}, the number of codes, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if temperature < _GREEDY_BELOW:
+        temperature = 0.0
     greedy = temperature == 0
     filtered = not greedy and not (top_k in (None, vocab) and top_p in (None, 1))
     sampling = SamplingParams(cfg_weight, temperature, top_k or vocab, float(top_p or 1))
-    return sampling, StaticSampling(guided=cfg_weight != 1, greedy=greedy, filtered=filtered)
+    guided = bool(np.float32(cfg_weight) != 1)  # in float32, as a program of many rows compares it
+    return sampling, StaticSampling(guided, greedy, filtered)
 
 
 def apply_cfg(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array) -> jax.Array:
@@ -90,8 +96,9 @@ def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.
     ranked = jnp.where(jnp.arange(logits.shape[-1]) < top_k, ranked, -jnp.inf)
     mass = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(mass, axis=-1) - mass  # mass of all classes that are more likely
-    # The cumulated mass may round to less than 1: keep everything when top_p is 1.
-    ranked = jnp.where((before < top_p) | (top_p >= 1), ranked, -jnp.inf)
+    # The cumulated mass may round to less than 1: keep everything when top_p is 1. It may itself round to 0.
+    first = jnp.arange(logits.shape[-1]) == 0
+    ranked = jnp.where((before < top_p) | (top_p >= 1) | first, ranked, -jnp.inf)
     return jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
 
 

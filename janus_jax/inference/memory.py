@@ -83,10 +83,16 @@ def vision_bytes(config: JanusConfig) -> int:
     return 3 * 4 * config.siglip.heads * patches**2 + 32 * patches * width
 
 
-def max_rows_that_fit(
+def max_rows_that_fit(bytes_per_row: int, limit: int | None, max_batch: int, what: str) -> int:
+    """How many rows fit: a power of two or `max_batch`, so that few programs are compiled; see `rows_that_fit`."""
+    count = rows_that_fit(bytes_per_row, limit, max_batch, what)
+    return count if count == max_batch else 1 << (count.bit_length() - 1)
+
+
+def rows_that_fit(
     bytes_per_row: int, limit: int | None, max_batch: int, what: str, fixed: int = 0
 ) -> int:
-    """How many rows fit: a power of two, at most `max_batch`.
+    """How many rows fit, at most `max_batch`.
 
     Args:
       bytes_per_row: what one takes.
@@ -102,8 +108,7 @@ def max_rows_that_fit(
     count = (budget - fixed) // bytes_per_row
     if count < 1:
         raise _too_little(f"even one {what}: it takes", bytes_per_row + fixed, budget, limit)
-    count = min(int(count), max_batch)
-    return count if count == max_batch else 1 << (count.bit_length() - 1)
+    return min(int(count), max_batch)
 
 
 def check_rows(bytes_per_row: int, rows: int, limit: int | None, what: str) -> None:

@@ -113,6 +113,7 @@ class SlotEngine:
         self.empty = jax.jit(self._empty, static_argnames="rows")
         self.prefill = jax.jit(self._prefill, compiler_options=options)
         self.insert = jax.jit(self._insert, donate_argnames="pool")
+        self.move = jax.jit(self._move, donate_argnames="pool")
         self.block = jax.jit(
             self._block,
             static_argnames=("rows", "length"),
@@ -161,6 +162,15 @@ class SlotEngine:
             return jax.lax.dynamic_update_slice(old, new[None], (row, *[0] * new.ndim))
 
         return self._constrain(jax.tree.map(write, pool, prompt), self.pool_sharding)
+
+    def _move(self, pool: kv_cache.Cache, source: jax.Array, target: jax.Array) -> kv_cache.Cache:
+        """The pool with a copy of one of its rows in another."""
+
+        def copy(x: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_index_in_dim(x, source)
+            return jax.lax.dynamic_update_index_in_dim(x, row, target, 0)
+
+        return self._constrain(jax.tree.map(copy, pool), self.pool_sharding)
 
     def _block(
         self,
@@ -269,6 +279,10 @@ class SlotEngine:
         """Bytes of a pool, and of the part of it that a block copies."""
         slots = rows * self._ways * self.slots
         return int(1.5 * slots * kv_cache.bytes_per_slot(self._config, self._dtype))
+
+    def prompt_bytes(self, length: int) -> int:
+        """Bytes of the keys and values of a prompt of so many tokens."""
+        return self._ways * length * kv_cache.bytes_per_slot(self._config, self._dtype)
 
 
 def _attention(filled: jax.Array, length: int, i: jax.Array, steps: int) -> decoder.Attention:

@@ -76,6 +76,7 @@ class Chatting:
         config = janus.config
         row = self._engine.pool_bytes(1) + 4 * 4 * config.decoder.vocab_size
         fixed = memory.vision_bytes(config) + memory.prefill_bytes(config, self._lengths[-1])
+        fixed += self._engine.prompt_bytes(self._lengths[-1])
         self._pool = Pool(
             self._engine, janus.weights, sizes_that_fit(janus, sizes, row, fixed, "answer")
         )

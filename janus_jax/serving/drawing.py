@@ -99,6 +99,7 @@ class Drawing:
         row = self._engine.pool_bytes(1) + 2 * 4 * 4 * janus.config.vq.codebook_size
         fixed = memory.decode_bytes(janus.config, 1)
         fixed += memory.prefill_bytes(janus.config, 2 * self._lengths[-1])
+        fixed += (REMEMBERED + 1) * self._engine.prompt_bytes(self._lengths[-1])
         self._pool = Pool(
             self._engine,
             janus.weights,

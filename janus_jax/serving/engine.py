@@ -33,7 +33,7 @@ class WorkerThread:
     def __init__(self, workers: Sequence[Worker], max_waiting: int = 256):
         self._changed = threading.Condition()
         self._scheduler = Scheduler(workers, max_waiting, self._wake)
-        self._closing, self._stopped, self._failed = False, False, False
+        self._closing = self._cancelling = self._stopped = self._failed = False
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
 
@@ -54,7 +54,9 @@ class WorkerThread:
         if self._closing:
             raise QueueFull(10)
         ticket = self._scheduler.add(job, on_event, deadline)
-        if self._stopped:  # in the meantime: nobody else would end this job
+        if self._cancelling:  # in the meantime: `close` has not seen this job
+            ticket.cancel()
+        if self._stopped:  # nobody else would end it
             self._scheduler.fail_all(Failed("error", "the server has stopped"))
         return ticket
 
@@ -66,6 +68,7 @@ class WorkerThread:
         """Takes nothing more, ends all jobs (see `jobs.Engine.close`), and returns when they have ended."""
         self._closing = True
         if not drain:
+            self._cancelling = True
             self._scheduler.cancel_all()
         self._wake()
         if threading.current_thread() is not self._thread:

@@ -1,7 +1,8 @@
 """Rows that are computed together, as the host knows them: who is in which place, and how far.
 
-A place is a row of `SlotEngine`'s pool. Its number says nothing about a row: the same tokens come in every place,
-alone and beside others.
+Each has a row of `SlotEngine`'s pool, which changes: once others have left, those at the end move up, as all rows
+before them would be computed for nothing. The number says nothing: the same tokens come in every row, alone and
+beside others.
 """
 
 from __future__ import annotations
@@ -50,10 +51,11 @@ _NOBODY = Start([0], 0, 0, 0, SamplingParams(1.0, 0.0, 1, 1.0), False, 1)
 
 @dataclasses.dataclass
 class _Place:
-    """A row: how it draws, the token that comes next, and how many were drawn."""
+    """Who is in a place: how it draws, the token that comes next, its row of the pool, and how many were drawn."""
 
     start: Start
     last: int
+    row: int = 0
     drawn: int = 0
 
     @property
@@ -91,7 +93,7 @@ class Pool:
         self.lengths = [engine.slots]
         while not engine.reads_filled and self.lengths[0] > _SHORT:
             self.lengths.insert(0, -(-self.lengths[0] // 128) * 64)
-        self._rows: dict[int, _Place] = {}
+        self._taken: dict[int, _Place] = {}
         self._cache: Any = None
         self._prompts: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
         self._remembered = remembered
@@ -100,7 +102,7 @@ class Pool:
     @property
     def intact(self) -> bool:
         """Whether its rows are still there: not if a program has failed that had the cache."""
-        return self._cache is not None or not self._rows
+        return self._cache is not None or not self._taken
 
     def allocate(self) -> None:
         """Takes the memory, unless it has it."""
@@ -109,7 +111,7 @@ class Pool:
 
     def reset(self) -> None:
         """Forgets all rows."""
-        self._rows.clear()
+        self._taken.clear()
         self._cache = None
 
     def start(self, place: int, start: Start, prefill: Callable[[Call], Any]) -> None:
@@ -130,22 +132,25 @@ class Pool:
                 self._prompts.popitem(last=False)
         self.allocate()
         cache, self._cache = self._cache, None
-        self._cache = execute(self._engine.insert, cache, prompt, np.int32(place))
-        self._rows[place] = _Place(start, start.ids[-1])
+        row = self._free_row()
+        self._cache = execute(self._engine.insert, cache, prompt, np.int32(row))
+        self._taken[place] = _Place(start, start.ids[-1], row)
 
     def stop(self, place: int) -> None:
         """Frees a place."""
-        self._rows.pop(place, None)
+        self._taken.pop(place, None)
 
     def advance(self, most: int | None = None) -> Mapping[int, np.ndarray]:
         """A block: the new tokens int32 [n] of each place, n at most `most`, and at most what it may draw."""
-        rows = next(size for size in self._sizes if size > max(self._rows))
-        length = max(place.filled for place in self._rows.values())
+        rows = next(size for size in self._sizes if size >= len(self._taken))
+        self._move_up(rows)
+        length = max(place.filled for place in self._taken.values())
         length = next(one for one in self.lengths if one >= length)
         program = rows, length
-        left = max(place.left for place in self._rows.values())
+        left = max(place.left for place in self._taken.values())
         steps = min(left, self._engine.steps, self._affordable(program), most or left)
-        now = _rows([self._rows.get(number) for number in range(rows)])
+        by_row = {place.row: place for place in self._taken.values()}
+        now = _rows([by_row.get(row) for row in range(rows)])
         began = time.monotonic()
         cache, self._cache = self._cache, None
         shape = dict(rows=rows, length=length)
@@ -154,12 +159,26 @@ class Pool:
         drawn = to_host(drawn)[:, :steps]
         self._seconds[program] = (time.monotonic() - began) / steps
         found = {}
-        for number, place in self._rows.items():
-            new = drawn[number, : place.left]
+        for number, place in self._taken.items():
+            new = drawn[place.row, : place.left]
             place.drawn += len(new)
             place.last = int(new[-1])
             found[number] = new
         return found
+
+    def _free_row(self) -> int:
+        taken = {place.row for place in self._taken.values()}
+        return next(row for row in range(self.places) if row not in taken)
+
+    def _move_up(self, rows: int) -> None:
+        """Moves whoever is not among the first `rows` of the pool there."""
+        for place in self._taken.values():
+            if place.row >= rows:
+                row = self._free_row()
+                cache, self._cache = self._cache, None
+                move = np.int32(place.row), np.int32(row)
+                self._cache = execute(self._engine.move, cache, *move)
+                place.row = row
 
     def _affordable(self, program: Hashable) -> int:
         """Steps that take about a turn."""
@@ -178,6 +197,8 @@ class Pool:
         for prompt in prompts:
             prompt = with_sharding(prompt, engine.prompt_sharding)
             call(engine.insert, pool, prompt, np.int32(0))
+        if len(self._sizes) > 1:
+            call(engine.move, pool, np.int32(0), np.int32(0))
         for rows in self._sizes:
             for length in self.lengths:
                 now, shape = _rows([None] * rows), dict(rows=rows, length=length)

@@ -7,6 +7,7 @@ for drawing and one for answers; each has its own places and its own queue, so t
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -222,8 +223,8 @@ class Scheduler:
         return ticket
 
     def waiting_rows(self, kind: str) -> int:
-        """Rows that wait for a place."""
-        return sum(t.prepared.rows - t.given for t in self._waiting[kind] if t.alive)
+        """Rows that wait for a place, also of jobs that were cancelled since the last tick: they take memory."""
+        return sum(t.prepared.rows - t.given for t in self._waiting[kind])
 
     @property
     def idle(self) -> bool:
@@ -405,6 +406,8 @@ class Scheduler:
             if ticket not in self._open:
                 return
             self._open.discard(ticket)
+            with contextlib.suppress(ValueError):  # all of its rows have had a place
+                self._waiting[ticket.kind].remove(ticket)
         self._count(ticket.kind, **{failure.kind: 1})
         ticket.send(failure)
 

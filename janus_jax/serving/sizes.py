@@ -17,8 +17,8 @@ def sizes_that_fit(
     Args:
       janus: the model, with its limits.
       sizes: that are wanted.
-      row: bytes that each row takes.
-      fixed: bytes that all rows together take besides.
+      row: bytes that each row takes on the devices that have it.
+      fixed: bytes that all rows together take besides, on every device.
       what: names a row in messages.
 
     Returns:
@@ -28,8 +28,10 @@ def sizes_that_fit(
     Raises:
       UserError: no size, or not even the smallest fits.
     """
-    fit = memory.max_rows_that_fit(row, janus.memory_limit, janus.max_batch, what, fixed)
-    return choose_sizes(sizes, fit, janus.data_shards)
+    shards = janus.data_shards
+    most = max(1, janus.max_batch // shards)
+    fit = shards * memory.rows_that_fit(row, janus.memory_limit, most, what, fixed)
+    return choose_sizes(sizes, fit, shards)
 
 
 def choose_sizes(sizes: Sequence[int], fit: int, shards: int = 1) -> list[int]:
