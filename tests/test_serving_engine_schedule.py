@@ -259,6 +259,28 @@ def test_an_error_of_a_block_ends_the_jobs_that_were_in_it(error, message, caplo
     assert "Traceback" in caplog.text, "the operator sees where"
 
 
+def test_a_device_that_always_fails_ends_the_engine(caplog):
+    def fail(names):
+        if names != ["fine"]:
+            raise RuntimeError("no device")
+
+    one = engine(Clerk(places=1, before_block=fail))
+    for round in range(2):  # what goes well in between begins a new count
+        clients = [Client() for _ in range(scheduling.HOPELESS - 1 + round)]
+        for client in clients:
+            one.submit(draw("bad"), client)
+        assert [client.ended().message for client in clients] == [
+            "the server has failed at this request (RuntimeError)"
+        ] * len(clients)
+        if not round:
+            client = Client()
+            one.submit(draw("fine"), client)
+            assert client.ended() == Finished("stop", 3, 2)
+            assert not one.failed
+    one.close()
+    assert one.failed and not one.ready
+
+
 @pytest.mark.parametrize("intact", [True, False])
 def test_an_error_of_a_prompt_ends_its_job_alone_unless_the_others_are_lost(intact, caplog):
     def fail(name):

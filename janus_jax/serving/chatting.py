@@ -13,7 +13,7 @@ from janus_jax.inference.batching import round_up
 from janus_jax.inference.dialogue import TEXT
 from janus_jax.inference.generator import prompt_number
 from janus_jax.inference.logits import SamplingParams, make_sampling_params
-from janus_jax.inference.programs import Call, Program, ProgramList, execute
+from janus_jax.inference.programs import Call, ProgramList, execute
 from janus_jax.inference.schedule import BLOCK
 from janus_jax.inference.text_stream import TextStream, find_stop
 from janus_jax.parallel import to_host
@@ -144,15 +144,13 @@ class Chatting:
         """Takes the memory of its rows."""
         self._pool.allocate()
 
-    def programs(self) -> list[Program]:
-        """All that it can need."""
-        found = ProgramList()
+    def list_programs(self, found: ProgramList) -> None:
+        """Adds all that it can need."""
         side = self._janus.config.siglip.image_size
         self._features(found, np.zeros((side, side, 3), np.uint8))
         blank = Asked([0, 0], [], 1, 0, SamplingParams(1.0, 0.0, 1, 1.0), False, ())
         prompts = [self._prefill(found, blank, length) for length in self._lengths]
         self._pool.list_programs(found, prompts)
-        return found.programs
 
     def _prefill(self, call: Call, asked: Asked, length: int | None = None) -> Any:
         """Of one conversation. A program has room for as many pictures as its tokens have."""

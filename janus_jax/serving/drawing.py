@@ -14,7 +14,7 @@ from janus_jax.inference.batching import round_up
 from janus_jax.inference.generator import prompt_number
 from janus_jax.inference.logits import SamplingParams, make_sampling_params
 from janus_jax.inference.previews import hide_undrawn
-from janus_jax.inference.programs import Call, Program, ProgramList, execute
+from janus_jax.inference.programs import Call, ProgramList, execute
 from janus_jax.parallel import to_host
 from janus_jax.processing.processor import unconditional_ids
 from janus_jax.serving.jobs import DrawJob, Job, Picture, Preview
@@ -173,13 +173,11 @@ class Drawing:
         """Takes the memory of its rows."""
         self._pool.allocate()
 
-    def programs(self) -> list[Program]:
-        """All that it can need."""
-        found = ProgramList()
+    def list_programs(self, found: ProgramList) -> None:
+        """Adds all that it can need."""
         prompts = [self._prefill(found, [0, 0], length) for length in self._lengths]
         self._pool.list_programs(found, prompts)
         self._pixels(found, np.zeros((1, self._total), np.int32))
-        return found.programs
 
     def _prefill(self, call: Call, ids: list[int], length: int | None = None) -> Any:
         """Of the conditional and the unconditional prompt."""

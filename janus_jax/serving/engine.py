@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from janus_jax.inference import Janus
 from janus_jax.inference.drawing import Progress
 from janus_jax.inference.memory import free_bytes
+from janus_jax.inference.programs import ProgramList
 from janus_jax.serving.chatting import Chatting
 from janus_jax.serving.drawing import Drawing
 from janus_jax.serving.jobs import Event, Failed, Job, QueueFull
@@ -147,10 +148,33 @@ class ServingEngine(WorkerThread):
         Returns:
           The number of programs.
         """
-        programs = [*self._drawing.programs(), *self._chatting.programs()]
+        found = _Listing(lambda: self._closing)
+        try:
+            self._drawing.list_programs(found)
+            self._chatting.list_programs(found)
+        except _Closed:
+            return 0
+        programs = found.programs
         for program in progress(programs) if progress else programs:
             if self._closing:
                 return 0
             program.compile()
         self._warm = True
         return len(programs)
+
+
+class _Closed(Exception):
+    """The engine is closed before it is ready."""
+
+
+class _Listing(ProgramList):
+    """Stops between two programs, of which each takes a while to trace, once `closed` says so."""
+
+    def __init__(self, closed: Callable[[], bool]):
+        super().__init__()
+        self._closed = closed
+
+    def __call__(self, function: Any, *args: Any, **static: Hashable) -> Any:
+        if self._closed():
+            raise _Closed
+        return super().__call__(function, *args, **static)

@@ -22,9 +22,8 @@ from janus_jax.untrusted import printable
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("finished", "cancelled", "deadline", "error")
-STARTING = (
-    0.3  # seconds of prompts, about, after which those that are being computed get their turn
-)
+STARTING = 0.3  # seconds of prompts, about; then those that are being computed get their turn
+HOPELESS = 8  # blocks in a row that fail: the device is gone, and a new process may get it back
 
 
 class Prepared(NamedTuple):
@@ -195,6 +194,7 @@ class Scheduler:
         self._open: set[Ticket] = set()  # taken, and not ended
         self._counts = {kind: collections.Counter() for kind in self._workers}
         self._begun: dict[Row, float] = {}
+        self._failures = 0  # blocks since the last one that went well
         self._row_seconds = {kind: 0.0 for kind in self._workers}
 
     def add(
@@ -237,7 +237,11 @@ class Scheduler:
         return any(self._running.values())
 
     def tick(self) -> None:
-        """Ends what was cancelled or is too late, fills free places, and does the next block of a worker."""
+        """Ends what was cancelled or is too late, fills free places, and does the next block of a worker.
+
+        Raises:
+          RuntimeError: `HOPELESS` blocks in a row have failed, whose jobs have heard of it.
+        """
         self._end_late()
         self._drop_unwanted()
         for worker in self._workers.values():
@@ -364,7 +368,11 @@ class Scheduler:
         except Exception as error:
             log.exception("a block (%s, %d rows) failed", kind, len(running))
             self._fail(worker, error)
+            self._failures += 1
+            if self._failures == HOPELESS:
+                raise RuntimeError(f"{HOPELESS} blocks in a row have failed") from error
             return
+        self._failures = 0
         now = time.monotonic()
         self._count(kind, seconds=now - began)
         for place, said in outputs:
