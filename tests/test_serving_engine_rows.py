@@ -8,6 +8,7 @@ from dummies_model import make_janus
 from janus_jax.errors import UserError
 from janus_jax.inference.generator import Request, picture_keys, prompt_number
 from janus_jax.inference.logits import StaticSampling, log_probs, make_sampling_params, sample
+from janus_jax.inference.programs import ProgramList
 from janus_jax.inference.slots import Rows, stacked
 from janus_jax.parallel import make_mesh
 from janus_jax.serving.sizes import choose_sizes, sizes_that_fit
@@ -83,3 +84,12 @@ def test_every_device_of_a_mesh_has_memory_of_its_own(most, sizes):
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     janus = make_janus(memory_limit=1000, mesh=mesh, max_batch=most)
     assert sizes_that_fit(janus, [1, 4, 6, 8], 300, 0, "row") == sizes
+
+
+def test_pools_of_two_kinds_are_different_programs():
+    janus, found = make_janus(), ProgramList()
+    for codes in (True, False):
+        engine = janus.slot_engine(1, codes, 30, 4)
+        for _ in range(2):
+            found(engine.empty, rows=2)
+    assert len(found.programs) == 2

@@ -36,7 +36,8 @@ class Program(NamedTuple):
     def key(self) -> Hashable:
         """Equal for two programs that share one compilation."""
         leaves, tree = jax.tree.flatten(self.args)
-        return self.label, tree, tuple(map(_shape, leaves)), tuple(sorted(self.static.items()))
+        shapes, static = tuple(map(_shape, leaves)), tuple(sorted(self.static.items()))
+        return self.function, tree, shapes, static
 
     def compile(self) -> None:
         """Compiles without running. JAX finds the result again when the function is called."""
