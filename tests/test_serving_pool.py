@@ -110,8 +110,8 @@ def test_after_a_cancelled_job_its_place_is_used_again(janus, drawing):
 
 
 def test_prompts_have_few_lengths():
-    assert prompt_lengths(4096) == [64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    assert prompt_lengths(1000) == [64, 128, 256, 512, 768, 1008]
+    assert prompt_lengths(4096) == [32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096]
+    assert prompt_lengths(1000) == [32, 64, 128, 256, 512, 768, 1008]
     assert prompt_lengths(10) == [16]
 
 

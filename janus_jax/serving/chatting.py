@@ -23,7 +23,7 @@ from janus_jax.serving.pool import Pool, Start
 from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
 from janus_jax.serving.sizes import sizes_that_fit
 
-SHORTEST = 64  # tokens of the shortest prompt that programs are compiled for
+SHORTEST = 32  # tokens of the shortest prompt that programs are compiled for
 HALF_STEPS = (
     512  # from here on the next one is a half longer, not twice: a picture takes most of it
 )

@@ -23,7 +23,7 @@ from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
 from janus_jax.serving.sizes import sizes_that_fit
 
 STEPS = 48  # most codes of a block
-SHORTEST = 64  # of the program's prompts, of which each length is four times the one before
+SHORTEST = 16  # of the program's prompts, of which each length is four times the one before
 REMEMBERED = 4  # prompts: their pictures may be drawn one after the other
 WHITE = 255
 
