@@ -159,7 +159,9 @@ def test_a_job_of_many_pictures_ends_under_an_endless_stream_of_single_ones():
 @pytest.mark.parametrize(("stream", "one"), [(draw, chat), (chat, draw)])
 def test_neither_kind_starves_under_an_endless_stream_of_the_other(stream, one):
     log = []
-    scheduler = Scheduler([Clerk(places=2, log=log), Clerk("chat", places=2, log=log)], 8)
+    scheduler = Scheduler(
+        [Clerk(places=2, log=log), Clerk("chat", places=2, log=log)], 8, clock=lambda: 0.0
+    )
     ((_, client),) = add(scheduler, one("one", 20))
     waiting = "draw" if stream is draw else "chat"
     while client.last is None or not isinstance(client.last, Finished):

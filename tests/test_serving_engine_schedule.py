@@ -35,6 +35,7 @@ class Clerk:
       stopped: places that were freed.
       before_block, before_start: are called at the beginning of each block, and with each prompt.
       lost: forgotten rows.
+      cost: is called with each block.
     """
 
     kind: str = "draw"
@@ -45,6 +46,7 @@ class Clerk:
     before_start: object = lambda name: None
     lost: int = 0
     intact: bool = True
+    cost: object = lambda: None
     rows: dict = field(default_factory=dict)
 
     def takes(self, job):
@@ -66,6 +68,7 @@ class Clerk:
         names = [row.work[0] for row, _ in self.rows.values()]
         assert names
         self.before_block(names)
+        self.cost()
         self.log.append((self.kind, names))
         said = []
         for place, state in self.rows.items():
@@ -164,7 +167,7 @@ def test_a_single_picture_does_not_wait_for_all_of_a_large_job():
 
 def test_drawings_and_answers_take_turns():
     log = []
-    scheduler = Scheduler([Clerk(log=log), Clerk("chat", log=log)])
+    scheduler = Scheduler([Clerk(log=log), Clerk("chat", log=log)], clock=lambda: 0.0)
     add(scheduler, draw("picture", 5), chat("long", 5))
     scheduler.tick()
     add(scheduler, *(chat(f"late{i}", 1) for i in range(2)))
@@ -172,6 +175,27 @@ def test_drawings_and_answers_take_turns():
     kinds = [kind for kind, _ in log]
     assert kinds == ["draw", "chat"] * 5
     assert log[1][1] == ["long", "late0", "late1"], "they do not wait for the long answer"
+
+
+def test_drawings_and_answers_get_equal_time():
+    log, now = [], [0.0]
+
+    def takes(seconds):
+        def cost():
+            now[0] += seconds
+
+        return cost
+
+    clerks = [Clerk(log=log, cost=takes(4)), Clerk("chat", log=log, cost=takes(1))]
+    scheduler = Scheduler(clerks, clock=lambda: now[0])
+    add(scheduler, draw("alone", 3))
+    run(scheduler)  # which gives those that come later no right to as much
+    add(scheduler, chat("long", 40), draw("picture", 10))
+    run(scheduler)
+    kinds = [kind for kind, _ in log[3:]]
+    assert kinds.count("draw") == 10 and kinds.count("chat") == 40
+    for end in range(5, 50, 5):
+        assert abs(kinds[:end].count("chat") - 4 * kinds[:end].count("draw")) <= 5
 
 
 def test_prompts_do_not_keep_those_that_are_in_the_middle_waiting(monkeypatch):

@@ -168,13 +168,14 @@ class Worker(Protocol):
 class Scheduler:
     """Jobs in, events out. `add` may be called from any thread, `tick` from one.
 
-    The workers take turns, a block each. Jobs give a row each in turn, so that a single picture does not wait for
-    all of a large job.
+    The workers take turns, so that each that has rows gets the same time of the device. Jobs give a row each in turn,
+    so that a single picture does not wait for all of a large job.
 
     Args:
       workers: one a kind.
       max_waiting: most rows of a kind that wait for a place.
       wake: is called when there is something new to do.
+      clock: seconds, of which the workers get equal shares.
     """
 
     def __init__(
@@ -182,15 +183,18 @@ class Scheduler:
         workers: Sequence[Worker],
         max_waiting: int = 256,
         wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._workers = {worker.kind: worker for worker in workers}
-        self._max_waiting, self._wake = max_waiting, wake
+        self._max_waiting, self._wake, self._clock = max_waiting, wake, clock
         self._lock = threading.Lock()
         self._waiting: dict[str, collections.deque[Ticket]] = {
             kind: collections.deque() for kind in self._workers
         }
         self._running: dict[str, dict[int, Row]] = {kind: {} for kind in self._workers}
-        self._turns = collections.deque(self._workers)
+        self._shares = {kind: 0.0 for kind in self._workers}  # seconds of the device, see `_spend`
+        self._turns = {kind: 0 for kind in self._workers}  # the last block of a kind
+        self._blocks = 0
         self._open: set[Ticket] = set()  # taken, and not ended
         self._counts = {kind: collections.Counter() for kind in self._workers}
         self._begun: dict[Row, float] = {}
@@ -246,12 +250,12 @@ class Scheduler:
         self._drop_unwanted()
         for worker in self._workers.values():
             self._start(worker)
-        for _ in self._workers:
-            kind = self._turns[0]
-            self._turns.rotate(-1)
-            if self._running[kind]:
-                self._step(self._workers[kind])
-                return
+        running = [kind for kind, rows in self._running.items() if rows]
+        if running:
+            kind = min(running, key=lambda kind: (self._shares[kind], self._turns[kind]))
+            self._blocks += 1
+            self._turns[kind] = self._blocks
+            self._step(self._workers[kind])
 
     def fail_all(self, failure: Failed) -> None:
         """Ends all jobs and what is computed for them."""
@@ -318,8 +322,9 @@ class Scheduler:
                 row = self._take(worker.kind)
             if row is None:
                 return
-            start = time.monotonic()
+            start, began = time.monotonic(), self._clock()
             end = end or start + STARTING
+            self._catch_up(worker.kind)
             try:
                 worker.start(place, row)
             except Exception as error:
@@ -332,7 +337,17 @@ class Scheduler:
                 running[place] = row
                 self._begun[row] = start
                 self._count(worker.kind, rows=1)
-            self._count(worker.kind, seconds=time.monotonic() - start)
+            self._spend(worker.kind, self._clock() - began)
+
+    def _spend(self, kind: str, seconds: float) -> None:
+        self._shares[kind] += seconds
+        self._count(kind, seconds=seconds)
+
+    def _catch_up(self, kind: str) -> None:
+        """A kind that had nothing to do has saved no time for later."""
+        others = [self._shares[k] for k, rows in self._running.items() if rows and k != kind]
+        if others and not self._running[kind]:
+            self._shares[kind] = max(self._shares[kind], min(others))
 
     def _take(self, kind: str) -> Row | None:
         """The next row that waits; a job that has more goes to the end of the queue."""
@@ -361,7 +376,7 @@ class Scheduler:
 
     def _step(self, worker: Worker) -> None:
         """The next block of a worker."""
-        kind, running, began = worker.kind, self._running[worker.kind], time.monotonic()
+        kind, running, began = worker.kind, self._running[worker.kind], self._clock()
         self._count(kind, blocks=1, block_rows=len(running))
         try:
             outputs = worker.step()
@@ -373,8 +388,8 @@ class Scheduler:
                 raise RuntimeError(f"{HOPELESS} blocks in a row have failed") from error
             return
         self._failures = 0
+        self._spend(kind, self._clock() - began)
         now = time.monotonic()
-        self._count(kind, seconds=now - began)
         for place, said in outputs:
             row = running[place]
             self._deliver(row.ticket, said)
