@@ -168,8 +168,8 @@ class Worker(Protocol):
 class Scheduler:
     """Jobs in, events out. `add` may be called from any thread, `tick` from one.
 
-    The workers take turns, so that each that has rows gets the same time of the device. Jobs give a row each in turn,
-    so that a single picture does not wait for all of a large job.
+    The workers take turns, so that each that has rows gets the same time of the device. Jobs give a row each in
+    turn, so that a single picture does not wait for all of a large job.
 
     Args:
       workers: one a kind.
