@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from janus_jax.serving import jobs
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.schemas import ModelCard
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.schemas import ModelCard
 
 CARD = ModelCard("janus-test", width=32, height=32, input_size=16, created=1, rows=4)
 DRAW, CHAT = "/v1/images/generations", "/v1/chat/completions"
@@ -87,7 +87,7 @@ def events_of(job):
 
 
 def app_of(engine, **options):
-    from janus_jax.serving.app import create_app
+    from janus_jax.serving.http.app import create_app
 
     limits = Limits(**options.pop("limits", {}))
     return create_app(engine, CARD, limits, **options)

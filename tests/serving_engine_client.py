@@ -25,8 +25,9 @@ def ask(engine, *jobs):
 
         return on_event
 
-    for job, events in zip(jobs, seen, strict=True):
-        engine.submit(job, listen(events))
+    with engine._changed:  # the engine sees all of them at once
+        for job, events in zip(jobs, seen, strict=True):
+            engine.submit(job, listen(events))
     for _ in jobs:
         ended.get(timeout=WAIT)
     return seen

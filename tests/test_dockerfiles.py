@@ -118,7 +118,7 @@ def test_what_it_starts(instructions, monkeypatch):
 
 def test_it_ends_without_a_key(instructions, monkeypatch):
     pytest.importorskip("starlette")
-    from janus_jax.serving.security import check_binding
+    from janus_jax.serving.http.security import check_binding
 
     assert not re.search("key", str(environment(instructions)), re.IGNORECASE)
     monkeypatch.delenv("JANUS_API_KEY", raising=False)

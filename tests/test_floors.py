@@ -235,3 +235,14 @@ def test_no_file_is_too_long_to_be_read():
 )
 def test_the_checker_sees_what_it_should(path, source, allowed):
     assert (violations(source, path) == []) is allowed
+
+
+def test_the_engine_of_the_server_and_what_speaks_http_know_the_jobs_alone():
+    serving = LIBRARY / "serving"
+    rooms = {"engine": ("http", "page"), "http": ("engine",), "page": ("engine",)}
+    for room, strangers in rooms.items():
+        for path in (serving / room).glob("*.py"):
+            tree = ast.parse(path.read_text("utf-8"))
+            for module, _ in imports(tree, f"janus_jax.serving.{room}"):
+                parts = module.split(".")
+                assert parts[:2] != ["janus_jax", "serving"] or parts[2] not in strangers, path

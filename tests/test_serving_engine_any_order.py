@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from test_serving_engine_schedule import WAIT, Clerk, Client, add, chat, draw, run
 
 from janus_jax.serving.engine import WorkerThread
+from janus_jax.serving.engine.scheduling import Scheduler
 from janus_jax.serving.jobs import Delta, Failed, Finished, Picture, QueueFull
-from janus_jax.serving.scheduling import Scheduler
 
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
 PLACES, MOST = 3, 12

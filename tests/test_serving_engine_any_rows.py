@@ -11,10 +11,10 @@ from serving_engine_client import pictures, text, user
 from test_serving_engine_any_order import assert_empty
 
 from janus_jax.config import VQConfig
-from janus_jax.serving.chatting import Chatting
-from janus_jax.serving.drawing import Drawing
+from janus_jax.serving.engine.chatting import Chatting
+from janus_jax.serving.engine.drawing import Drawing
+from janus_jax.serving.engine.scheduling import Scheduler
 from janus_jax.serving.jobs import ChatJob, DrawJob, Failed, Message
-from janus_jax.serving.scheduling import Scheduler
 
 pytestmark = pytest.mark.slow
 SETTINGS = settings(max_examples=30, deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ from janus_jax.inference.logits import StaticSampling, log_probs, make_sampling_
 from janus_jax.inference.programs import ProgramList
 from janus_jax.inference.slots import Rows, stacked
 from janus_jax.parallel import make_mesh
-from janus_jax.serving.sizes import choose_sizes, sizes_that_fit
+from janus_jax.serving.engine.sizes import choose_sizes, sizes_that_fit
 
 SETTINGS = (
     dict(temperature=0),

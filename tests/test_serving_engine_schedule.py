@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from janus_jax.errors import UserError
-from janus_jax.serving import scheduling
-from janus_jax.serving.engine import WorkerThread
+from janus_jax.serving.engine import WorkerThread, scheduling
+from janus_jax.serving.engine.scheduling import Prepared, RowDone, Scheduler
 from janus_jax.serving.jobs import (
     ChatJob,
     Delta,
@@ -21,7 +21,6 @@ from janus_jax.serving.jobs import (
     Picture,
     QueueFull,
 )
-from janus_jax.serving.scheduling import Prepared, RowDone, Scheduler
 
 WAIT = 20  # seconds after which a test fails rather than hangs
 

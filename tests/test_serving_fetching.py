@@ -32,9 +32,9 @@ from dummies_serving import (
 from fetching_client import HERE, NAME, THERE, URL, ask, error, url_of
 from tls_servers import Authority, TlsServer, response
 
-from janus_jax.serving.fetching import Fetcher
-from janus_jax.serving.image_hosts import ImageHost
-from janus_jax.serving.limits import Limits
+from janus_jax.serving.http.fetching import Fetcher
+from janus_jax.serving.http.image_hosts import ImageHost
+from janus_jax.serving.http.limits import Limits
 
 
 @pytest.fixture(scope="module")

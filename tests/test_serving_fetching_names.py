@@ -14,9 +14,9 @@ import httpx
 from dummies_serving import CHAT, asking, client_of, file_of, image_part, text_part
 from fetching_client import HERE, NAME, ask, error
 
-from janus_jax.serving.fetching import Fetcher, resolve
-from janus_jax.serving.image_hosts import ImageHost, is_public
-from janus_jax.serving.limits import Limits
+from janus_jax.serving.http.fetching import Fetcher, resolve
+from janus_jax.serving.http.image_hosts import ImageHost, is_public
+from janus_jax.serving.http.limits import Limits
 
 PUBLIC = ipaddress.ip_address("93.184.215.14")
 
@@ -78,7 +78,7 @@ def test_rebinding_with_the_real_check():
 def test_the_log_says_what_the_client_is_not_told(caplog):
     inside = [ipaddress.ip_address("10.0.0.1")]
     error(fetcher_of(lambda *_: inside), f"https://{NAME}/secret?sig=1")
-    (record,) = [r for r in caplog.records if r.name == "janus_jax.serving.fetching"]
+    (record,) = [r for r in caplog.records if r.name == "janus_jax.serving.http.fetching"]
     assert "10.0.0.1" in record.getMessage() and "secret" not in record.getMessage()
 
 

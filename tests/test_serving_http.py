@@ -38,8 +38,8 @@ from PIL import Image
 
 from janus_jax.errors import UserError
 from janus_jax.serving import jobs
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.schemas import chat_request
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.schemas import chat_request
 
 ROUTES = [
     ("GET", "/ready"),
@@ -189,7 +189,7 @@ def test_a_job_past_its_deadline(monkeypatch):
     with client_of(engine, limits={"seconds": 0.05}) as client:
         assert client.post(CHAT, json=HELLO).status_code == 504
     # An engine that says nothing at all.
-    monkeypatch.setattr("janus_jax.serving.running.GRACE", 0.0)
+    monkeypatch.setattr("janus_jax.serving.http.running.GRACE", 0.0)
     silent = FakeEngine(lambda job: iter(()))
     with client_of(silent, limits={"seconds": 0.05}) as client:
         answer = client.post(DRAW, json={"prompt": "a"})
@@ -248,7 +248,7 @@ def test_health_tells_that_the_engine_has_stopped():
 def test_an_engine_that_is_stuck_does_not_keep_the_server(monkeypatch, caplog):
     engine, left = FakeEngine(), threading.Event()
     engine.close = lambda: left.wait(10)
-    monkeypatch.setattr("janus_jax.serving.app.CLOSING", 0.05)
+    monkeypatch.setattr("janus_jax.serving.http.app.CLOSING", 0.05)
     with client_of(engine):
         pass
     assert "does not end" in caplog.text and not left.is_set()
@@ -387,7 +387,7 @@ def test_a_connection_that_is_closed_on_a_real_server():
 def test_a_client_that_does_not_read_its_stream_is_given_up(monkeypatch):
     import httpx
 
-    monkeypatch.setattr("janus_jax.serving.sse.READING", 0.2)
+    monkeypatch.setattr("janus_jax.serving.http.sse.READING", 0.2)
     # 30 of them are more than sockets hold
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
 
@@ -428,7 +428,7 @@ def test_a_request_that_is_slow_to_read_does_not_hold_up_others(monkeypatch):
         assert go.wait(5)
         return chat_request(*args)
 
-    monkeypatch.setattr("janus_jax.serving.chat_api.chat_request", slow)
+    monkeypatch.setattr("janus_jax.serving.http.chat_api.chat_request", slow)
 
     async def run():
         app = app_of(FakeEngine())

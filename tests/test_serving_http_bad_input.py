@@ -320,9 +320,9 @@ def test_another_model_and_other_paths(served):
 
 def test_strict_base64_has_no_second_spelling():
     """Unused bits that are set, which Python's decoder lets pass."""
-    from janus_jax.serving.errors import ApiError
-    from janus_jax.serving.limits import Limits
-    from janus_jax.serving.pictures import picture_of_url
+    from janus_jax.serving.http.errors import ApiError
+    from janus_jax.serving.http.limits import Limits
+    from janus_jax.serving.http.pictures import picture_of_url
 
     padded = base64.b64encode(file_of()).decode().rstrip("=")
     with pytest.raises(ApiError, match="base64"):

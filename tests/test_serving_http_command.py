@@ -19,8 +19,8 @@ from dummies_serving import CARD, CHAT, FakeEngine, wait_for
 
 from janus_jax.cli import serve
 from janus_jax.errors import RunError, UserError
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.security import check_binding, is_loopback
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.security import check_binding, is_loopback
 
 BAD = [
     (("--prot", "1"), "--prot"),
@@ -162,7 +162,7 @@ def test_how_the_model_is_loaded(loaded):
 def test_hosts_of_pictures_reach_the_requests(signals):
     import httpx
 
-    from janus_jax.serving.image_hosts import parse_image_host
+    from janus_jax.serving.http.image_hosts import parse_image_host
 
     engine = Warming()
     engine.compiled.set()

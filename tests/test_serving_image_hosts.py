@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("idna")
 
 from janus_jax.errors import UserError
-from janus_jax.serving.image_hosts import (
+from janus_jax.serving.http.image_hosts import (
     ImageHost,
     ImageUrl,
     image_url,

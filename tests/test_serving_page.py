@@ -17,9 +17,9 @@ from PIL import Image
 
 from janus_jax.errors import UserError
 from janus_jax.serving import jobs
-from janus_jax.serving.context import Context
-from janus_jax.serving.fetching import Fetcher
-from janus_jax.serving.limits import Limits
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.fetching import Fetcher
+from janus_jax.serving.http.limits import Limits
 from janus_jax.serving.page.chat import Turn, ask, ask_again
 from janus_jax.serving.page.draw import draw, number_of
 from janus_jax.serving.page.files import PictureFiles, harmless

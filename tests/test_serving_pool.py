@@ -6,12 +6,11 @@ from dummies_model import GUIDED, LONGER, make_janus, picture
 from serving_engine_client import ask, pictures, text, user
 
 from janus_jax.errors import UserError
-from janus_jax.serving import pool
-from janus_jax.serving.chatting import Chatting, prompt_lengths
-from janus_jax.serving.drawing import Drawing
-from janus_jax.serving.engine import WorkerThread
+from janus_jax.serving.engine import WorkerThread, pool
+from janus_jax.serving.engine.chatting import Chatting, prompt_lengths
+from janus_jax.serving.engine.drawing import Drawing
+from janus_jax.serving.engine.scheduling import Scheduler
 from janus_jax.serving.jobs import ChatJob, DrawJob, Preview
-from janus_jax.serving.scheduling import Scheduler
 
 pytestmark = pytest.mark.heavy
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.inference.logits import SamplingParams
-from janus_jax.serving.pool import Pool, Start
+from janus_jax.serving.engine.pool import Pool, Start
 
 SIZES = 1, 2, 5
 SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)

@@ -36,9 +36,9 @@ from janus_jax.errors import RunError, UserError, run_main
 if TYPE_CHECKING:
     from janus_jax.inference import Janus
     from janus_jax.serving.engine import ServingEngine
-    from janus_jax.serving.image_hosts import ImageHost
-    from janus_jax.serving.limits import Limits
-    from janus_jax.serving.schemas import ModelCard
+    from janus_jax.serving.http.image_hosts import ImageHost
+    from janus_jax.serving.http.limits import Limits
+    from janus_jax.serving.http.schemas import ModelCard
 
 # Seconds after which a thread of Python that computes lets another one run. The event loop gives way at each of
 # its system calls, and would wait so long for the engine's thread every time.
@@ -211,7 +211,7 @@ def load(flags: argparse.Namespace) -> Janus:
 
 def describe(janus: Janus) -> ModelCard:
     """What the protocol says of a model."""
-    from janus_jax.serving.schemas import ModelCard
+    from janus_jax.serving.http.schemas import ModelCard
 
     side = janus.config.vq.image_size
     return ModelCard(
@@ -278,9 +278,9 @@ def run_server(
     """
     import uvicorn
 
-    from janus_jax.serving.app import create_app
-    from janus_jax.serving.fetching import Fetcher
-    from janus_jax.serving.security import is_loopback
+    from janus_jax.serving.http.app import create_app
+    from janus_jax.serving.http.fetching import Fetcher
+    from janus_jax.serving.http.security import is_loopback
 
     class Server(uvicorn.Server):
         hurried = False  # somebody does not want to wait
@@ -380,9 +380,9 @@ def main() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f'{error.name} is not installed: pip install "janus-jax[serve]"') from error
-    from janus_jax.serving.image_hosts import parse_image_host
-    from janus_jax.serving.limits import Limits
-    from janus_jax.serving.security import check_binding
+    from janus_jax.serving.http.image_hosts import parse_image_host
+    from janus_jax.serving.http.limits import Limits
+    from janus_jax.serving.http.security import check_binding
 
     check_binding(flags.host, flags.api_key, flags.insecure)
     image_hosts = [parse_image_host(text) for text in flags.allow_image_host]

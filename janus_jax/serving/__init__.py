@@ -1,1 +1,1 @@
-"""Serving one model to many: requests are batched on one device, in blocks, so that none waits for all others."""
+"""Serving one model to many: `jobs` is what `http` and `page` ask and `engine` does, rows of many in one batch."""

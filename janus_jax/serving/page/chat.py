@@ -8,15 +8,15 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from janus_jax.serving.context import Context
-from janus_jax.serving.errors import ApiError
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.pictures import picture_of_file, png_bytes
+from janus_jax.serving.http.running import in_thread
+from janus_jax.serving.http.schemas import chat_request
 from janus_jax.serving.jobs import Delta, Event, Finished
 from janus_jax.serving.page.files import PictureFiles, harmless
 from janus_jax.serving.page.following import Following, Waiting, was_stopped
 from janus_jax.serving.page.sessions import Visit
-from janus_jax.serving.pictures import picture_of_file, png_bytes
-from janus_jax.serving.running import in_thread
-from janus_jax.serving.schemas import chat_request
 from janus_jax.untrusted import printable
 
 

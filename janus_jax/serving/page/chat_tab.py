@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from janus_jax.serving.context import Context
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.pictures import FORMATS
 from janus_jax.serving.jobs import ChatJob
 from janus_jax.serving.page import events
 from janus_jax.serving.page.chat import ChatView, Conversation, ask, ask_again
 from janus_jax.serving.page.files import PictureFiles
 from janus_jax.serving.page.markup import line_of
 from janus_jax.serving.page.sessions import Sessions, Visit
-from janus_jax.serving.pictures import FORMATS
 
 _EMPTY = {"text": "", "files": []}
 _ENDINGS = [f".{name.lower()}" for name in FORMATS] + [".jpg"]

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from janus_jax.serving.context import Context
-from janus_jax.serving.errors import ApiError
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.pictures import png_base64, png_bytes
+from janus_jax.serving.http.running import in_thread
+from janus_jax.serving.http.schemas import draw_request
 from janus_jax.serving.jobs import DrawJob, Event, Picture, Preview
 from janus_jax.serving.page.files import PictureFiles, harmless
 from janus_jax.serving.page.following import Following, Waiting, was_stopped
 from janus_jax.serving.page.sessions import Visit
-from janus_jax.serving.pictures import png_base64, png_bytes
-from janus_jax.serving.running import in_thread
-from janus_jax.serving.schemas import draw_request
 
 _SHARP = 2**16  # values of a picture that is sent without loss while it grows
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from janus_jax.serving.context import Context
+from janus_jax.serving.http.context import Context
 from janus_jax.serving.page import events
 from janus_jax.serving.page.draw import Drawn, DrawView, draw, number_of
 from janus_jax.serving.page.files import PictureFiles

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable
 
 from janus_jax.errors import UserError
-from janus_jax.serving.context import Context
-from janus_jax.serving.errors import ApiError, of_exception
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.errors import ApiError, of_exception
 from janus_jax.serving.jobs import Event, Job, QueueFull
 from janus_jax.serving.page.sessions import Visit
 

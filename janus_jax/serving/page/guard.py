@@ -14,9 +14,9 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.fields import parse_json
-from janus_jax.serving.limits import refuse
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.fields import parse_json
+from janus_jax.serving.http.limits import refuse
 from janus_jax.serving.page.files import PictureFiles
 from janus_jax.serving.page.sessions import Sessions
 

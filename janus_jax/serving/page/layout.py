@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from janus_jax.serving.context import Context
+from janus_jax.serving.http.context import Context
 from janus_jax.serving.page import events
 from janus_jax.serving.page.chat_tab import ChatTab
 from janus_jax.serving.page.draw import Drawn

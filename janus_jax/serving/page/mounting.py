@@ -7,12 +7,12 @@ import os
 
 from starlette.applications import Starlette
 
-from janus_jax.serving.context import Context
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.security import PAGE
 from janus_jax.serving.page.files import PictureFiles, of_process
 from janus_jax.serving.page.guard import Guard
 from janus_jax.serving.page.markup import CSS
 from janus_jax.serving.page.sessions import Sessions
-from janus_jax.serving.security import PAGE
 
 SESSIONS = 1000  # whose conversations and galleries are kept; the oldest are forgotten
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

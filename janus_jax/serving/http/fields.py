@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from janus_jax.errors import nearest
-from janus_jax.serving.errors import ApiError
+from janus_jax.serving.http.errors import ApiError
 from janus_jax.untrusted import printable, shown
 
 SEEDS = 2**32

@@ -13,8 +13,8 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from janus_jax.serving.errors import ApiError, of_exception
-from janus_jax.serving.running import Running
+from janus_jax.serving.http.errors import ApiError, of_exception
+from janus_jax.serving.http.running import Running
 
 READING = 60.0  # seconds after the deadline of a job in which its last events have to be read
 DONE = b"data: [DONE]\n\n"

@@ -18,10 +18,10 @@ from janus_jax.inference.schedule import BLOCK
 from janus_jax.inference.text_stream import TextStream, find_stop
 from janus_jax.parallel import to_host
 from janus_jax.processing import image_positions, load_image, understanding_pixels
+from janus_jax.serving.engine.pool import Pool, Start
+from janus_jax.serving.engine.scheduling import Output, Prepared, Row, RowDone
+from janus_jax.serving.engine.sizes import sizes_that_fit
 from janus_jax.serving.jobs import ChatJob, Delta, Job, Message
-from janus_jax.serving.pool import Pool, Start
-from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
-from janus_jax.serving.sizes import sizes_that_fit
 
 SHORTEST = 32  # tokens of the shortest prompt that programs are compiled for
 HALF_STEPS = (

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.types import Message
 
-from janus_jax.serving.errors import ApiError, of_failed
+from janus_jax.serving.http.errors import ApiError, of_failed
 from janus_jax.serving.jobs import DrawJob, Engine, Event, Failed, Finished, Job, Ticket
 
 # Letters: what is shorter is read at once, as a thread would have to wait for its turn.

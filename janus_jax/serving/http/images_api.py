@@ -9,12 +9,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from janus_jax.serving.context import Context, read_json
+from janus_jax.serving.http.context import Context, read_json
+from janus_jax.serving.http.pictures import png_base64
+from janus_jax.serving.http.running import Running, collect, in_thread
+from janus_jax.serving.http.schemas import DrawRequest, draw_request
+from janus_jax.serving.http.sse import sse, stream
 from janus_jax.serving.jobs import Finished, Picture, Preview
-from janus_jax.serving.pictures import png_base64
-from janus_jax.serving.running import Running, collect, in_thread
-from janus_jax.serving.schemas import DrawRequest, draw_request
-from janus_jax.serving.sse import sse, stream
 
 _COMPLETED, _PARTIAL = "image_generation.completed", "image_generation.partial_image"
 

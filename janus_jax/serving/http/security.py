@@ -11,8 +11,8 @@ import ipaddress
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from janus_jax.errors import UserError
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.limits import refuse
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.limits import refuse
 from janus_jax.untrusted import shown
 
 OPEN_PATHS = ("/health",)  # a load balancer asks without a key

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from janus_jax.processing.tokenizer import IMAGE
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.fields import Fields
-from janus_jax.serving.image_hosts import ImageHost
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.fields import Fields
+from janus_jax.serving.http.image_hosts import ImageHost
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.pictures import RemotePicture, picture_of_url, remote_picture
 from janus_jax.serving.jobs import Message
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.pictures import RemotePicture, picture_of_url, remote_picture
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 

@@ -8,7 +8,7 @@ import dataclasses
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from janus_jax.serving.errors import ApiError
+from janus_jax.serving.http.errors import ApiError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from janus_jax import __version__
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.image_hosts import Address, ImageHost, ImageUrl, address_of, is_public
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.pictures import RemotePicture, picture_of_file, too_large, wrong_picture
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.image_hosts import Address, ImageHost, ImageUrl, address_of, is_public
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.pictures import RemotePicture, picture_of_file, too_large, wrong_picture
 from janus_jax.untrusted import printable
 
 log = logging.getLogger(__name__)

@@ -17,18 +17,18 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from janus_jax.errors import UserError
-from janus_jax.serving.chat_api import complete_chat
-from janus_jax.serving.context import Context
-from janus_jax.serving.errors import ApiError, of_exception
-from janus_jax.serving.fetching import Fetcher
-from janus_jax.serving.images_api import generate_images
+from janus_jax.serving.http.chat_api import complete_chat
+from janus_jax.serving.http.context import Context
+from janus_jax.serving.http.errors import ApiError, of_exception
+from janus_jax.serving.http.fetching import Fetcher
+from janus_jax.serving.http.images_api import generate_images
+from janus_jax.serving.http.limits import BodyLimit, Limits
+from janus_jax.serving.http.metrics import CountRequests, Metrics
+from janus_jax.serving.http.running import in_thread
+from janus_jax.serving.http.schemas import ModelCard
+from janus_jax.serving.http.security import PAGE, ApiKey, LocalHost, SameSite
 from janus_jax.serving.jobs import Engine, QueueFull
-from janus_jax.serving.limits import BodyLimit, Limits
-from janus_jax.serving.metrics import CountRequests, Metrics
 from janus_jax.serving.page.mounting import mount_page
-from janus_jax.serving.running import in_thread
-from janus_jax.serving.schemas import ModelCard
-from janus_jax.serving.security import PAGE, ApiKey, LocalHost, SameSite
 from janus_jax.untrusted import shown
 
 log = logging.getLogger(__name__)

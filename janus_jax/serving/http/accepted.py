@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from janus_jax.serving.fields import Fields
+from janus_jax.serving.http.fields import Fields
 
 # field -> (values that are taken, why there are no others)
 _DRAWING: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -11,14 +11,14 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from janus_jax.serving.accepted import take_chat_defaults, take_drawing_defaults
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.fields import SEEDS, Fields
-from janus_jax.serving.image_hosts import ImageHost
+from janus_jax.serving.http.accepted import take_chat_defaults, take_drawing_defaults
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.fields import SEEDS, Fields
+from janus_jax.serving.http.image_hosts import ImageHost
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.messages import read_messages
+from janus_jax.serving.http.pictures import RemotePicture
 from janus_jax.serving.jobs import ChatJob, DrawJob
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.messages import read_messages
-from janus_jax.serving.pictures import RemotePicture
 
 _CFG, _DRAWING_TEMPERATURE, _CHAT_TEMPERATURE = 100.0, 100.0, 2.0  # the last is OpenAI's
 

@@ -17,10 +17,10 @@ from janus_jax.inference.previews import hide_undrawn
 from janus_jax.inference.programs import Call, ProgramList, execute
 from janus_jax.parallel import to_host
 from janus_jax.processing.processor import unconditional_ids
+from janus_jax.serving.engine.pool import Pool, Start
+from janus_jax.serving.engine.scheduling import Output, Prepared, Row, RowDone
+from janus_jax.serving.engine.sizes import sizes_that_fit
 from janus_jax.serving.jobs import DrawJob, Job, Picture, Preview
-from janus_jax.serving.pool import Pool, Start
-from janus_jax.serving.scheduling import Output, Prepared, Row, RowDone
-from janus_jax.serving.sizes import sizes_that_fit
 
 STEPS = 48  # most codes of a block
 SHORTEST = 16  # of the program's prompts, of which each length is four times the one before

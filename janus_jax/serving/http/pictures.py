@@ -15,9 +15,9 @@ from PIL import Image
 
 from janus_jax.errors import UserError
 from janus_jax.processing import load_image, understanding_pixels
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.image_hosts import ImageHost, ImageUrl, image_url, is_allowed
-from janus_jax.serving.limits import Limits
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.image_hosts import ImageHost, ImageUrl, image_url, is_allowed
+from janus_jax.serving.http.limits import Limits
 from janus_jax.untrusted import printable, shown
 
 # Formats of the web; decoders of others are not offered to strangers.

@@ -12,10 +12,10 @@ from janus_jax.inference import Janus
 from janus_jax.inference.drawing import Progress
 from janus_jax.inference.memory import free_bytes
 from janus_jax.inference.programs import ProgramList
-from janus_jax.serving.chatting import Chatting
-from janus_jax.serving.drawing import Drawing
+from janus_jax.serving.engine.chatting import Chatting
+from janus_jax.serving.engine.drawing import Drawing
+from janus_jax.serving.engine.scheduling import Scheduler, Ticket, Worker
 from janus_jax.serving.jobs import Event, Failed, Job, QueueFull
-from janus_jax.serving.scheduling import Scheduler, Ticket, Worker
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from janus_jax.serving.http.security import PAGE, is_of_page
 from janus_jax.serving.jobs import Engine
-from janus_jax.serving.security import PAGE, is_of_page
 
 _NOW = ("waiting", "running")  # what the engine does not only count up
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)

@@ -10,11 +10,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from janus_jax.serving.context import Context, read_json
+from janus_jax.serving.http.context import Context, read_json
+from janus_jax.serving.http.running import Running, collect, in_thread, unless_gone
+from janus_jax.serving.http.schemas import ChatRequest, chat_request
+from janus_jax.serving.http.sse import DONE, sse, stream
 from janus_jax.serving.jobs import Delta, Finished
-from janus_jax.serving.running import Running, collect, in_thread, unless_gone
-from janus_jax.serving.schemas import ChatRequest, chat_request
-from janus_jax.serving.sse import DONE, sse, stream
 
 
 async def complete_chat(request: Request, context: Context) -> Response:

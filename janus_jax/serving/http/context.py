@@ -8,13 +8,13 @@ from typing import Any
 
 from starlette.requests import Request
 
-from janus_jax.serving.errors import ApiError
-from janus_jax.serving.fetching import Fetcher
-from janus_jax.serving.fields import parse_json
+from janus_jax.serving.http.errors import ApiError
+from janus_jax.serving.http.fetching import Fetcher
+from janus_jax.serving.http.fields import parse_json
+from janus_jax.serving.http.limits import Limits
+from janus_jax.serving.http.running import SMALL, Connection, Running, in_thread
+from janus_jax.serving.http.schemas import ModelCard
 from janus_jax.serving.jobs import Engine, Job
-from janus_jax.serving.limits import Limits
-from janus_jax.serving.running import SMALL, Connection, Running, in_thread
-from janus_jax.serving.schemas import ModelCard
 
 
 @dataclasses.dataclass(frozen=True)
