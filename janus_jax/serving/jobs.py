@@ -171,7 +171,7 @@ class Engine(Protocol):
 
     def stats(self) -> Mapping[str, Any]:
         """Numbers for /metrics, kind of job -> name -> number: jobs that wait, run and have ended, and how; rows,
-        batches, tokens or codes that were made; seconds."""
+        blocks, tokens or codes that were made; seconds."""
         ...
 
     def close(self, drain: bool = True) -> None:
